@@ -1,0 +1,48 @@
+"""Every error that aitia raises on purpose, on the lowest floor of the package.
+
+::
+
+    AitiaError                 something went wrong; exit code 1
+    ├── InputError             what the user gave cannot be used; exit code 2
+    │   ├── TaskError          the task file
+    │   ├── EnvironmentError_  the environment or what its `info` says
+    │   └── RunFolderError     a run folder: another task's, a missing or damaged file
+    └── NonFiniteError         a gradient or a score is not finite
+
+Every message says what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AitiaError(Exception):
+    """Base of all errors raised on purpose. The command line ends with exit code 1."""
+
+
+class InputError(AitiaError):
+    """What the user gave cannot be used. The command line ends with exit code 2."""
+
+
+class TaskError(InputError):
+    """The task file has an unknown key, a wrong value or a value that later work will support."""
+
+
+class EnvironmentError_(InputError):
+    """The environment cannot be made, or what it tells breaks the contract (`info` keys, rewards)."""
+
+
+class RunFolderError(InputError):
+    """The run folder belongs to another task, or one of its files is missing or damaged."""
+
+
+class NonFiniteError(AitiaError):
+    """A gradient, score or advantage is NaN or infinite; the message names window and row."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean `x`?`` for the known name nearest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean `{close[0]}`?" if close else ""

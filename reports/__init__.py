@@ -1,0 +1,1 @@
+"""Verdicts as pure functions of tables, figures, and the pages people read."""

@@ -1,0 +1,1 @@
+"""The stages as functions on Dask, the task file, and the command line."""
