@@ -1,0 +1,223 @@
+"""The run folder: where every file is, and reading and writing that leaves files whole or absent.
+
+Everything is written aside and renamed, so a reader never sees half a file and a killed process leaves
+none behind under its final name. Finished pieces of a stage wait in `.parts/` until the stage merges them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import RunFolderError
+
+_ZSTD_LEVEL = 3
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run (CONTRACT.md, section 4). Nothing is created until something is written."""
+
+    root: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        """`run.json`."""
+        return self.root / "run.json"
+
+    def transitions_path(self, seed: int, window: int) -> Path:
+        """Transitions of one window."""
+        return self.transitions_folder(seed) / f"window={window:05d}.parquet"
+
+    def transitions_folder(self, seed: int) -> Path:
+        """Folder of the transitions of one seed."""
+        return self.root / "transitions" / f"seed={seed}"
+
+    def checkpoint_path(self, seed: int, window: int) -> Path:
+        """Parameters that collected one window."""
+        return self.checkpoints_folder(seed) / f"window={window:05d}.safetensors"
+
+    def final_path(self, seed: int) -> Path:
+        """The evaluated policy of one seed; it appears last, so it marks a finished training."""
+        return self.checkpoints_folder(seed) / "final.safetensors"
+
+    def checkpoints_folder(self, seed: int) -> Path:
+        """Folder of the checkpoints of one seed."""
+        return self.root / "checkpoints" / f"seed={seed}"
+
+    def evaluation_path(self, set_name: str, table: str) -> Path:
+        """`episodes` or `steps` of an evaluation set."""
+        return self.root / "evaluations" / set_name / f"{table}.parquet"
+
+    def influence_path(self, set_name: str, table: str) -> Path:
+        """`transitions` (top-k) or `groups` (sums) of an evaluation set."""
+        return self.root / "influence" / set_name / f"{table}.parquet"
+
+    def bank_path(self, set_name: str, table: str) -> Path:
+        """`masks` or `outcomes` of an evaluation set's counterfactual bank."""
+        return self.root / "bank" / set_name / f"{table}.parquet"
+
+    def reports_folder(self, set_name: str) -> Path:
+        """Folder of the pages of an evaluation set."""
+        return self.root / "reports" / set_name
+
+    def parts_folder(self, *names: str) -> Path:
+        """Folder of the finished pieces of a stage."""
+        return self.root.joinpath(".parts", *names)
+
+    def window_count(self, seed: int) -> int:
+        """Return the number of windows a finished training recorded; 0 if it is not finished."""
+        path = self.final_path(seed)
+        return int(read_tensor_metadata(path)["windows"]) if path.exists() else 0
+
+    def missing_files(self, seed: int) -> list[Path]:
+        """Return the files that a finished training of `seed` should have and has not."""
+        if not self.final_path(seed).exists():
+            return [self.final_path(seed)]
+        windows = range(self.window_count(seed))
+        paths = [path(seed, w) for w in windows for path in (self.transitions_path, self.checkpoint_path)]
+        return [path for path in paths if not path.exists()]
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table as Parquet (zstd), whole or not at all."""
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="zstd", compression_level=_ZSTD_LEVEL)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet table.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    _require_exists(path)
+    try:
+        return pq.ParquetFile(path, memory_map=False).read(columns=list(columns) if columns else None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_table_schema(path: Path) -> pa.Schema:
+    """Read the schema of a Parquet table, with its metadata.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    _require_exists(path)
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write named tensors as safetensors, whole or not at all (shared storage is copied)."""
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    with written_aside(path) as aside:
+        save_file(copies, aside, metadata=dict(metadata))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read named tensors.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    _require_exists(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_tensor_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    _require_exists(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes, whole or not at all."""
+    with written_aside(path) as aside:
+        aside.write_bytes(data)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON (no NaN: values that do not exist are null), whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    _require_exists(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def publish_folder(staged: Path, final: Path) -> None:
+    """Move a finished folder to its final place, replacing what is there."""
+    if final.exists():
+        shutil.rmtree(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staged, final)
+
+
+def _require_exists(path: Path) -> None:
+    if not path.exists():
+        raise RunFolderError(
+            f"{path} is missing: it was expected from an earlier stage. Run that stage again "
+            "(finished pieces are kept), or restore the file"
+        )
+
+
+def _damaged(path: Path, error: Exception) -> RunFolderError:
+    return RunFolderError(
+        f"{path} cannot be read ({error}): it is damaged or was not written by aitia. "
+        "Delete it and run the stage that writes it again (finished pieces are kept)"
+    )

@@ -1,0 +1,131 @@
+"""Stable-Baselines3 agents as a task names them: building, checking, loading."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import gymnasium as gym
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+
+from ..datasets.errors import InputError, TaskError, nearest
+from .environments import Env
+
+ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"PPO": PPO, "A2C": A2C}
+_NOT_HYPERPARAMETERS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log"}
+
+
+class AgentSpec(BaseModel):
+    """The `agent` block of a task file."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
+
+    algorithm: str = "PPO"
+    policy: str = "MlpPolicy"
+    total_timesteps: int = Field(default=81920, ge=1)
+    n_envs: int = Field(default=16, ge=1)
+    hyperparameters: dict[str, Any] = Field(
+        default_factory=lambda: {
+            "n_steps": 128,
+            "batch_size": 256,
+            "n_epochs": 4,
+            "learning_rate": 0.001,
+            "gamma": 0.97,
+            "gae_lambda": 0.95,
+            "ent_coef": 0.01,
+        }
+    )
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known_algorithm(cls, value: str) -> str:
+        if value not in ALGORITHMS:
+            raise ValueError(
+                f"`{value}` is not supported so far, expected one of {', '.join(ALGORITHMS)} (on-policy "
+                f"algorithms of Stable-Baselines3; others come with later work).{nearest(value, ALGORITHMS)}"
+            )
+        return value
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The hyperparameters that the algorithm takes."""
+        signature = inspect.signature(ALGORITHMS[self.algorithm].__init__)
+        return {name: p for name, p in signature.parameters.items() if name not in _NOT_HYPERPARAMETERS}
+
+    def hyperparameter(self, name: str) -> Any:
+        """Return a hyperparameter as the task gives it, else the algorithm's default."""
+        return self.hyperparameters.get(name, self.parameters[name].default)
+
+    def require_valid(self) -> None:
+        """Check policy and hyperparameter names.
+
+        Raises:
+            TaskError: an unknown one, with the nearest known name.
+        """
+        for name in self.hyperparameters:
+            if name not in self.parameters:
+                raise TaskError(
+                    f"agent.hyperparameters: {self.algorithm} has no `{name}`; it takes "
+                    f"{', '.join(self.parameters)}.{nearest(name, self.parameters)}"
+                )
+        aliases = ALGORITHMS[self.algorithm].policy_aliases
+        if self.policy not in aliases or self.policy == "MultiInputPolicy":
+            known = [name for name in aliases if name != "MultiInputPolicy"]
+            raise TaskError(
+                f"agent.policy: `{self.policy}` was given, expected one of {', '.join(known)}."
+                f"{nearest(self.policy, known)}"
+            )
+
+
+def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPolicyAlgorithm:
+    """Build an untrained agent on `n_envs` copies of an environment, in this process and on the CPU.
+
+    Raises:
+        TaskError: Stable-Baselines3 refuses the hyperparameters.
+    """
+    spec.require_valid()
+    vec_env = DummyVecEnv([make_env] * spec.n_envs)
+    try:
+        return ALGORITHMS[spec.algorithm](
+            spec.policy, vec_env, seed=seed, device="cpu", verbose=0, **spec.hyperparameters
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        vec_env.close()
+        raise TaskError(
+            f"{spec.algorithm} refuses agent.hyperparameters {spec.hyperparameters}: {error}"
+        ) from error
+
+
+def load_policy(
+    spec: AgentSpec,
+    observation_space: gym.spaces.Space[Any],
+    action_space: gym.spaces.Space[Any],
+    parameters: Mapping[str, Tensor],
+) -> ActorCriticPolicy:
+    """Rebuild a policy from recorded parameters, in evaluation mode.
+
+    Raises:
+        InputError: the parameters are of another architecture or space.
+    """
+    policy_class = ALGORITHMS[spec.algorithm].policy_aliases[spec.policy]
+    policy_kwargs = dict(spec.hyperparameters.get("policy_kwargs") or {})
+    if spec.algorithm == "A2C" and spec.hyperparameter("use_rms_prop"):
+        policy_kwargs.pop("optimizer_class", None)
+    policy = policy_class(observation_space, action_space, lambda _: 0.0, **policy_kwargs)
+    assert isinstance(policy, ActorCriticPolicy)
+    own = {name: value for name, value in parameters.items() if not name.startswith("vecnormalize.")}
+    try:
+        policy.load_state_dict(own)
+    except RuntimeError as error:
+        raise InputError(
+            f"a checkpoint does not fit the policy of the task ({spec.policy} on {observation_space}, "
+            f"{action_space}): {error}. The run belongs to another task or another version"
+        ) from error
+    policy.set_training_mode(False)
+    return policy

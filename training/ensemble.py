@@ -1,0 +1,68 @@
+"""Training agents: a recorded one of the ensemble, or one of the counterfactual bank with edited rewards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from ..datasets.store import RunFolder
+from .agents import AgentSpec, build_model
+from .edits import CorrectedRewards, RewardEdit
+from .environments import Env, EnvSpec
+from .recorder import Recorder
+
+# SB3 draws from the process-wide generators of torch and numpy: one training at a time in a process.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def train_agent(
+    agent: AgentSpec,
+    env: EnvSpec,
+    seed: int,
+    edit: RewardEdit | None = None,
+    callback: BaseCallback | None = None,
+) -> OnPolicyAlgorithm:
+    """Train one agent from scratch; the same arguments give the same agent, bit for bit.
+
+    Args:
+        agent: algorithm and hyperparameters.
+        env: the training environment.
+        seed: seed of the agent, its environments and its action draws.
+        edit: rewards to correct in the environment while training; None trains on the rewards as paid.
+        callback: a recorder.
+    """
+    with _ONE_AT_A_TIME:
+        model = build_model(agent, _factory(env, edit), seed)
+        try:
+            model.learn(agent.total_timesteps, callback=callback)
+        finally:
+            vec_env = model.get_env()
+            if vec_env is not None:
+                vec_env.close()
+    return model
+
+
+def train_recorded(agent: AgentSpec, env: EnvSpec, seed: int, folder: RunFolder) -> int:
+    """Train one agent of the ensemble, recording it into the run folder.
+
+    Returns:
+        The number of windows recorded. On failure nothing of this training is left in the folder.
+    """
+    recorder = Recorder(folder, seed)
+    try:
+        train_agent(agent, env, seed, callback=recorder)
+    except BaseException:
+        recorder.discard()
+        raise
+    return folder.window_count(seed)
+
+
+def _factory(env: EnvSpec, edit: RewardEdit | None) -> Callable[[], Env]:
+    def make() -> Env:
+        made = env.make()
+        return made if edit is None else CorrectedRewards(made, edit)
+
+    return make

@@ -1,0 +1,149 @@
+"""Making environments from what a task names, and probing that they keep the contract."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from ..datasets.errors import EnvironmentError_
+from .contract import InfoReader
+
+Env = gym.Env[Any, Any]
+_PROBE_EPISODES = 3
+_PROBE_STEPS = 20_000
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """An environment as a task names it: `id` and keyword arguments.
+
+    Attributes:
+        id: a Gymnasium id (`aitia/ArrowMaze-v0`), or `module:name`: a callable that returns an
+            environment if the module has that attribute, else Gymnasium's own `module:id`.
+        kwargs: keyword arguments.
+    """
+
+    id: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, render: bool = False) -> Env:
+        """Make the environment; with `render`, in mode `rgb_array`.
+
+        Raises:
+            EnvironmentError_: it does not exist, or does not take the arguments.
+        """
+        arguments = {**self.kwargs, **({"render_mode": "rgb_array"} if render else {})}
+        factory = self._factory()
+        try:
+            if factory is not None:
+                env = factory(**arguments)
+            else:
+                env = gym.make(self.id, disable_env_checker=True, **arguments)
+        except EnvironmentError_:
+            raise
+        except (gym.error.Error, ImportError) as error:
+            raise EnvironmentError_(
+                f"environment `{self.id}` cannot be made: {error}. Expected a Gymnasium id or module:name"
+            ) from error
+        except TypeError as error:
+            raise EnvironmentError_(
+                f"environment `{self.id}` does not take the arguments {dict(arguments)}: {error}"
+            ) from error
+        if not isinstance(env, gym.Env):
+            raise EnvironmentError_(f"`{self.id}` returned {type(env).__name__}, expected a gymnasium.Env")
+        return env
+
+    def _factory(self) -> Callable[..., Env] | None:
+        """Return the callable that `module:name` names, or None for a Gymnasium id."""
+        module_name, _, name = self.id.partition(":")
+        if not name:
+            return None
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise EnvironmentError_(
+                f"environment `{self.id}`: module `{module_name}` cannot be imported ({error}). Modules are "
+                "looked for in the working directory, beside the task file and among installed packages"
+            ) from error
+        factory = getattr(module, name, None)
+        return factory if callable(factory) else None
+
+
+class EnvProfile(NamedTuple):
+    """What a probe of an environment found.
+
+    Attributes:
+        observation_space, action_space: its spaces.
+        keys: the step keys its infos carry.
+        episodes: episodes that ended during the probe (0: none within the probe's step limit).
+        renders: whether it can draw itself (`rgb_array`).
+    """
+
+    observation_space: gym.spaces.Box
+    action_space: gym.spaces.Discrete
+    keys: frozenset[str]
+    episodes: int
+    renders: bool
+
+
+def probe(spec: EnvSpec) -> EnvProfile:
+    """Play a few episodes with random actions and check everything the contract asks for.
+
+    Raises:
+        EnvironmentError_: spaces that are not supported, or an info that breaks the contract.
+    """
+    env = spec.make()
+    try:
+        observation_space, action_space = _require_spaces(env, spec)
+        reader = InfoReader(int(action_space.n), f"environment `{spec.id}`")
+        generator = np.random.default_rng(0)
+        env.reset(seed=0)
+        episodes = 0
+        for _ in range(_PROBE_STEPS):
+            action = np.int64(action_space.start + generator.integers(action_space.n))
+            observation, reward, terminated, truncated, info = env.step(action)
+            reader.read(info, float(reward), terminated or truncated)
+            if not np.isfinite(np.asarray(observation, dtype=np.float64)).all():
+                raise EnvironmentError_(f"environment `{spec.id}` observed {observation}: expected finite numbers")
+            if terminated or truncated:
+                episodes += 1
+                if episodes == _PROBE_EPISODES:
+                    break
+                env.reset()
+        return EnvProfile(
+            observation_space, action_space, reader.keys or frozenset(), episodes, can_render(spec)
+        )
+    finally:
+        env.close()
+
+
+def can_render(spec: EnvSpec) -> bool:
+    """Return whether the environment draws itself as `rgb_array`."""
+    factory = spec._factory()
+    if factory is not None:
+        return "render_mode" in inspect.signature(factory).parameters
+    env = spec.make()
+    modes = env.metadata.get("render_modes") or []
+    env.close()
+    return "rgb_array" in modes
+
+
+def _require_spaces(env: Env, spec: EnvSpec) -> tuple[gym.spaces.Box, gym.spaces.Discrete]:
+    """Return the spaces if they are supported."""
+    if not isinstance(env.action_space, gym.spaces.Discrete):
+        raise EnvironmentError_(
+            f"environment `{spec.id}` has actions {env.action_space}: only Discrete actions are supported so "
+            "far (continuous ones come with later work). Use an environment with discrete actions, or wrap it"
+        )
+    if not isinstance(env.observation_space, gym.spaces.Box):
+        raise EnvironmentError_(
+            f"environment `{spec.id}` has observations {env.observation_space}: only Box observations are "
+            "supported so far. Flatten them, for instance with gymnasium.wrappers.FlattenObservation"
+        )
+    return env.observation_space, env.action_space

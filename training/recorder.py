@@ -1,0 +1,303 @@
+r"""The recorder: every transition and every window's parameters, from any Stable-Baselines3 script.
+
+Three lines in a script of your own::
+
+    recorder = Recorder("runs/mine", seed=0)
+    model.learn(100_000, callback=recorder)
+    recorder.published          # True: runs/mine/transitions and runs/mine/checkpoints are whole
+
+A window is one on-policy rollout together with the parameters that collected it. Its transitions are
+written once the window's update is done, for only then is it known which minibatch used which row.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
+from torch import Tensor, as_tensor
+
+from ..datasets import schema
+from ..datasets.errors import EnvironmentError_, InputError
+from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
+from .contract import InfoReader, Told
+
+UNUSED_ROW = -1
+
+
+class RecordingRolloutBuffer(RolloutBuffer):
+    """SB3's rollout buffer that also remembers which minibatch of which epoch used each row.
+
+    It draws exactly what `RolloutBuffer` draws, so a recorded training equals an unrecorded one.
+
+    Attributes:
+        membership: one int32 [N] an epoch of the current window: minibatch of each row, -1 if unused.
+    """
+
+    membership: list[NDArray[np.int32]]
+
+    def reset(self) -> None:
+        """Begin a new window; the list handed out for the old one stays as it is."""
+        self.membership = []
+        super().reset()
+
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+        """Yield the minibatches of one epoch."""
+        self.membership.append(np.full(self.buffer_size * self.n_envs, UNUSED_ROW, dtype=np.int32))
+        self._minibatch = 0
+        yield from super().get(batch_size)
+
+    def _get_samples(self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> RolloutBufferSamples:
+        self.membership[-1][batch_inds] = self._minibatch
+        self._minibatch += 1
+        return super()._get_samples(batch_inds, env)
+
+
+@dataclass
+class _Rows:
+    """What the recorder collects step by step: one entry a vector step, each [n_envs]."""
+
+    reward: list[NDArray[np.float64]] = field(default_factory=list)
+    scale: list[NDArray[np.float64]] = field(default_factory=list)
+    episode: list[NDArray[np.int64]] = field(default_factory=list)
+    t: list[NDArray[np.int64]] = field(default_factory=list)
+    done: list[NDArray[np.bool_]] = field(default_factory=list)
+    truncated: list[NDArray[np.bool_]] = field(default_factory=list)
+    told: list[list[Told]] = field(default_factory=list)
+
+
+@dataclass
+class _Window:
+    """A collected window that waits for its update to finish."""
+
+    number: int
+    columns: dict[str, pa.Array]
+    parameters: dict[str, Tensor]
+    membership: list[NDArray[np.int32]]
+
+
+class Recorder(BaseCallback):
+    """Callback that writes `transitions/seed=J` and `checkpoints/seed=J` of a run folder.
+
+    The files are collected aside and moved to their places when the training ends, so a training that
+    fails leaves nothing under the final names.
+
+    Args:
+        out: the run folder.
+        seed: the number under which this training is kept.
+
+    Raises:
+        EnvironmentError_: a reward that is not finite, or an info that breaks the contract.
+        InputError: an algorithm or space that cannot be recorded so far.
+    """
+
+    def __init__(self, out: str | Path | RunFolder, seed: int = 0) -> None:
+        super().__init__()
+        self.folder = out if isinstance(out, RunFolder) else RunFolder(Path(out))
+        self.seed = seed
+        self.published = False
+        self._staged = RunFolder(self.folder.parts_folder("train", f"seed={seed}"))
+        self._windows = 0
+        self._pending: _Window | None = None
+
+    def _init_callback(self) -> None:
+        model = self.model
+        if not isinstance(model, OnPolicyAlgorithm) or type(model.rollout_buffer) not in (
+            RolloutBuffer,
+            RecordingRolloutBuffer,
+        ):
+            raise InputError(
+                f"the recorder was given {type(model).__name__}, expected an on-policy Stable-Baselines3 "
+                "algorithm with its plain rollout buffer (PPO or A2C on Box observations)"
+            )
+        old = model.rollout_buffer
+        model.rollout_buffer = RecordingRolloutBuffer(
+            old.buffer_size, old.observation_space, old.action_space, old.device,
+            gae_lambda=old.gae_lambda, gamma=old.gamma, n_envs=old.n_envs,
+        )  # fmt: skip
+        shutil.rmtree(self._staged.root, ignore_errors=True)
+        env = model.get_env()
+        assert env is not None
+        self._normalize = unwrap_vec_normalize(env)
+        discrete = isinstance(model.action_space, spaces.Discrete)
+        self._reader = InfoReader(
+            int(model.action_space.n) if isinstance(model.action_space, spaces.Discrete) else None,
+            f"training environment (seed {self.seed})",
+        )
+        self._discrete = discrete
+        self._n_envs = old.n_envs
+        self._episode = np.arange(old.n_envs, dtype=np.int64)
+        self._t = np.zeros(old.n_envs, dtype=np.int64)
+        self._next_episode = old.n_envs
+        self._rows = _Rows()
+
+    @property
+    def _model(self) -> OnPolicyAlgorithm:
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        return self.model
+
+    def _on_rollout_start(self) -> None:
+        self._write_pending()
+        self._rows = _Rows()
+
+    def _on_step(self) -> bool:
+        infos, dones = self.locals["infos"], np.asarray(self.locals["dones"], dtype=bool)
+        normalize = self._normalize
+        raw = self.locals["rewards"] if normalize is None else normalize.get_original_reward()
+        self._paid_dtype = np.asarray(raw).dtype
+        reward = np.array(raw, dtype=np.float64)  # a copy: SB3 adds gamma V(terminal) to its own in place
+        rows = self._rows
+        rows.reward.append(reward)
+        rows.scale.append(self._reward_scale(reward))
+        rows.done.append(dones)
+        rows.truncated.append(
+            np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones
+        )
+        rows.told.append([self._read(i, info, reward, dones) for i, info in enumerate(infos)])
+        rows.episode.append(self._episode.copy())
+        rows.t.append(self._t.copy())
+        self._t += 1
+        for index in np.flatnonzero(dones):
+            self._t[index] = 0
+            self._episode[index] = self._next_episode
+            self._next_episode += 1
+        return True
+
+    def _read(self, index: int, info: dict[str, Any], reward: NDArray[np.float64], dones: NDArray[np.bool_]) -> Told:
+        try:
+            return self._reader.read(info, float(reward[index]), bool(dones[index]))
+        except EnvironmentError_ as error:
+            step = len(self._rows.reward) - 1
+            raise EnvironmentError_(f"window {self._windows}, env {index}, step {step}: {error}") from error
+
+    def _reward_scale(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what VecNormalize multiplied each reward with: 1 without it, 0 where it clipped."""
+        normalize = self._normalize
+        if normalize is None or not normalize.norm_reward:
+            return np.ones(self._n_envs)
+        scale = 1.0 / np.sqrt(float(normalize.ret_rms.var) + normalize.epsilon)
+        return np.where(np.abs(reward * scale) >= normalize.clip_reward, 0.0, scale)
+
+    def _on_rollout_end(self) -> None:
+        buffer = self._model.rollout_buffer
+        assert isinstance(buffer, RecordingRolloutBuffer)
+        self._pending = _Window(
+            self._windows, self._columns(buffer), self._parameters(), buffer.membership
+        )
+        self._windows += 1
+
+    def _columns(self, buffer: RecordingRolloutBuffer) -> dict[str, pa.Array]:
+        """Return the columns of the window, row = env * n_steps + step (SB3's own flat order)."""
+        steps, envs, rows = buffer.buffer_size, buffer.n_envs, self._rows
+        told = [rows.told[step][env] for env in range(envs) for step in range(steps)]
+
+        def flat(values: Any) -> NDArray[Any]:
+            array = np.asarray(values)
+            return array.swapaxes(0, 1).reshape(steps * envs, *array.shape[2:])
+
+        def as_paid(values: list[float | None]) -> pa.Array:
+            # SB3's environments pay in float32: round alike, or 0.1 as intended differs from 0.1 as paid
+            rounded = [None if value is None else float(self._paid_dtype.type(value)) for value in values]
+            return pa.array(rounded, pa.float64())
+
+        done, truncated = flat(rows.done), flat(rows.truncated)
+        action = flat(buffer.actions)
+        columns = {
+            "seed": pa.array(np.full(len(told), self.seed, np.int32)),
+            "window": pa.array(np.full(len(told), self._windows, np.int32)),
+            "env": pa.array(np.repeat(np.arange(envs, dtype=np.int32), steps)),
+            "step": pa.array(np.tile(np.arange(steps, dtype=np.int32), envs)),
+            "episode": pa.array(flat(rows.episode)),
+            "t": pa.array(flat(rows.t).astype(np.int32)),
+            "observation": schema.encode_arrays(flat(buffer.observations)),
+            "action": pa.array(action.reshape(-1).astype(np.int64)) if self._discrete else schema.encode_arrays(action),
+            "reward": pa.array(flat(rows.reward)),
+            "reward_scale": pa.array(flat(rows.scale)),
+            "intended_reward": as_paid([x.intended_reward for x in told]),
+            "untampered_reward": as_paid([x.untampered_reward for x in told]),
+            "context": pa.array([x.context for x in told], pa.string()),
+            "outcome": pa.array([x.outcome for x in told], pa.string()),
+            "value": pa.array(flat(buffer.values)),
+            "log_prob": pa.array(flat(buffer.log_probs)),
+            "advantage": pa.array(flat(buffer.advantages)),
+            "return": pa.array(flat(buffer.returns)),
+            "terminated": pa.array(done & ~truncated),
+            "truncated": pa.array(truncated),
+        }  # fmt: skip
+        names = sorted({name for x in told for name in x.components or {}})
+        for name in names:
+            values = [(x.components or {}).get(name) for x in told]
+            columns[schema.COMPONENT_PREFIX + name] = pa.array(values, pa.float64())
+        return columns
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Return copies of the policy's parameters and of VecNormalize's statistics."""
+        found = {name: value.detach().clone() for name, value in self._model.policy.state_dict().items()}
+        normalize = self._normalize
+        if normalize is not None:
+            statistics = {"return": normalize.ret_rms}
+            if normalize.norm_obs and not isinstance(normalize.obs_rms, dict):
+                statistics["observation"] = normalize.obs_rms
+            for name, moments in statistics.items():
+                found[f"vecnormalize.{name}.mean"] = as_tensor(np.asarray(moments.mean))
+                found[f"vecnormalize.{name}.var"] = as_tensor(np.asarray(moments.var))
+        return found
+
+    def _metadata(self, buffer: RecordingRolloutBuffer) -> dict[str, str]:
+        """Return what a reader needs to know of the window beside its rows."""
+        observation = schema.ArrayFormat(tuple(buffer.obs_shape), str(buffer.observations.dtype))
+        metadata = {
+            "schema_version": str(schema.SCHEMA_VERSION),
+            "n_steps": str(buffer.buffer_size),
+            "n_envs": str(buffer.n_envs),
+            "gamma": repr(float(buffer.gamma)),
+            "gae_lambda": repr(float(buffer.gae_lambda)),
+            "normalize_advantage": str(bool(getattr(self.model, "normalize_advantage", False))).lower(),
+            **schema.array_metadata("observation", observation),
+        }
+        if not self._discrete:
+            form = schema.ArrayFormat(tuple(buffer.actions.shape[2:]), str(buffer.actions.dtype))
+            metadata |= schema.array_metadata("action", form)
+        return metadata
+
+    def _write_pending(self) -> None:
+        window = self._pending
+        if window is None:
+            return
+        buffer = self._model.rollout_buffer
+        assert isinstance(buffer, RecordingRolloutBuffer)
+        rows = len(window.columns["seed"])
+        epochs = np.stack(window.membership, axis=1) if window.membership else np.empty((rows, 0), np.int32)
+        offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * epochs.shape[1])
+        window.columns["minibatches"] = pa.ListArray.from_arrays(offsets, pa.array(epochs.reshape(-1)))
+        table = schema.with_metadata(pa.table(window.columns), self._metadata(buffer))
+        write_table(self._staged.transitions_path(self.seed, window.number), table)
+        metadata = {"seed": str(self.seed), "window": str(window.number)}
+        write_tensors(self._staged.checkpoint_path(self.seed, window.number), window.parameters, metadata)
+        self._pending = None
+
+    def _on_training_end(self) -> None:
+        self._write_pending()
+        metadata = {"seed": str(self.seed), "windows": str(self._windows), "algorithm": type(self.model).__name__}
+        write_tensors(self._staged.final_path(self.seed), self._parameters(), metadata)
+        shutil.rmtree(self.folder.checkpoints_folder(self.seed), ignore_errors=True)
+        publish_folder(self._staged.transitions_folder(self.seed), self.folder.transitions_folder(self.seed))
+        publish_folder(self._staged.checkpoints_folder(self.seed), self.folder.checkpoints_folder(self.seed))
+        shutil.rmtree(self._staged.root)
+        self.published = True
+
+    def discard(self) -> None:
+        """Remove what a failed training left aside."""
+        shutil.rmtree(self._staged.root, ignore_errors=True)

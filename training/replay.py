@@ -1,0 +1,100 @@
+"""Pictures of past states, by playing recorded actions again in the environment.
+
+An environment is a function of its seed and the actions, so a recorded episode can be shown without
+having stored pictures. Where it is not (its observations then differ from the recorded ones), there is
+no picture, and the caller says so: a wrong picture would be worse than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .edits import Env
+from .environments import EnvSpec
+
+Frame = NDArray[np.uint8]
+
+
+def replay_test_episode(
+    spec: EnvSpec, episode: int, actions: Sequence[int], observations: NDArray[Any]
+) -> list[Frame] | None:
+    """Return one frame a step of a test episode (the state in which each action was taken) and the last.
+
+    Args:
+        spec: the environment of the evaluation set.
+        episode: its number, `reset(seed=episode)`.
+        actions: the actions taken, length T.
+        observations: [T, ...] as recorded, to check that the replay is the same episode.
+
+    Returns:
+        T + 1 frames, uint8 [height, width, 3]; None if the environment does not draw itself or does not
+        repeat itself.
+    """
+    env = spec.make(render=True)
+    try:
+        observation, _ = env.reset(seed=episode)
+        frames: list[Frame | None] = []
+        for action, expected in zip(actions, observations, strict=True):
+            if not _same(observation, expected):
+                return None
+            frames.append(_draw(env))
+            observation = env.step(np.int64(action))[0]
+        frames.append(_draw(env))
+    finally:
+        env.close()
+    drawn = [frame for frame in frames if frame is not None]
+    return drawn if len(drawn) == len(frames) else None
+
+
+def replay_training_env(
+    spec: EnvSpec,
+    seed: int,
+    actions: Sequence[int],
+    ended: Sequence[bool],
+    expected: dict[int, NDArray[Any]],
+    wanted: Collection[int],
+) -> dict[int, Frame]:
+    """Return frames of one training environment at wanted steps of its whole history.
+
+    Args:
+        spec: the training environment.
+        seed: seed of the environment (SB3 gives environment `i` the seed of the agent plus `i`).
+        actions, ended: action and end of episode of every step from the first, up to the last wanted.
+        expected: recorded observation of each wanted step.
+        wanted: steps, counted from the first of the training.
+
+    Returns:
+        Frame by step, without those whose state did not come back as recorded.
+    """
+    env = spec.make(render=True)
+    frames: dict[int, Frame] = {}
+    try:
+        observation, _ = env.reset(seed=seed)
+        for step in range(max(wanted, default=-1) + 1):
+            if step in wanted and _same(observation, expected[step]):
+                frame = _draw(env)
+                if frame is not None:
+                    frames[step] = frame
+            observation, _, terminated, truncated, _ = env.step(np.int64(actions[step]))
+            if (terminated or truncated) != bool(ended[step]):
+                break  # not the recorded history any more
+            if ended[step]:
+                observation, _ = env.reset()
+    finally:
+        env.close()
+    return frames
+
+
+def _same(observation: Any, recorded: NDArray[Any]) -> bool:
+    return np.array_equal(np.asarray(observation).reshape(recorded.shape), recorded)
+
+
+def _draw(env: Env) -> Frame | None:
+    drawn = env.render()
+    if not isinstance(drawn, np.ndarray) or drawn.ndim != 3 or drawn.shape[2] != 3:
+        return None
+    return drawn.astype(np.uint8)
