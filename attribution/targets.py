@@ -1,0 +1,191 @@
+r"""Targets: the misbehaviour functional f of a failure, as a differentiable function of log pi.
+
+`labels`: the mean over decisive steps of log sum pi(misbehaving actions) - log sum pi(desired actions).
+A step is decisive if its labels hold both signs and the action taken misbehaves. `log-odds`: the mean of
+log p/(1-p) of the actions taken. `auto` takes labels where a failure has a decisive step, else log-odds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..datasets.errors import InputError, TaskError
+from ..datasets.schema import array_format, decode_arrays, failure_id
+
+Kind = Literal["labels", "log-odds"]
+BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds")
+
+
+class UserSteps(NamedTuple):
+    """What a user's target function gets of one failure beside log pi.
+
+    Attributes:
+        observations: [T, ...].
+        actions: int64 [T], counted from 0.
+        labels: int8 [T, A]; zeros without labels.
+    """
+
+    observations: NDArray[np.generic]
+    actions: NDArray[np.int64]
+    labels: NDArray[np.int8]
+
+
+UserTarget = Callable[[Tensor, UserSteps], Tensor]
+
+
+@dataclass(frozen=True)
+class TargetSteps:
+    """The steps that the targets of F failures depend on.
+
+    Attributes:
+        ids: failure ids, length F.
+        kinds: what each target is, length F.
+        failure: int64 [T], index of the failure of each step, ascending.
+        observations: [T, ...].
+        actions: int64 [T], counted from 0.
+        labels: int8 [T, A].
+        decisive: bool [T].
+        user: a user's own function, instead of the built-in ones.
+    """
+
+    ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+    failure: NDArray[np.int64]
+    observations: NDArray[np.generic]
+    actions: NDArray[np.int64]
+    labels: NDArray[np.int8]
+    decisive: NDArray[np.bool_]
+    user: UserTarget | None = None
+
+    @property
+    def failures(self) -> int:
+        """F."""
+        return len(self.ids)
+
+    def values(self, log_probs: Tensor) -> Tensor:
+        """Return f of each failure, [F], from log pi(.|s) [T, A] of all steps."""
+        if self.user is not None:
+            return torch.stack([self._user_value(index, log_probs) for index in range(self.failures)])
+        misbehaving = _log_sum(log_probs, torch.as_tensor(self.labels > 0))
+        desired = _log_sum(log_probs, torch.as_tensor(self.labels < 0))
+        by_labels = torch.where(torch.as_tensor(self.decisive), misbehaving - desired, 0.0)
+        taken = torch.nn.functional.one_hot(torch.as_tensor(self.actions), log_probs.shape[1]).bool()
+        by_action = _log_sum(log_probs, taken) - _log_sum(log_probs, ~taken)
+        labelled = np.array([kind == "labels" for kind in self.kinds])[self.failure]
+        used = np.where(labelled, self.decisive, True)
+        per_step = torch.where(torch.as_tensor(labelled), by_labels, by_action)
+        count = np.bincount(self.failure[used], minlength=self.failures)
+        weight = torch.as_tensor(used / count[self.failure], dtype=log_probs.dtype)
+        values = torch.zeros(self.failures, dtype=log_probs.dtype)
+        return values.index_add(0, torch.as_tensor(self.failure), weight * per_step)
+
+    def functional(self) -> Callable[[Tensor], Tensor]:
+        """Return the sum of all targets, whose derivative by a step is that of the step's own failure."""
+        return lambda log_probs: self.values(log_probs).sum()
+
+    def _user_value(self, index: int, log_probs: Tensor) -> Tensor:
+        rows = np.flatnonzero(self.failure == index)
+        steps = UserSteps(self.observations[rows], self.actions[rows], self.labels[rows])
+        assert self.user is not None
+        value = self.user(log_probs[torch.as_tensor(rows)], steps)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise InputError(f"the target function returned {value!r} for failure {self.ids[index]}, expected one number as a tensor")
+        return value.reshape(())
+
+
+def _log_sum(log_probs: Tensor, chosen: Tensor) -> Tensor:
+    """Return log of the summed probability of the chosen actions, [T]; 0 where none is chosen."""
+    some = chosen.any(dim=1, keepdim=True)
+    # rows without a chosen action are summed over all actions (log 1 = 0): finite, also their derivative
+    return torch.logsumexp(log_probs.masked_fill(some & ~chosen, float("-inf")), dim=1)
+
+
+def decisive_steps(labels: NDArray[np.int8], actions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which steps are decisive, [T]: labels of both signs and a misbehaving action taken."""
+    both = (labels > 0).any(axis=1) & (labels < 0).any(axis=1)
+    taken = np.take_along_axis(labels, actions[:, None], axis=1)[:, 0]
+    return np.asarray(both & (taken > 0), dtype=np.bool_)
+
+
+def make_targets(steps: pa.Table, failures: pa.Table, target: str, first_action: int = 0) -> TargetSteps:
+    """Collect the target steps of failures.
+
+    Args:
+        steps: the steps table of an evaluation set (repeat 0).
+        failures: rows of the episodes table that failed (`seed`, `episode`).
+        target: `auto`, `labels`, `log-odds` or `module:callable`.
+        first_action: the number of the environment's first action.
+
+    Raises:
+        TaskError: an unknown target, or `labels` for an environment without labels.
+    """
+    user = _user_target(target)
+    keys = list(zip(failures["seed"].to_pylist(), failures["episode"].to_pylist(), strict=True))
+    rows = _rows_of(steps, keys)
+    index = np.repeat(np.arange(len(keys)), [len(r) for r in rows])
+    order = np.concatenate(rows) if rows else np.empty(0, np.int64)
+    chosen = steps.take(pa.array(order))
+    observations = decode_arrays(chosen["observation"], array_format(steps.schema, "observation"))
+    actions = chosen["action"].to_numpy() - first_action
+    labels = _labels(chosen, int((steps.schema.metadata or {}).get(b"actions", b"0")))
+    decisive = decisive_steps(labels, actions)
+    has_decisive = np.bincount(index[decisive], minlength=len(keys)) > 0
+    kinds = tuple(_kind(target, bool(has), failure_id(*key)) for key, has in zip(keys, has_decisive, strict=True))
+    ids = tuple(failure_id(*key) for key in keys)
+    return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user)
+
+
+def _kind(target: str, has_decisive: bool, failure: str) -> str:
+    if target == "auto":
+        return "labels" if has_decisive else "log-odds"
+    if target == "labels" and not has_decisive:
+        raise TaskError(
+            f"target: `labels` was given, but failure {failure} has no decisive step (labels of both signs and "
+            "a misbehaving action taken). Use `auto`, which falls back to log-odds, or `log-odds`"
+        )
+    return target
+
+
+def _user_target(target: str) -> UserTarget | None:
+    if target in BUILT_IN:
+        return None
+    module_name, _, name = target.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TaskError(
+            f"target: `{target}` was given, expected {', '.join(BUILT_IN)} or module:callable ({error})"
+        ) from error
+    if not callable(function):
+        raise TaskError(f"target: `{target}` is a {type(function).__name__}, expected a callable")
+    found: UserTarget = function
+    return found
+
+
+def _rows_of(steps: pa.Table, keys: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
+    """Return the row numbers of the steps of each (seed, episode), in time order."""
+    seeds, episodes, t = (steps[name].to_numpy() for name in ("seed", "episode", "t"))
+    where: dict[tuple[int, int], list[int]] = {}
+    for row in np.lexsort((t, episodes, seeds)):
+        where.setdefault((int(seeds[row]), int(episodes[row])), []).append(int(row))
+    missing = [failure_id(*key) for key in keys if key not in where]
+    if missing:
+        raise InputError(f"the steps table has no steps of failure {missing[0]}: evaluate the run again")
+    return [np.array(where[key], dtype=np.int64) for key in keys]
+
+
+def _labels(steps: pa.Table, actions: int) -> NDArray[np.int8]:
+    column = steps["action_labels"]
+    if column.null_count:
+        return np.zeros((steps.num_rows, actions), dtype=np.int8)
+    values = np.array(column.combine_chunks().flatten().to_numpy(), dtype=np.int8)
+    return values.reshape(steps.num_rows, actions)

@@ -1,0 +1,145 @@
+r"""TRAK at a window's own checkpoint, exact and without projection (the dual form).
+
+With :math:`\Phi` [n, P] the gradients of log pi of the window's n transitions and q [P, F] the gradients
+of the failures' targets,
+
+.. math:: s = \Phi (\Phi^T\Phi/n + \lambda I)^{-1} q = (\Phi\Phi^T/n + \lambda I)^{-1} (\Phi q),
+
+so only the n x n Gram matrix is needed. Transitions with the same observation and action have the same
+gradient; they are kept once, with their count c as weight, which is exact:
+:math:`C^{1/2}s = (C^{1/2} K C^{1/2}/n + \lambda I)^{-1} C^{1/2} (\Phi q)` on the distinct rows.
+
+Source: Park et al. 2023 (arXiv:2303.14186), eq. 13-17, with the empirical Fisher as the kernel and the
+push-through identity in place of the random projection; METHOD.md, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from ..datasets.errors import NonFiniteError
+from .factors import Factors, gradient_factors
+from .targets import TargetSteps
+
+DEFAULT_LAMBDA = 1e-2
+LAMBDAS = (1e-2, 1e-1, 1e-3)
+
+
+@dataclass(frozen=True)
+class WindowRows:
+    """What scores need of a window: its distinct (observation, action) rows.
+
+    Attributes:
+        observations: [U, ...] distinct rows.
+        actions: int64 [U], counted from 0.
+        counts: [U], how often each occurs.
+        row: int64 [N], the distinct row of each transition.
+    """
+
+    observations: NDArray[np.generic]
+    actions: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    @staticmethod
+    def of(observations: NDArray[np.generic], actions: NDArray[np.int64]) -> WindowRows:
+        """Collapse the transitions of a window, observations [N, ...] and actions [N]."""
+        data = np.ascontiguousarray(observations).reshape(len(observations), -1).view(np.uint8)
+        keys = np.concatenate([data, actions.astype(np.int64)[:, None].view(np.uint8)], axis=1)
+        _, first, row, counts = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
+        return WindowRows(observations[first], actions[first], counts, row.reshape(-1))
+
+
+@dataclass(frozen=True)
+class WindowGradients:
+    """Inner products of a window's gradients at its own checkpoint.
+
+    Attributes:
+        gram: K [U, U], inner products of the distinct rows' gradients of log pi(a|s).
+        targets: Phi q [U, F], inner products with the gradients of the failures' targets.
+        rows: the distinct rows.
+    """
+
+    gram: Tensor
+    targets: Tensor
+    rows: WindowRows
+
+    def trak(self, lam: float) -> NDArray[np.float64]:
+        r"""Return TRAK scores s [N, F]: :math:`g_t \cdot (\hat F + \lambda I)^{-1} \nabla f`.
+
+        Args:
+            lam: damping, absolute, in the unit of the Fisher matrix.
+        """
+        counts = torch.as_tensor(self.rows.counts, dtype=self.gram.dtype)
+        root = counts.sqrt()[:, None]
+        system = self.gram * (root * root.T) / counts.sum()
+        system.diagonal().add_(lam)
+        factor = torch.linalg.cholesky(system)
+        scores = torch.cholesky_solve(root * self.targets, factor) / root
+        return self._expand(scores)
+
+    def gradient_product(self) -> NDArray[np.float64]:
+        r"""Return TracIn-style scores s [N, F]: :math:`g_t \cdot \nabla f`, nothing preconditioned."""
+        return self._expand(self.targets)
+
+    def _expand(self, scores: Tensor) -> NDArray[np.float64]:
+        values = scores.double().numpy()
+        found: NDArray[np.float64] = values[self.rows.row]
+        return found
+
+
+def window_gradients(
+    policy: ActorCriticPolicy,
+    rows: WindowRows,
+    targets: TargetSteps,
+    where: str,
+    dtype: torch.dtype = torch.float64,
+) -> WindowGradients:
+    """Compute the inner products that all scores of a window are made of.
+
+    Args:
+        policy: the policy with the parameters that collected the window; converted to `dtype`.
+        rows: the window's distinct rows.
+        targets: the failures' target steps.
+        where: names the window in messages.
+        dtype: precision of gradients and solves.
+
+    Raises:
+        NonFiniteError: a gradient is NaN or infinite; names window and row.
+    """
+    policy.to(dtype)
+    actions = torch.as_tensor(rows.actions)
+    window = gradient_factors(
+        policy,
+        torch.as_tensor(rows.observations),
+        lambda log_probs: log_probs[torch.arange(len(actions)), actions].sum(),
+    )
+    steps = gradient_factors(policy, torch.as_tensor(targets.observations), targets.functional())
+    gram = window.inner(window)
+    _require_finite(gram.diagonal(), rows, where)
+    per_step = window.inner(steps)
+    cross = torch.zeros(len(gram), targets.failures, dtype=dtype)
+    cross.index_add_(1, torch.as_tensor(targets.failure), per_step)
+    if not torch.isfinite(cross).all():
+        failure = int((~torch.isfinite(cross)).any(dim=0).nonzero()[0])
+        raise NonFiniteError(f"{where}: the gradient of the target of failure number {failure} is not finite")
+    return WindowGradients(gram, cross, rows)
+
+
+def _require_finite(norms: Tensor, rows: WindowRows, where: str) -> None:
+    bad = (~torch.isfinite(norms)).nonzero()
+    if len(bad):
+        row = int(np.flatnonzero(rows.row == int(bad[0]))[0])
+        raise NonFiniteError(
+            f"{where}, row {row}: the gradient of log pi is not finite. The training diverged at this window, "
+            "or an observation is not finite; nothing is repaired silently"
+        )
+
+
+__all__ = ["DEFAULT_LAMBDA", "LAMBDAS", "Factors", "WindowGradients", "WindowRows", "window_gradients"]
