@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.errors import NonFiniteError, RunFolderError
+from ..datasets.rewards import corrections
 from ..datasets.schema import NO_CONTEXT, array_format, decode_arrays, metadata_of
 from ..datasets.store import read_table, read_table_schema
 from .adjoint import Advantages, RewardInfluence, reward_influence
@@ -20,7 +21,6 @@ from .targets import TargetSteps
 from .trak import DEFAULT_LAMBDA, LAMBDAS, WindowRows, window_gradients
 
 TOP_K = 16
-WRONG_REWARD = 1e-9  # a training reward differs from the intended one if by more than this
 _CHUNK = 512  # failures whose [N, F] arrays are held at once
 
 
@@ -41,10 +41,7 @@ class Window:
     @property
     def correction(self) -> NDArray[np.float64] | None:
         """dr = r* - r of each transition; exactly 0 where they agree; None without intended rewards."""
-        if self.intended is None:
-            return None
-        change = self.intended - self.reward
-        return np.where(np.abs(change) > WRONG_REWARD, change, 0.0)
+        return None if self.intended is None else corrections(self.reward, self.intended)
 
     @property
     def is_event(self) -> NDArray[np.bool_]:

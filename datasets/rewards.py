@@ -1,0 +1,109 @@
+"""What training paid: one pass over a seed's transitions, summed for each group, kept as a small table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .errors import RunFolderError
+from .schema import NO_CONTEXT, metadata_of, with_metadata
+from .store import RunFolder, read_table, write_table
+
+WRONG_REWARD = 1e-9  # a training reward is wrong if it differs from the intended one by more than this
+_COLUMNS = ("episode", "t", "reward", "intended_reward", "context")
+_COUNTS = (
+    "transitions", "reward_events", "episodes", "wrong_transitions", "wrong_events", "wrong_episodes",
+)  # fmt: skip
+
+
+def corrections(reward: NDArray[np.float64], intended: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return dr = r* - r [N], exactly 0 where they agree (or the intended reward is unknown, NaN)."""
+    change = np.nan_to_num(intended - reward)  # NaN means "no intended reward", not a damaged number
+    return np.where(np.abs(change) > WRONG_REWARD, change, 0.0)
+
+
+def reward_summary(folder: RunFolder, seed: int) -> pa.Table:
+    """Return one row a group of what a seed's training paid; computed once, then read.
+
+    Columns: `seed, group, transitions, reward_events, episodes, wrong_transitions, wrong_events,
+    wrong_episodes` (counts), `error` (sum of |dr|), `largest_error`. Metadata: `return_low, return_high`
+    (of whole training episodes), `intended_known`.
+
+    Raises:
+        RunFolderError: a window is missing or damaged.
+    """
+    path = folder.parts_folder("rewards") / f"seed={seed}.parquet"
+    if not path.exists():
+        missing = folder.missing_files(seed)
+        if missing:
+            raise missing_file(missing[0])
+        windows = [folder.transitions_path(seed, w) for w in range(folder.window_count(seed))]
+        write_table(path, _summarise(windows, seed))
+    return read_table(path)
+
+
+def missing_file(path: Path) -> RunFolderError:
+    """Return the error for a file of a finished training that is not there."""
+    return RunFolderError(
+        f"{path} is missing: every window of a finished training is expected. Run "
+        "`aitia train TASK.yaml --out RUN` again; it trains only the seeds that are not whole"
+    )
+
+
+def _summarise(windows: list[Path], seed: int) -> pa.Table:
+    groups: dict[str, NDArray[np.float64]] = {}
+    returns: dict[int, float] = {}
+    wrong_episodes: set[int] = set()
+    intended_known = True
+    for path in windows:
+        table = read_table(path, _COLUMNS)
+        reward = table["reward"].to_numpy()
+        known = table["intended_reward"].null_count == 0
+        intended_known &= known
+        intended = table["intended_reward"].to_numpy() if known else np.full(len(reward), np.nan)
+        episode, t = table["episode"].to_numpy(), table["t"].to_numpy()
+        context = table["context"]
+        names, member = np.unique(
+            np.array([NO_CONTEXT] * len(reward) if context.null_count else context.to_pylist()), return_inverse=True
+        )
+        change = corrections(reward, intended)
+        wrong = change != 0.0
+        event = (reward != 0.0) | (np.nan_to_num(intended) != 0.0)
+        first_wrong = np.zeros(len(reward), dtype=bool)
+        for row in np.flatnonzero(wrong):
+            first_wrong[row] = int(episode[row]) not in wrong_episodes
+            wrong_episodes.add(int(episode[row]))
+        values = np.stack([np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong, np.abs(change)])
+        for index, name in enumerate(names.tolist()):
+            rows = member == index
+            total = groups.setdefault(name, np.zeros(len(values) + 1))
+            total[:-1] += values[:, rows].sum(axis=1)
+            total[-1] = max(total[-1], float(np.abs(change[rows]).max()))
+        ids, where = np.unique(episode, return_inverse=True)
+        for number, value in zip(ids.tolist(), np.bincount(where, reward).tolist(), strict=True):
+            returns[number] = returns.get(number, 0.0) + value
+    names = sorted(groups)
+    totals = np.stack([groups[name] for name in names])
+    columns = {"seed": pa.array(np.full(len(names), seed, np.int32)), "group": pa.array(names)}
+    columns |= {name: pa.array(totals[:, i].astype(np.int64)) for i, name in enumerate(_COUNTS)}
+    columns |= {"error": pa.array(totals[:, -2]), "largest_error": pa.array(totals[:, -1])}
+    metadata = {
+        "return_low": repr(min(returns.values())),
+        "return_high": repr(max(returns.values())),
+        "intended_known": str(intended_known).lower(),
+    }
+    return with_metadata(pa.table(columns), metadata)
+
+
+def intended_known(summaries: list[pa.Table]) -> bool:
+    """Return whether every training transition told its intended reward."""
+    return all(metadata_of(table.schema)["intended_known"] == "true" for table in summaries)
+
+
+def return_range(summaries: list[pa.Table]) -> float:
+    """Return the range of training returns over all seeds, in units of reward."""
+    found = [metadata_of(table.schema) for table in summaries]
+    return max(float(m["return_high"]) for m in found) - min(float(m["return_low"]) for m in found)

@@ -1,0 +1,154 @@
+"""The correction curve: misbehaviour against how much was corrected, and how easy the correction is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ..datasets.outcomes import Outcomes
+from .evidence import Bank
+from .statistics import Interval, rate_interval
+from .verdict import SeedRates, Thresholds, Verdict
+
+_UNITS = ("transitions", "reward_events", "episodes")
+
+
+class Units(NamedTuple):
+    """Numbers of units in an uncorrected training, means over the paired seeds."""
+
+    transitions: float
+    reward_events: float
+    episodes: float
+    groups: float
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One verified correction set.
+
+    Attributes:
+        order: none | attribution | random | all.
+        corrected: units whose reward it changes.
+        misbehaviour: rate among competent plays over paired seeds.
+        competence: share of competent plays, mean over seeds.
+        desired: share of desired plays, mean over seeds.
+        rates: the rates of each seed.
+    """
+
+    order: str
+    corrected: Units
+    misbehaviour: Interval
+    competence: float
+    desired: float
+    rates: tuple[SeedRates, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the point as `summary.json` writes it (counts are means over the paired seeds)."""
+        return {
+            "order": self.order,
+            "transitions": self.corrected.transitions,
+            "reward_events": self.corrected.reward_events,
+            "groups": int(self.corrected.groups),
+            "misbehaviour_rate": self.misbehaviour.value,
+            "competence": self.competence,
+            "low": self.misbehaviour.low,
+            "high": self.misbehaviour.high,
+        }
+
+
+def correction_curve(bank: Bank, rewards: Mapping[int, pa.Table], declared: Outcomes) -> tuple[CurvePoint, ...]:
+    """Return every verified correction set, by order and size.
+
+    Args:
+        bank: the counterfactual bank.
+        rewards: reward summary of the training of each seed.
+        declared: the task's outcomes.
+    """
+    rows = bank.masks.to_pylist()
+    seeds = sorted({row["seed"] for row in rows if row["order"] == "all"} or {row["seed"] for row in rows})
+    summaries = [rewards[seed] for seed in seeds]
+    rank = {"none": 0, "attribution": 1, "random": 2, "all": 3}
+    sets = {(row["order"], row["size"]): row["groups"] for row in rows}
+    points = []
+    for order, size in sorted(sets, key=lambda key: (rank.get(key[0], 2), key[0], key[1])):
+        rates = bank.rates(bank.members(order, size), declared)
+        points.append(
+            CurvePoint(
+                order,
+                corrected_units(summaries, None if order == "all" else sets[order, size], size),
+                rate_interval([r.misbehaviour for r in rates if r.misbehaviour is not None]),
+                float(np.mean([r.competent for r in rates])),
+                float(np.mean([r.desired for r in rates])),
+                rates,
+            )
+        )
+    return tuple(points)
+
+
+def corrected_units(summaries: Sequence[pa.Table], groups: Collection[str] | None, size: int) -> Units:
+    """Return the units whose reward a correction of `groups` (None: of all) changes."""
+    counts = np.zeros(len(_UNITS))
+    for table in summaries:
+        chosen = np.ones(table.num_rows, bool) if groups is None else np.isin(table["group"].to_pylist(), list(groups))
+        for index, name in enumerate(("wrong_transitions", "wrong_events", "wrong_episodes")):
+            counts[index] += table[name].to_numpy()[chosen].sum() / len(summaries)
+    return Units(*counts.tolist(), groups=float(size))
+
+
+def all_units(summaries: Sequence[pa.Table]) -> Units:
+    """Return all units of the uncorrected trainings, right and wrong, means over seeds."""
+    counts = [float(np.mean([table[name].to_numpy().sum() for table in summaries])) for name in _UNITS]
+    return Units(*counts, groups=float(np.mean([table.num_rows for table in summaries])))
+
+
+@dataclass(frozen=True)
+class Ease:
+    """How little had to be corrected for half of the drop, as shares of all units of the kind."""
+
+    transitions: float
+    reward_events: float
+    episodes: float
+    groups: float
+    kind: str
+    verified: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the contract's `ease`."""
+        return {
+            "transitions": self.transitions,
+            "reward_events": self.reward_events,
+            "episodes": self.episodes,
+            "groups": self.groups,
+            "components": None,
+            "kind": self.kind,
+        }
+
+
+def ease(
+    verdict: Verdict, curve: Sequence[CurvePoint], summaries: Sequence[pa.Table], thresholds: Thresholds
+) -> Ease | None:
+    """Return the ease of the correction: the smallest verified set, in attribution order, for half of the drop.
+
+    Args:
+        verdict: the set's verdict; only an outer one has an ease.
+        curve: all verified correction sets.
+        summaries: reward summaries of the paired seeds.
+        thresholds: `few` decides between concentrated and diffuse.
+    """
+    ends = {point.order: point for point in curve if point.order in ("none", "all")}
+    if verdict is not Verdict.OUTER or len(ends) < 2:
+        return None
+    start, end = ends["none"].misbehaviour.value, ends["all"].misbehaviour.value
+    if start is None or end is None or start <= end:
+        return None
+    halfway = start - 0.5 * (start - end)
+    nested = [point for point in curve if point.order == "attribution"] + [ends["all"]]
+    enough = next(p for p in nested if p.misbehaviour.value is not None and p.misbehaviour.value <= halfway)
+    shares = [float(part / whole) if whole else 0.0 for part, whole in zip(enough.corrected, all_units(summaries), strict=True)]
+    transitions, events, episodes, groups = shares
+    kind = "concentrated" if min(events, groups) <= thresholds.few else "diffuse"
+    return Ease(transitions, events, episodes, groups, kind, int(enough.corrected.groups))

@@ -1,0 +1,106 @@
+"""From the tables of a run to the evidence that the verdict is decided on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..datasets.outcomes import Outcomes, PlayCounts
+from ..datasets.rewards import intended_known, return_range
+from ..datasets.schema import RANDOM_POLICY_SEED
+from .statistics import count_upper_end
+from .verdict import Evidence, OutcomeRate, SeedRates, Tampering
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The counterfactual bank of an evaluation set: agents with edit masks, and how they played.
+
+    Attributes:
+        masks, outcomes: the tables of CONTRACT.md.
+    """
+
+    masks: pa.Table
+    outcomes: pa.Table
+
+    def members(self, order: str, size: int | None = None) -> dict[str, int]:
+        """Return the seed of each member with this order (and size)."""
+        return {
+            row["member"]: row["seed"]
+            for row in self.masks.select(["member", "seed", "order", "size"]).to_pylist()
+            if row["order"] == order and (size is None or row["size"] == size)
+        }
+
+    def rates(self, members: dict[str, int], declared: Outcomes) -> tuple[SeedRates, ...]:
+        """Return the rates of members, by seed."""
+        found = []
+        for member, seed in sorted(members.items(), key=lambda item: item[1]):
+            plays = self.outcomes.filter(pc.field("member") == member)
+            found.append(_rates(seed, plays, declared))
+        return tuple(found)
+
+
+def ensemble_rates(episodes: pa.Table, declared: Outcomes) -> tuple[SeedRates, ...]:
+    """Return the rates of the ensemble's agents, by seed, from the episodes table."""
+    seeds = sorted(seed for seed in set(episodes["seed"].to_pylist()) if seed != RANDOM_POLICY_SEED)
+    return tuple(_rates(seed, episodes.filter(pc.field("seed") == seed), declared) for seed in seeds)
+
+
+def _rates(seed: int, plays: pa.Table, declared: Outcomes) -> SeedRates:
+    test, train = (
+        PlayCounts.of(plays.filter(pc.field("part") == part)["outcome"].to_pylist(), declared)
+        for part in ("test", "train")
+    )
+    desired_train = train.desired_share if train.total else None
+    return SeedRates(seed, test.misbehaviour, test.competent, test.desired_share, desired_train)
+
+
+def collect_evidence(
+    episodes: pa.Table, rewards: Sequence[pa.Table], bank: Bank | None, declared: Outcomes
+) -> Evidence:
+    """Collect the evidence for the verdict.
+
+    Args:
+        episodes: episodes of the evaluation set: the ensemble's and the random policy's.
+        rewards: the reward summary of each seed's training.
+        bank: the counterfactual bank; None before it was made.
+        declared: the task's outcomes.
+    """
+    corrected = bank.rates(bank.members("all"), declared) if bank is not None else ()
+    largest = max(float(pc.max(table["largest_error"]).as_py()) for table in rewards)
+    return Evidence(
+        uncorrected=ensemble_rates(episodes, declared),
+        corrected=corrected,
+        outcomes=_outcome_rates(episodes, declared),
+        largest_error=largest if intended_known(list(rewards)) else None,
+        tampering=_tampering(episodes, rewards),
+    )
+
+
+def _outcome_rates(episodes: pa.Table, declared: Outcomes) -> tuple[OutcomeRate, ...]:
+    test = episodes.filter(pc.field("part") == "test")
+    random = test.filter(pc.field("seed") == RANDOM_POLICY_SEED)["outcome"].to_pylist()
+    agents = test.filter(pc.field("seed") != RANDOM_POLICY_SEED)["outcome"].to_pylist()
+    return tuple(
+        OutcomeRate(
+            outcome, agents.count(outcome) / max(len(agents), 1), count_upper_end(random.count(outcome), len(random))
+        )
+        for outcome in [*declared.desired, *declared.misbehaved]
+    )
+
+
+def _tampering(episodes: pa.Table, rewards: Sequence[pa.Table]) -> Tampering | None:
+    test = episodes.filter(pc.field("part") == "test")
+    if test["untampered_reward"].null_count:
+        return None
+    difference = pc.subtract(test["reward"], test["untampered_reward"]).to_numpy()
+    is_random = test["seed"].to_numpy() == RANDOM_POLICY_SEED
+    if is_random.all() or not is_random.any():
+        return None
+    return Tampering(
+        float(np.mean(difference[~is_random])), float(np.mean(difference[is_random])), return_range(list(rewards))
+    )

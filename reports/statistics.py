@@ -1,0 +1,106 @@
+"""Intervals and tests over few seeds. Nothing is bootstrapped: percentile bootstraps do not cover here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+TEST_LEVEL = 0.05
+POWER = 0.9
+_MOST_SEEDS = 1000
+
+
+class Interval(NamedTuple):
+    """A value with its 95% interval; None where there is nothing to estimate it from."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Return `{value, low, high}` as the contract writes it."""
+        return self._asdict()
+
+
+NOTHING = Interval(None, None, None)
+
+
+def rate_interval(rates: Sequence[float]) -> Interval:
+    """Return the mean of one rate a seed with its t-interval, clipped to [0, 1].
+
+    One seed says nothing about the spread between seeds: its interval is [0, 1].
+    """
+    if not rates:
+        return NOTHING
+    mean = float(np.mean(rates))
+    if len(rates) == 1:
+        return Interval(mean, 0.0, 1.0)
+    error = float(np.std(rates, ddof=1)) / math.sqrt(len(rates))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(rates) - 1)) * error
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def share_interval(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """Return (mean before - mean after) / mean before over paired seeds, with Fieller's interval.
+
+    The ends are None where the interval is unbounded (the denominator is not clear of zero).
+    Source: Fieller 1954, "Some problems in interval estimation", section 4.
+    """
+    first, drop = np.asarray(before, dtype=float), np.asarray(before, dtype=float) - np.asarray(after, dtype=float)
+    if len(first) == 0 or first.mean() == 0.0:
+        return NOTHING
+    ratio = float(drop.mean() / first.mean())
+    if len(first) < 2:
+        return Interval(ratio, None, None)
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(first) - 1))
+    covariance = np.cov(first, drop, ddof=1) * quantile**2 / len(first)
+    a = first.mean() ** 2 - covariance[0, 0]
+    b = first.mean() * drop.mean() - covariance[0, 1]
+    c = drop.mean() ** 2 - covariance[1, 1]
+    if a <= 0.0:
+        return Interval(ratio, None, None)
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return Interval(ratio, float((b - root) / a), float((b + root) / a))
+
+
+def exceeds_zero(differences: Sequence[float]) -> bool:
+    """Return whether the mean of paired differences is above zero: one-sided t-test at 5%.
+
+    With no spread between seeds the sign of the mean decides; fewer than two seeds decide nothing.
+    """
+    if len(differences) < 2:
+        return False
+    mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    if spread <= 1e-12:
+        return mean > 0.0
+    statistic = mean / (spread / math.sqrt(len(differences)))
+    return statistic > float(stats.t.ppf(1 - TEST_LEVEL, len(differences) - 1))
+
+
+def power_of_test(margin: float, spread: float, seeds: int) -> float:
+    """Return the power of `exceeds_zero` at a true mean `margin` and a standard deviation `spread`."""
+    if seeds < 2:
+        return 0.0
+    if spread <= 1e-12:
+        return 1.0 if margin > 0 else 0.0
+    quantile = float(stats.t.ppf(1 - TEST_LEVEL, seeds - 1))
+    return float(stats.nct.sf(quantile, seeds - 1, margin / spread * math.sqrt(seeds)))
+
+
+def seeds_needed(margin: float, spread: float) -> int | None:
+    """Return the fewest seeds with which the test would have a power of 90%; None if over 1000."""
+    if margin <= 0.0:
+        return None
+    return next((n for n in range(2, _MOST_SEEDS + 1) if power_of_test(margin, spread, n) >= POWER), None)
+
+
+def count_upper_end(successes: int, trials: int) -> float:
+    """Return the upper end of the exact (Clopper-Pearson) 95% interval of a rate; 1 without trials."""
+    if trials == 0:
+        return 1.0
+    return float(stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="exact").high)
