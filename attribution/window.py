@@ -245,3 +245,23 @@ def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     """Return the rows of the k largest positive values; ties by row number, so that nothing else decides."""
     order = np.argsort(-values, kind="stable")[:k]
     return order[values[order] > 0.0].astype(np.int64)
+
+
+def keep_top(table: pa.Table, k: int) -> pa.Table:
+    """Keep, of each failure, the k transitions with the largest |tau| among reward events, and the k whose
+    correction is predicted to help most (-dr * tau); the streaming step of merging windows.
+
+    Args:
+        table: rows of the top-k table, in the order of seed, window and row (it breaks ties).
+        k: how many.
+    """
+    failure = table["failure"].combine_chunks().dictionary_encode().indices.to_numpy()
+    tau, reward = table["tau"].to_numpy(), table["reward"].to_numpy()
+    intended = table["intended_reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+    event = (reward != 0.0) | (np.nan_to_num(intended) != 0.0)
+    kept = np.zeros(table.num_rows, dtype=bool)
+    for value in (np.abs(tau) * event, -corrections(reward, intended) * tau):
+        order = np.lexsort((np.arange(len(value)), -value, failure))
+        rank = np.arange(len(value)) - np.searchsorted(failure[order], failure[order])
+        kept[order[(rank < k) & (value[order] > 0.0)]] = True
+    return table.filter(pa.array(kept))

@@ -38,16 +38,16 @@ class Manifest:
         task: the task with every default filled in.
         hashes: `task`: SHA-256 of the resolved task; `training`: of the part that training depends on.
         seeds: seeds of the ensemble.
+        task_folder: where the task file lies: modules beside it can be named by the task.
         seconds: wall-clock seconds a stage, summed over the calls that did work.
-        sets: counts and the like that the stages of one evaluation set leave for the report.
         versions, git_sha, schema_version, created: provenance.
     """
 
     task: dict[str, Any]
     hashes: dict[str, str]
     seeds: list[int]
+    task_folder: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
     git_sha: str | None = field(default_factory=lambda: source_git_sha())
     schema_version: int = SCHEMA_VERSION

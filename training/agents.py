@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import gymnasium as gym
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -15,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from ..datasets.errors import InputError, TaskError, nearest
-from .environments import Env
+from .environments import Env, EnvSpec, describe
 
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"PPO": PPO, "A2C": A2C}
 _NOT_HYPERPARAMETERS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log"}
@@ -103,10 +102,7 @@ def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPo
 
 
 def load_policy(
-    spec: AgentSpec,
-    observation_space: gym.spaces.Space[Any],
-    action_space: gym.spaces.Space[Any],
-    parameters: Mapping[str, Tensor],
+    spec: AgentSpec, env: EnvSpec, parameters: Mapping[str, Tensor]
 ) -> ActorCriticPolicy:
     """Rebuild a policy from recorded parameters, in evaluation mode.
 
@@ -115,8 +111,7 @@ def load_policy(
     """
     policy_class = ALGORITHMS[spec.algorithm].policy_aliases[spec.policy]
     policy_kwargs = dict(spec.hyperparameters.get("policy_kwargs") or {})
-    if spec.algorithm == "A2C" and spec.hyperparameter("use_rms_prop"):
-        policy_kwargs.pop("optimizer_class", None)
+    observation_space, action_space, _ = describe(env)
     policy = policy_class(observation_space, action_space, lambda _: 0.0, **policy_kwargs)
     assert isinstance(policy, ActorCriticPolicy)
     own = {name: value for name, value in parameters.items() if not name.startswith("vecnormalize.")}

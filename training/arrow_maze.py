@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..datasets.errors import EnvironmentError_
 from .drawing import draw_level
-from .levels import Cell, Level, LevelSet, make_level
+from .levels import ACTION_NAMES, Cell, Level, LevelSet, make_level
 
 ObservationKind = Literal["planes", "coordinates"]
 MISBEHAVING, NEUTRAL, DESIRED = 1, 0, -1
@@ -39,7 +39,11 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
         render_mode: None or `rgb_array`.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own form)
+    metadata = {  # noqa: RUF012 (Gymnasium's own form)
+        "render_modes": ["rgb_array"],
+        "render_fps": 4,
+        "action_names": ACTION_NAMES,
+    }
 
     def __init__(
         self,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -73,6 +75,48 @@ class EnvSpec:
             ) from error
         factory = getattr(module, name, None)
         return factory if callable(factory) else None
+
+
+class EnvFacts(NamedTuple):
+    """What an environment says of itself without being played.
+
+    Attributes:
+        observation_space, action_space: its spaces.
+        action_names: `metadata["action_names"]`, for captions; empty if it has none.
+    """
+
+    observation_space: gym.spaces.Box
+    action_space: gym.spaces.Discrete
+    action_names: tuple[str, ...]
+
+    @property
+    def first_action(self) -> int:
+        """Number of the first action."""
+        return int(self.action_space.start)
+
+    def action_name(self, action: int) -> str:
+        """Return the name of an action of the environment, or its number."""
+        index = action - self.first_action
+        return self.action_names[index] if 0 <= index < len(self.action_names) else str(action)
+
+
+def describe(spec: EnvSpec) -> EnvFacts:
+    """Return the facts of an environment, which is made once a process.
+
+    Raises:
+        EnvironmentError_: it cannot be made, or its spaces are not supported.
+    """
+    return _describe(spec.id, json.dumps(dict(spec.kwargs), sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _describe(env_id: str, kwargs: str) -> EnvFacts:
+    spec = EnvSpec(env_id, json.loads(kwargs))
+    env = spec.make()
+    try:
+        return EnvFacts(*_require_spaces(env, spec), tuple(env.metadata.get("action_names", ())))
+    finally:
+        env.close()
 
 
 class EnvProfile(NamedTuple):

@@ -1,0 +1,86 @@
+"""The order in which groups are corrected: predicted effect, most negative first, and the random null."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .trak import DEFAULT_LAMBDA
+
+_RANDOM_ORDER_SEED = 0
+
+
+class EffectTable(NamedTuple):
+    """Predicted effects of correcting each group on each failure, averaged over the ensemble's seeds.
+
+    Attributes:
+        failures: ids, length F.
+        groups: names, length G.
+        effect: float64 [F, G]; negative: the correction is predicted to reduce the misbehaviour. Ranks,
+            not units of misbehaviour rate.
+    """
+
+    failures: list[str]
+    groups: list[str]
+    effect: NDArray[np.float64]
+
+    def mean(self) -> dict[str, float]:
+        """Return the mean effect of each group over all failures."""
+        return dict(zip(self.groups, self.effect.mean(axis=0).tolist(), strict=True)) if len(self.failures) else {}
+
+
+def effect_table(sums: pa.Table, lam: float = DEFAULT_LAMBDA) -> EffectTable:
+    """Average the group sums of an influence table over seeds, at one lambda.
+
+    Args:
+        sums: rows of `influence/SET/groups.parquet` with known effects.
+        lam: the damping.
+    """
+    chosen = sums.filter((pc.field("lambda") == lam) & pc.field("effect").is_valid())
+    failure, group = (chosen[name].combine_chunks().dictionary_encode() for name in ("failure", "group"))
+    failures, groups = failure.dictionary.to_pylist(), group.dictionary.to_pylist()
+    total = np.zeros((len(failures), len(groups)))
+    np.add.at(total, (failure.indices.to_numpy(), group.indices.to_numpy()), chosen["effect"].to_numpy())
+    seeds = max(len(pc.unique(chosen["seed"])), 1)
+    return EffectTable(failures, groups, total / seeds)
+
+
+def attribution_order(effects: EffectTable, wrong: Collection[str]) -> list[str]:
+    """Return the wrong groups by mean effect, most negative first; ties by name."""
+    mean = effects.mean()
+    return sorted(wrong, key=lambda group: (mean.get(group, 0.0), group))
+
+
+def random_order(wrong: Collection[str]) -> list[str]:
+    """Return the wrong groups in a fixed random order: the null that attribution must beat."""
+    names = sorted(wrong)
+    return [names[i] for i in np.random.default_rng(_RANDOM_ORDER_SEED).permutation(len(names))]
+
+
+def nested_sizes(groups: int, points: int) -> list[int]:
+    """Return sizes of nested correction sets strictly between none and all, halving from above.
+
+    With 96 groups and 3 points: 12, 24, 48. Halving resolves small sets, where a concentrated cause shows.
+    """
+    sizes = {max(1, round(groups / 2**k)) for k in range(1, points + 1)}
+    return sorted(size for size in sizes if size < groups)
+
+
+def area_under_curve(order: Sequence[str], causal: Collection[str]) -> float:
+    """Return the AUC of ranking causal groups before the others (1: all first, .5: by chance).
+
+    Args:
+        order: groups, the most suspected first.
+        causal: the groups that are truly causal.
+    """
+    is_causal = np.array([group in causal for group in order])
+    positives, negatives = int(is_causal.sum()), int((~is_causal).sum())
+    if not positives or not negatives:
+        raise ValueError(f"the AUC needs causal and other groups, {positives} and {negatives} were given")
+    later_others = np.cumsum(~is_causal[::-1])[::-1]
+    return float(later_others[is_causal].sum() / (positives * negatives))

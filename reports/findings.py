@@ -1,0 +1,226 @@
+"""What is found of an evaluation set and of each failure: the entries of summary.json and verdicts.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..attribution.order import EffectTable
+from ..datasets.outcomes import Outcomes, PlayCounts
+from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
+from .curve import CurvePoint, Ease, correction_curve, ease
+from .evidence import Bank, collect_evidence
+from .framing import RewardScale, framing1
+from .statistics import NOTHING, rate_interval
+from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide
+
+CLUSTER = 0  # version 1: one cluster of failures an evaluation set
+_TOP_GROUPS = 10
+_EMPTY = {"value": None, "low": None, "high": None}
+
+
+@dataclass(frozen=True)
+class SetFindings:
+    """What is found of a whole evaluation set.
+
+    Attributes:
+        evidence, decision, curve, ease: see their types.
+        scale: what low and high return mean, for Framing 1.
+        thresholds, declared: as the task gives them.
+    """
+
+    evidence: Evidence
+    decision: Decision
+    curve: tuple[CurvePoint, ...]
+    ease: Ease | None
+    scale: RewardScale
+    thresholds: Thresholds
+    declared: Outcomes
+
+
+def find_for_set(
+    episodes: pa.Table, rewards: Mapping[int, pa.Table], bank: Bank | None, declared: Outcomes, thresholds: Thresholds
+) -> SetFindings:
+    """Decide the verdict of an evaluation set from its tables.
+
+    Args:
+        episodes: episodes of the set: the ensemble's and the random policy's.
+        rewards: reward summary of the training of each seed.
+        bank: the counterfactual bank; None if nothing was trained again.
+        declared, thresholds: from the task.
+    """
+    evidence = collect_evidence(episodes, list(rewards.values()), bank, declared)
+    decision = decide(evidence, thresholds)
+    curve = correction_curve(bank, rewards, declared) if bank is not None else ()
+    paired = [rewards[rates.seed] for rates in evidence.paired()[0]]
+    found = ease(decision.verdict, curve, paired, thresholds)
+    return SetFindings(evidence, decision, curve, found, RewardScale.of(episodes), thresholds, declared)
+
+
+def failure_entry(
+    episode: Mapping[str, Any],
+    findings: SetFindings,
+    own_rates: Mapping[str, float | None],
+    effects: EffectTable,
+    group_counts: Mapping[str, tuple[float, float]],
+) -> dict[str, Any]:
+    """Return the entry of one failure in `verdicts.json`.
+
+    Args:
+        episode: its row of the episodes table.
+        findings: of its evaluation set; version 1 has one cluster, whose verdict the failure inherits.
+        own_rates: `uncorrected` and `all_corrected` misbehaviour rate of its own test episode.
+        effects: predicted effects of the groups on each failure.
+        group_counts: mean transitions and reward events of each group in an uncorrected training.
+    """
+    decision, name = findings.decision, failure_id(episode["seed"], episode["episode"])
+    return {
+        "failure": name,
+        "seed": episode["seed"],
+        "episode": episode["episode"],
+        "context": episode["context"],
+        "outcome": episode["outcome"],
+        "cluster": CLUSTER,
+        "framing1": str(framing1(episode["outcome"], episode["reward"], findings.scale, findings.declared)),
+        "verdict": str(decision.verdict),
+        "rule": decision.rule,
+        "basis": decision.basis,
+        "outer_share": decision.outer_share.as_dict(),
+        "ease": findings.ease.as_dict() if findings.ease else None,
+        "own_rates": dict(own_rates),
+        "reasons": list(decision.reasons),
+        "top_groups": _top_groups(name, effects, group_counts),
+    }
+
+
+def _top_groups(name: str, effects: EffectTable, counts: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+    if name not in effects.failures:
+        return []
+    row = effects.effect[effects.failures.index(name)]
+    order = [i for i in np.argsort(row, kind="stable")[:_TOP_GROUPS] if row[i] < 0.0]
+    return [
+        {
+            "group": effects.groups[i],
+            "effect": float(row[i]),
+            "transitions": round(counts.get(effects.groups[i], (0.0, 0.0))[0]),
+            "reward_events": round(counts.get(effects.groups[i], (0.0, 0.0))[1]),
+        }
+        for i in order
+    ]
+
+
+def group_counts(rewards: Sequence[pa.Table]) -> dict[str, tuple[float, float]]:
+    """Return mean transitions and reward events of each group over the seeds' trainings."""
+    found: dict[str, list[float]] = {}
+    for table in rewards:
+        columns = (table[name].to_pylist() for name in ("group", "transitions", "reward_events"))
+        for group, transitions, events in zip(*columns, strict=True):
+            total = found.setdefault(group, [0.0, 0.0])
+            total[0] += transitions / len(rewards)
+            total[1] += events / len(rewards)
+    return {group: (total[0], total[1]) for group, total in found.items()}
+
+
+def own_rates(
+    episodes: pa.Table, bank: Bank | None, declared: Outcomes
+) -> dict[int, dict[str, float | None]]:
+    """Return the misbehaviour rates of each test episode among competent plays: of the uncorrected and of
+    the all-corrected agents, None without any such play."""
+    test = episodes.filter((pc.field("part") == "test") & (pc.field("seed") != RANDOM_POLICY_SEED))
+    corrected = None
+    if bank is not None:
+        members = pa.array(list(bank.members("all")), pa.string())
+        corrected = bank.outcomes.filter((pc.field("part") == "test") & pc.field("member").isin(members))
+    before, after = _rates_by_episode(test, declared), _rates_by_episode(corrected, declared)
+    return {e: {"uncorrected": before[e], "all_corrected": after.get(e)} for e in before}
+
+
+def _rates_by_episode(plays: pa.Table | None, declared: Outcomes) -> dict[int, float | None]:
+    if plays is None:
+        return {}
+    outcomes: dict[int, list[str]] = {}
+    for episode, outcome in zip(plays["episode"].to_pylist(), plays["outcome"].to_pylist(), strict=True):
+        outcomes.setdefault(episode, []).append(outcome)
+    return {episode: PlayCounts.of(values, declared).misbehaviour for episode, values in outcomes.items()}
+
+
+def summarise(
+    findings: SetFindings, entries: Sequence[Mapping[str, Any]], trainings: int, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return `summary.json`.
+
+    Args:
+        findings: of the set.
+        entries: the failures' entries.
+        trainings: agents trained in all.
+        seconds: wall-clock seconds a stage.
+    """
+    counts = Counter(str(entry["verdict"]) for entry in entries)
+    before, after = findings.evidence.paired()
+    verdict = set_verdict(findings.decision, counts)
+    return {
+        "verdict": verdict,
+        "verdict_share": counts[verdict] / len(entries) if entries else None,
+        "verdict_counts": dict(counts),
+        "rule": findings.decision.rule,
+        "basis": findings.decision.basis,
+        "reasons": list(findings.decision.reasons),
+        "failures": len(entries),
+        "misbehaviour_rate": {
+            "uncorrected": findings.decision.uncorrected.as_dict(),
+            "all_corrected": findings.decision.all_corrected.as_dict(),
+        },
+        "competence": _before_after(before, after, "competent"),
+        "desired_rate": _before_after(before, after, "desired"),
+        "outer_share": findings.decision.outer_share.as_dict(),
+        "ease": findings.ease.as_dict() if findings.ease else None,
+        "correction_curve": [point.as_dict() for point in findings.curve],
+        "noise_ceiling": None,
+        "trainings": trainings,
+        "seconds": dict(seconds),
+    }
+
+
+def set_verdict(decision: Decision, counts: Mapping[str, int]) -> str:
+    """Return the set's verdict: rules 1 to 3, else that of most failures; a tie or no failures: undetermined."""
+    if decision.of_set:
+        return str(decision.verdict)
+    most = sorted(counts.values(), reverse=True)
+    if not most or (len(most) > 1 and most[0] == most[1]):
+        return str(Verdict.UNDETERMINED)
+    return max(counts, key=lambda verdict: counts[verdict])
+
+
+def _before_after(before: Sequence[SeedRates], after: Sequence[SeedRates], name: str) -> dict[str, Any]:
+    def interval(rates: Sequence[SeedRates]) -> dict[str, float | None]:
+        found = rate_interval([float(getattr(r, name)) for r in rates]) if rates else NOTHING
+        return found.as_dict()
+
+    return {"uncorrected": interval(before), "all_corrected": interval(after)}
+
+
+def entries_table(entries: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return the entries as a table with the columns of `verdicts.json`."""
+    number = pa.float64()
+    interval = pa.struct([("value", number), ("low", number), ("high", number)])
+    units = ("transitions", "reward_events", "episodes", "groups", "components")
+    group = pa.struct(
+        [("group", pa.string()), ("effect", number), ("transitions", pa.int64()), ("reward_events", pa.int64())]
+    )
+    schema = pa.schema(
+        [
+            ("failure", pa.string()), ("seed", pa.int32()), ("episode", pa.int32()), ("context", pa.string()),
+            ("outcome", pa.string()), ("cluster", pa.int32()), ("framing1", pa.string()),
+            ("verdict", pa.string()), ("rule", pa.int32()), ("basis", pa.string()), ("outer_share", interval),
+            ("ease", pa.struct([*[(unit, number) for unit in units], ("kind", pa.string())])),
+            ("own_rates", pa.struct([("uncorrected", number), ("all_corrected", number)])),
+            ("reasons", pa.list_(pa.string())), ("top_groups", pa.list_(group)),
+        ]
+    )  # fmt: skip
+    return pa.Table.from_pylist(list(entries), schema=schema)

@@ -1,0 +1,168 @@
+"""The pages: an index and one page a failure, as plain HTML that opens from disk without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
+
+from ..datasets.store import write_text
+from .curve import Ease
+from .findings import SetFindings
+from .verdict import Verdict
+from .words import RULES, WORDS
+
+
+@dataclass(frozen=True)
+class FrameView:
+    """One picture of a failing episode: file name in `assets/frames`, caption, and whether it is decisive."""
+
+    asset: str
+    caption: str
+    decisive: bool
+
+
+@dataclass(frozen=True)
+class RewardView:
+    """One training reward on a failure's page.
+
+    Attributes:
+        group, action: its group, and the name of the action taken.
+        seed, window, env, step: where it is in the run.
+        reward, intended: as paid and as intended (None: not known).
+        tau: effect of one more unit of this reward on the target.
+        effect: predicted effect of correcting it, dr * tau; None without an intended reward.
+        asset: picture of the state, or None.
+    """
+
+    group: str
+    action: str
+    seed: int
+    window: int
+    env: int
+    step: int
+    reward: float
+    intended: float | None
+    tau: float
+    effect: float | None
+    asset: str | None
+
+
+@dataclass(frozen=True)
+class FailureView:
+    """What a failure's page shows beside its entry in `verdicts.json`.
+
+    Attributes:
+        frames: pictures of the episode, one a step; empty without pictures.
+        no_frames: why there are none.
+        target: what the attribution's target was.
+        corrections: wrong rewards whose correction is predicted to help most.
+        influential: rewards of any kind with the largest influence.
+    """
+
+    frames: Sequence[FrameView]
+    no_frames: str
+    target: str
+    corrections: Sequence[RewardView]
+    influential: Sequence[RewardView]
+
+
+@dataclass(frozen=True)
+class PageContext:
+    """What every page of an evaluation set shares.
+
+    Attributes:
+        task: the task as resolved.
+        set_name: the evaluation set.
+        findings: of the set.
+        summary: contents of `summary.json`.
+        told: in words, what the environment does not tell and what follows.
+        has_curve: whether there is a correction curve to show.
+        provenance: versions, git SHA and the like.
+    """
+
+    task: Mapping[str, Any]
+    set_name: str
+    findings: SetFindings
+    told: Sequence[str]
+    has_curve: bool
+    provenance: Mapping[str, str]
+
+
+def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any], view: FailureView) -> None:
+    """Write `failures/ID.html`."""
+    template = _templates().get_template("failure.html")
+    text = template.render(page=page, entry=entry, view=view, words=WORDS[Verdict(entry["verdict"])], root="../")
+    write_text(folder / "failures" / f"{entry['failure']}.html", text)
+
+
+def write_index_page(
+    folder: Path,
+    page: PageContext,
+    summary: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+    thumbnails: Mapping[str, str],
+) -> None:
+    """Write `index.html` and the style sheet.
+
+    Args:
+        folder: the reports folder of the set.
+        page: shared context.
+        summary: contents of `summary.json`.
+        entries: all failures' entries.
+        groups: what to correct: group, mean effect, wrong transitions, paid and intended sums.
+        thumbnails: asset of the first frame of each illustrated failure.
+    """
+    thresholds = asdict(page.findings.thresholds)
+    rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
+    text = _templates().get_template("index.html").render(
+        page=page, summary=summary, entries=entries, groups=groups, thumbnails=thumbnails, rules=rules,
+        words=WORDS[Verdict(summary["verdict"])], budget=_cheapest_budget(page.findings), root="",
+    )  # fmt: skip
+    write_text(folder / "index.html", text)
+    style = files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")
+    write_text(folder / "assets" / "style.css", style)
+
+
+def _cheapest_budget(findings: SetFindings) -> str | None:
+    """Say the cheapest verified correction in words."""
+    found: Ease | None = findings.ease
+    if found is None:
+        return None
+    return (
+        f"The smallest verified correction that removes half of what correcting everything removes: "
+        f"{found.verified} groups, {found.groups:.1%} of all groups, {found.reward_events:.1%} of all reward "
+        f"events, {found.transitions:.1%} of all transitions."
+    )
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    folder = files(__package__).joinpath("templates")
+    environment = Environment(
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.0%}"
+    environment.filters["interval"] = _interval
+    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
+    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2e}"
+    return environment
+
+
+def _interval(value: Mapping[str, float | None]) -> str:
+    """Write `{value, low, high}` in percent."""
+    if value["value"] is None:
+        return "not measured"
+    if value["low"] is None or value["high"] is None:
+        return f"{value['value']:.0%} [unbounded]"
+    return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"

@@ -1,0 +1,199 @@
+"""The command line (CONTRACT.md, section 3). Exit codes: 0 done, 1 failed, 2 bad input."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+
+from ..datasets.errors import AitiaError, InputError
+
+# Nothing here imports torch or Dask before a command runs: `aitia --help` answers at once.
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Illustrate(click.ParamType):
+    name = "N|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Literal["all"]:
+        """Read a count from 0, or `all`."""
+        if value == "all":
+            return "all"
+        try:
+            count = int(value)
+        except ValueError:
+            count = -1
+        if count < 0:
+            self.fail(f"{value!r} was given, expected a number from 0, or all", param, ctx)
+        return count
+
+
+def _computing(command: Command) -> Command:
+    """Add the options of every stage that computes."""
+    workers = click.option("--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores).")
+    scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use an existing Dask cluster instead.")
+    return workers(scheduler(command))
+
+
+_task = click.argument("task", metavar="TASK.yaml", type=click.Path(path_type=Path))
+_run = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+_out = click.option("--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder.")
+_set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="aitia")
+def cli() -> None:
+    """Say what caused a reinforcement-learning agent to misbehave: its training rewards, or not."""
+
+
+@cli.command()
+@click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the two runs.")
+@_computing
+def demo(out: str, **options: Any) -> None:
+    """Both twins of the arrow maze, end to end (about 7 minutes on two cores)."""
+    from . import commands
+
+    summaries = commands.demo(out, **options)
+    _print_table(summaries)
+    for name in summaries:
+        click.echo(f"{name}: {_page(Path(out) / name, 'test')}")
+
+
+@cli.command()
+@_task
+@_out
+@_computing
+def run(task: Path, out: Path, **options: Any) -> None:
+    """All stages of a task."""
+    from . import commands
+
+    summaries = commands.run(task, out, **options)
+    _print_table(summaries)
+    for name in summaries:
+        click.echo(f"{name}: {_page(out, name)}")
+
+
+@cli.command()
+@_task
+@_out
+@_computing
+def train(task: Path, out: Path, **options: Any) -> None:
+    """Train the ensemble and record every transition."""
+    from . import commands
+
+    commands.train(task, out, **options)
+
+
+@cli.command()
+@_run
+@_set
+@_computing
+def evaluate(run: Path, set_: str, **options: Any) -> None:
+    """Play the episodes of an evaluation set."""
+    from . import commands
+
+    commands.evaluate(run, set_, **options)
+
+
+@cli.command()
+@_run
+@_set
+@click.option("--failure", metavar="ID", multiple=True, help="Only this failure (SEED-EPISODE); may be repeated.")
+@click.option("--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or the baseline tracin.")
+@_computing
+def attribute(run: Path, set_: str, failure: tuple[str, ...], estimator: str, **options: Any) -> None:
+    """Attribute failures to training rewards."""
+    from . import commands
+
+    commands.attribute(run, set_, failure, estimator, **options)
+
+
+@cli.command()
+@_run
+@_set
+@_computing
+def verify(run: Path, set_: str, **options: Any) -> None:
+    """Train again with corrected rewards: the counterfactual bank."""
+    from . import commands
+
+    commands.verify(run, set_, **options)
+
+
+@cli.command()
+@_run
+@_set
+@click.option("--illustrate", type=_Illustrate(), default=20, show_default=True, help="Failures that get pictures.")
+@_computing
+def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: Any) -> None:
+    """Write verdicts and a page for every failure."""
+    from . import commands
+
+    summary = commands.report(run, set_, illustrate, **options)
+    _print_table({set_: summary})
+    click.echo(_page(run, set_))
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    _log_to_stderr()
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("aitia: interrupted; finished pieces are kept, the same command continues", err=True)
+        sys.exit(1)
+    except InputError as error:
+        click.echo(f"aitia: {error}", err=True)
+        sys.exit(2)
+    except AitiaError as error:
+        click.echo(f"aitia: {error}", err=True)
+        sys.exit(1)
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("aitia")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _page(run: Path, set_name: str) -> str:
+    return str(run / "reports" / set_name / "index.html")
+
+
+def _print_table(summaries: dict[str, dict[str, Any]]) -> None:
+    """Print task, misbehaviour rate before and after, verdict and outer share."""
+    header = ("", "misbehaviour, as paid", "all corrected", "verdict", "outer share")
+    rows = [
+        (
+            name,
+            _interval(summary["misbehaviour_rate"]["uncorrected"]),
+            _interval(summary["misbehaviour_rate"]["all_corrected"]),
+            summary["verdict"] + (f" ({summary['ease']['kind']})" if summary["ease"] else ""),
+            _interval(summary["outer_share"]),
+        )
+        for name, summary in summaries.items()
+    ]
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _interval(value: dict[str, float | None]) -> str:
+    if value["value"] is None:
+        return "-"
+    if value["low"] is None or value["high"] is None:
+        return f"{value['value']:.2f} [unbounded]"
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"

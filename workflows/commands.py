@@ -1,0 +1,193 @@
+"""The commands as Python functions, with the names and arguments of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Literal
+
+from ..datasets.errors import InputError
+from .report import DEFAULT_ILLUSTRATED, report_stage
+from .runs import Run, begin_run, open_run
+from .stages import attribute_stage, evaluate_stage, train_stage
+from .task import TEST_SET
+from .verify import DEFAULT_ESTIMATOR, verify_stage
+from .workers import Workers
+
+DEMO_TASKS = ("arrow-maze-outer", "arrow-maze-inner")
+DEMO_OUT = "runs"
+Illustrate = int | Literal["all"]
+log = logging.getLogger("aitia")
+
+
+def train(task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None) -> None:
+    """Train the ensemble of a task, recording every transition and every window's parameters.
+
+    Args:
+        task: the task file.
+        out: the run folder; a new one, or one that holds a run of the same task.
+        workers: processes of a local Dask cluster; None: one a core.
+        scheduler: address of an existing Dask cluster, instead of a local one.
+
+    Raises:
+        InputError: bad input; nothing is left half-written.
+    """
+    with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
+        run = begin_run(task, out)
+        with run.timed("train"):
+            train_stage(run, pool)
+
+
+def evaluate(
+    run: str | Path, set: str = TEST_SET, workers: int | None = None, scheduler: str | None = None
+) -> None:
+    """Play the episodes of an evaluation set with every agent of a run, and with a random policy.
+
+    Args:
+        run: a trained run folder.
+        set: name of the evaluation set.
+        workers, scheduler: see `train`.
+    """
+    opened = open_run(run)
+    with Workers(workers, scheduler) as pool, opened.timed("evaluate"):
+        evaluate_stage(opened, set, pool)
+
+
+def attribute(
+    run: str | Path,
+    set: str = TEST_SET,
+    failure: Sequence[str] = (),
+    estimator: str = DEFAULT_ESTIMATOR,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Attribute failures of an evaluation set to training rewards.
+
+    Args:
+        run: an evaluated run folder.
+        set: name of the evaluation set.
+        failure: ids of failures; none given: all.
+        estimator: `trak`, or the baseline `tracin`.
+        workers, scheduler: see `train`.
+    """
+    opened = open_run(run)
+    with Workers(workers, scheduler) as pool, opened.timed("attribute"):
+        attribute_stage(opened, set, failure, estimator, pool)
+
+
+def verify(
+    run: str | Path, set: str = TEST_SET, workers: int | None = None, scheduler: str | None = None
+) -> None:
+    """Train again with corrected rewards: the counterfactual bank of an evaluation set.
+
+    Args:
+        run: an attributed run folder.
+        set: name of the evaluation set.
+        workers, scheduler: see `train`.
+    """
+    opened = open_run(run)
+    with Workers(workers, scheduler) as pool, opened.timed("verify"):
+        verify_stage(opened, set, pool)
+
+
+def report(
+    run: str | Path,
+    set: str = TEST_SET,
+    illustrate: Illustrate = DEFAULT_ILLUSTRATED,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> dict[str, Any]:
+    """Write verdicts and pages of an evaluation set.
+
+    Args:
+        run: an attributed run folder; without `verify` most verdicts are undetermined.
+        set: name of the evaluation set.
+        illustrate: how many failures get pictures (all get a page).
+        workers, scheduler: see `train`.
+
+    Returns:
+        The summary, as in `summary.json`.
+    """
+    opened = open_run(run)
+    with Workers(workers, scheduler) as pool:
+        return _report(opened, set, illustrate, pool)
+
+
+def run(
+    task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run all stages of a task, on every evaluation set it has.
+
+    Args:
+        task: the task file.
+        out: the run folder.
+        workers, scheduler: see `train`.
+
+    Returns:
+        The summary of each evaluation set.
+    """
+    with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
+        return _run(task, out, pool)
+
+
+def demo(
+    out: str | Path = DEMO_OUT, workers: int | None = None, scheduler: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run both twins of the arrow maze end to end.
+
+    Args:
+        out: folder of the two runs.
+        workers, scheduler: see `train`.
+
+    Returns:
+        The summary of each task.
+    """
+    summaries = {}
+    with Workers(workers, scheduler) as pool:
+        for name in DEMO_TASKS:
+            resource = files(__package__).joinpath(f"tasks/{name}.yaml")
+            with as_file(resource) as task:
+                summaries[name] = _run(task, Path(out) / name, pool)[TEST_SET]
+    return summaries
+
+
+def _run(task: str | Path, out: str | Path, pool: Workers) -> dict[str, dict[str, Any]]:
+    opened = begin_run(task, out)
+    with opened.timed("train"):
+        train_stage(opened, pool)
+    summaries = {}
+    for name in (TEST_SET, *opened.task.sets):
+        with opened.timed("evaluate"):
+            evaluate_stage(opened, name, pool)
+        with opened.timed("attribute"):
+            attribute_stage(opened, name, (), DEFAULT_ESTIMATOR, pool)
+        with opened.timed("verify"):
+            verify_stage(opened, name, pool)
+        summaries[name] = _report(opened, name, DEFAULT_ILLUSTRATED, pool)
+    return summaries
+
+
+def _report(opened: Run, set_name: str, illustrate: Illustrate, pool: Workers) -> dict[str, Any]:
+    with opened.timed("report"):
+        return report_stage(opened, set_name, illustrate, pool)
+
+
+@contextlib.contextmanager
+def _new_run_removed_on_bad_input(out: str | Path) -> Iterator[None]:
+    """Remove a run folder that this call began, if its input is bad and nothing in it is finished.
+
+    Entered before the workers, so that they have ended when the folder is removed.
+    """
+    folder = Path(out)
+    existed = folder.exists()
+    try:
+        yield
+    except InputError:
+        finished = any(folder.glob("checkpoints/seed=*/final.safetensors"))
+        if not existed and not finished:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

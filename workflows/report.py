@@ -1,0 +1,255 @@
+"""Stage report: verdict of the set, an entry and a page for every failure, pictures for some; on Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..attribution.order import EffectTable, effect_table
+from ..attribution.targets import TargetSteps
+from ..datasets.errors import InputError
+from ..datasets.manifest import installed_versions
+from ..datasets.rewards import intended_known, reward_summary
+from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
+from ..datasets.store import RunFolder, read_table, write_json, write_table
+from ..reports.evidence import Bank
+from ..reports.figures import write_correction_curve, write_group_effects
+from ..reports.findings import SetFindings, entries_table, failure_entry, find_for_set, group_counts, own_rates, summarise
+from ..reports.pages import FailureView, FrameView, PageContext, RewardView, write_failure_page, write_index_page
+from ..training.environments import EnvProfile, EnvSpec, describe, probe
+from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
+from .runs import Run
+from .stages import load_targets
+from .task import Task
+from .verify import DEFAULT_ESTIMATOR, read_bank, wrong_groups
+from .workers import Workers
+
+DEFAULT_ILLUSTRATED = 20
+_SHOWN_GROUPS = 20
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class PagePiece:
+    """Entries and pages of some failures."""
+
+    root: Path
+    task: Task
+    page: PageContext
+    failures: tuple[str, ...]
+    illustrated: frozenset[str]
+    pictures: Mapping[Moment, str]
+
+
+class PageResult(NamedTuple):
+    """What a page piece returns: entries of `verdicts.json`, and the thumbnail of illustrated failures."""
+
+    entries: list[dict[str, Any]]
+    thumbnails: dict[str, str]
+
+
+def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], workers: Workers) -> dict[str, Any]:
+    """Write verdicts, summary and pages of an evaluation set; return the summary.
+
+    Raises:
+        InputError: an earlier stage is missing, or `illustrate` is not a count.
+    """
+    if illustrate != "all" and illustrate < 0:
+        raise InputError(f"--illustrate {illustrate} was given, expected a number from 0, or all")
+    run.require_trained()
+    folder, task = run.folder, run.task
+    episodes = read_table(folder.evaluation_path(set_name, "episodes"))
+    rewards = {seed: reward_summary(folder, seed) for seed in task.seeds}
+    bank = read_bank(folder, set_name)
+    findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds)
+    failures = task.outcomes.failures(episodes)
+    names = [failure_id(row["seed"], row["episode"]) for row in failures.select(["seed", "episode"]).to_pylist()]
+    attributed = _attributed(folder, set_name, names)
+    page = _page_context(run, set_name, findings, list(rewards.values()))
+    effects = effect_table(attributed["groups"])
+    out = folder.reports_folder(set_name)
+    if page.has_curve:
+        write_correction_curve(
+            out / "assets" / "correction-curve.svg", findings.curve, findings.thresholds, "levels (contexts)"
+        )
+    chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
+    pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
+    pieces = [
+        PagePiece(folder.root, task, page, tuple(names[i : i + _CHUNK]), frozenset(chosen), pictures)
+        for i in range(0, len(names), _CHUNK)
+    ]
+    results = workers.map(_write_pages, pieces, f"report {task.name}")
+    entries = [entry for result in results for entry in result.entries]
+    thumbnails = {name: asset for result in results for name, asset in result.thumbnails.items()}
+    summary = summarise(findings, entries, _trainings(task, bank), run.manifest.seconds)
+    groups = _suspected_groups(effects, rewards)
+    if groups:
+        write_group_effects(
+            out / "assets" / "group-effects.svg", [group["effect"] for group in groups], "levels (contexts)"
+        )
+    write_json(out / "verdicts.json", entries)
+    write_table(out / "verdicts.parquet", entries_table(entries))
+    write_index_page(out, page, summary, entries, groups[:_SHOWN_GROUPS], thumbnails)
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _attributed(folder: RunFolder, set_name: str, names: Sequence[str]) -> dict[str, pa.Table]:
+    """Return the influence tables of the default estimator.
+
+    Raises:
+        InputError: some failures were not attributed.
+    """
+    tables = {
+        name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == DEFAULT_ESTIMATOR)
+        for name in ("groups", "transitions")
+    }
+    known = set(pc.unique(tables["groups"]["failure"].cast(pa.string())).to_pylist())
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(names)} failures were not attributed (the first is {missing[0]}); run "
+            f"`aitia attribute {folder.root} --set {set_name}` first"
+        )
+    return tables
+
+
+def _page_context(run: Run, set_name: str, findings: SetFindings, rewards: Sequence[pa.Table]) -> PageContext:
+    provenance = {
+        **installed_versions(),
+        "git_sha": run.manifest.git_sha or "unknown",
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    has_curve = len(findings.curve) > 1
+    told = _told(probe(run.task.evaluation_env(set_name)), rewards)
+    return PageContext(run.task.resolved(), set_name, findings, told, has_curve, provenance)
+
+
+def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:
+    """Say in words what the environment does not tell, and what follows."""
+    follows = {
+        "context": "The environment tells no context: all transitions form one group.",
+        "action_labels": "The environment tells no action labels: targets are the log-odds of the actions taken.",
+        "untampered_reward": "The environment tells no untampered reward: tampering could not be checked.",
+    }
+    told = [text for key, text in follows.items() if key not in profile.keys]
+    if not intended_known(list(rewards)):
+        told.append("The environment tells no intended reward: no reward could be called wrong or corrected.")
+    if not profile.renders:
+        told.append("The environment does not draw itself (rgb_array): there are no pictures.")
+    return told
+
+
+def _trainings(task: Task, bank: Bank | None) -> int:
+    """Return the number of agents trained: the ensemble and the bank's members beside it."""
+    members = bank.masks.filter(pc.field("order") != "none").num_rows if bank is not None else 0
+    return len(task.seeds) + members
+
+
+def _spread(names: Sequence[str], count: int) -> list[str]:
+    """Return `count` failures spread evenly over all, so that every seed has some."""
+    if count >= len(names):
+        return list(names)
+    return [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)] if count else []
+
+
+def _suspected_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> list[dict[str, Any]]:
+    """Return the wrong groups, most suspected first, with what is wrong with them (means over seeds)."""
+    totals: dict[str, list[float]] = {}
+    for table in rewards.values():
+        columns = (table[name].to_pylist() for name in ("group", "wrong_transitions", "error"))
+        for group, wrong, error in zip(*columns, strict=True):
+            total = totals.setdefault(group, [0.0, 0.0])
+            total[0] += wrong / len(rewards)
+            total[1] += error / len(rewards)
+    mean = effects.mean()
+    wrong_names = [group for group in wrong_groups(list(rewards.values())) if group in mean]
+    return [
+        {"group": group, "effect": mean[group], "wrong": totals[group][0], "error": totals[group][1]}
+        for group in sorted(wrong_names, key=lambda group: (mean[group], group))
+    ]
+
+
+@dataclass(frozen=True)
+class _SetTables:
+    """Tables that all failures of a set share, read once a process."""
+
+    episodes: dict[str, dict[str, Any]]
+    rates: dict[int, dict[str, float | None]]
+    effects: EffectTable
+    counts: dict[str, tuple[float, float]]
+    top: pa.Table
+    targets: TargetSteps
+
+
+@lru_cache(maxsize=1)
+def _set_tables(root: Path, task_json: str, set_name: str, stamp: float) -> _SetTables:
+    task, folder = Task.model_validate_json(task_json), RunFolder(root)
+    episodes = read_table(folder.evaluation_path(set_name, "episodes"))
+    failures = {failure_id(row["seed"], row["episode"]): row for row in task.outcomes.failures(episodes).to_pylist()}
+    attributed = _attributed(folder, set_name, list(failures))
+    return _SetTables(
+        failures,
+        own_rates(episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED), read_bank(folder, set_name), task.outcomes),
+        effect_table(attributed["groups"]),
+        group_counts([reward_summary(folder, seed) for seed in task.seeds]),
+        attributed["transitions"],
+        load_targets(folder, task, set_name, list(failures)),
+    )
+
+
+def _write_pages(piece: PagePiece) -> PageResult:
+    """Label failures and write their pages."""
+    folder, task, page = RunFolder(piece.root), piece.task, piece.page
+    stamp = folder.influence_path(page.set_name, "groups").stat().st_mtime
+    tables = _set_tables(piece.root, task.model_dump_json(), page.set_name, stamp)
+    out = folder.reports_folder(page.set_name)
+    entries, thumbnails = [], {}
+    for name in piece.failures:
+        episode = tables.episodes[name]
+        entry = failure_entry(
+            episode, page.findings, tables.rates[episode["episode"]], tables.effects, tables.counts
+        )
+        view = _failure_view(piece, name, episode, tables, out)
+        if view.frames:
+            thumbnails[name] = view.frames[0].asset
+        write_failure_page(out, page, entry, view)
+        entries.append(entry)
+    return PageResult(entries, thumbnails)
+
+
+def _failure_view(
+    piece: PagePiece, name: str, episode: Mapping[str, Any], tables: _SetTables, out: Path
+) -> FailureView:
+    spec = piece.task.evaluation_env(piece.page.set_name)
+    index = tables.targets.ids.index(name)
+    frames: list[FrameView] = []
+    reason = "This failure was not chosen for pictures; `aitia report RUN --illustrate all` draws every one."
+    if name in piece.illustrated:
+        frames = episode_frames(spec, episode, tables.targets, index, out / "assets" / "frames")
+        reason = "The environment does not draw itself, or did not repeat itself when played again: no pictures."
+    shown = shown_rewards(tables.top, name)
+    kind = tables.targets.kinds[index]
+    target = {
+        "labels": "log-odds of misbehaving against desired actions at the decisive steps",
+        "log-odds": "log-odds of the actions taken",
+    }.get(kind, kind)
+    corrections, influential = ([_reward_view(row, spec, piece.pictures) for row in rows] for rows in shown)
+    return FailureView(frames, reason, target, corrections, influential)
+
+
+def _reward_view(row: Mapping[str, Any], spec: EnvSpec, pictures: Mapping[Moment, str]) -> RewardView:
+    return RewardView(
+        row["context"], describe(spec).action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"],
+        row["reward"], row["intended_reward"], row["tau"], row["effect"], pictures.get(moment_of(row)),
+    )  # fmt: skip
+
+

@@ -1,0 +1,111 @@
+"""Opening and beginning runs: the folder, its task and its manifest, always in agreement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..datasets.errors import EnvironmentError_, RunFolderError
+from ..datasets.manifest import Manifest
+from ..datasets.rewards import missing_file
+from ..datasets.store import RunFolder
+from ..training.environments import probe
+from .task import TEST_SET, Task, add_import_path, load_task, make_task
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder together with the task it belongs to."""
+
+    folder: RunFolder
+    task: Task
+    manifest: Manifest
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall-clock seconds of the block to the stage's in `run.json`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.manifest.seconds
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - began, 2)
+            if self.folder.root.exists():
+                self.manifest.write(self.folder)
+
+    def require_trained(self) -> None:
+        """Check that every seed's training is whole.
+
+        Raises:
+            RunFolderError: names the first file that is missing.
+        """
+        for seed in self.task.seeds:
+            missing = self.folder.missing_files(seed)
+            if missing:
+                raise missing_file(missing[0])
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        RunFolderError: it is not a run of this version.
+    """
+    folder = RunFolder(Path(path))
+    manifest = Manifest.read(folder)
+    if manifest.task_folder is not None:
+        add_import_path(Path(manifest.task_folder))
+    return Run(folder, make_task(manifest.task, str(folder.manifest_path)), manifest)
+
+
+def begin_run(task_path: str | Path, out: str | Path) -> Run:
+    """Begin a run, or continue one of the same task; checks task and environments before writing.
+
+    Raises:
+        TaskError: the task file.
+        EnvironmentError_: an environment does not exist or breaks the contract.
+        RunFolderError: the folder holds a run of another task, or something else.
+    """
+    task, folder = load_task(task_path), RunFolder(Path(out))
+    if folder.manifest_path.exists():
+        manifest = Manifest.read(folder)
+        differences = task.differences(manifest.task)
+        if differences:
+            raise RunFolderError(
+                f"{folder.root} holds a run of another task (`{manifest.task.get('name')}`): "
+                + "; ".join(differences)
+                + ". Give another --out, or the task file that the run was made with"
+            )
+        manifest.task, manifest.hashes, manifest.seeds = task.resolved(), task.hashes(), task.seeds
+    elif folder.root.exists() and (not folder.root.is_dir() or any(folder.root.iterdir())):
+        raise RunFolderError(
+            f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "
+            "Give another --out"
+        )
+    else:
+        manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
+    require_environments(task)
+    manifest.task_folder = str(Path(task_path).resolve().parent)
+    manifest.write(folder)
+    return Run(folder, task, manifest)
+
+
+def require_environments(task: Task) -> None:
+    """Probe the training environment and every evaluation set.
+
+    Raises:
+        EnvironmentError_: one of them breaks the contract, or their spaces differ.
+    """
+    training = probe(task.training_env)
+    for name in (TEST_SET, *task.sets):
+        found = probe(task.evaluation_env(name))
+        for kind in ("observation_space", "action_space"):
+            given, expected = getattr(found, kind), getattr(training, kind)
+            if given != expected:
+                raise EnvironmentError_(
+                    f"the evaluation set `{name}` has {kind} {given}, the training environment {expected}: "
+                    "expected the same; check test_kwargs and sets"
+                )

@@ -1,0 +1,224 @@
+"""The task file (CONTRACT.md, section 2): read, validated, every default filled in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from ..attribution.targets import BUILT_IN
+from ..datasets.errors import TaskError, nearest
+from ..datasets.manifest import digest
+from ..datasets.outcomes import Outcomes
+from ..reports.verdict import Thresholds
+from ..training.agents import AgentSpec
+from ..training.environments import EnvSpec
+from ..training.evaluation import EvaluationSpec
+
+TEST_SET = "test"
+DEFAULT_SEEDS = 8
+LATER_KEYS = ("hooks", "biases", "causes")
+_TRAINING_KEYS = ("env", "train_kwargs", "agent")
+_FREE_KEYS = ("name", "seeds", "verify", "verdict")  # may change between calls on one run folder
+
+
+class _Model(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
+
+
+class VerifySpec(_Model):
+    """The `verify` block.
+
+    Attributes:
+        seeds: paired seeds that are trained again.
+        points: nested correction sets strictly between none and all.
+        budget: most trainings; None: no limit.
+    """
+
+    seeds: int = Field(default=5, ge=1)
+    points: int = Field(default=5, ge=0)
+    budget: int | None = Field(default=None, ge=0)
+
+
+class VerdictSpec(_Model):
+    """The `verdict` block: the thresholds a user may set."""
+
+    few: float = Field(default=0.10, ge=0, le=1)
+    outer_share: float = Field(default=0.5, gt=0, lt=1)
+    inner_share: float = Field(default=0.2, gt=0, lt=1)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """All thresholds, with these three set."""
+        return Thresholds(few=self.few, outer_share=self.outer_share, inner_share=self.inner_share)
+
+
+GroupBy = Literal["context", "component", "cluster", "transition"]
+
+
+class Task(_Model):
+    """A task file as resolved. See CONTRACT.md for the meaning of each key."""
+
+    name: str = Field(min_length=1)
+    env: str = Field(min_length=1)
+    train_kwargs: dict[str, Any] = Field(default_factory=dict)
+    test_kwargs: dict[str, Any] = Field(default_factory=dict)
+    sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    outcomes: Outcomes
+    agent: AgentSpec = Field(default_factory=AgentSpec)
+    seeds: list[int] = Field(default_factory=lambda: list(range(DEFAULT_SEEDS)), min_length=1)
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    group_by: GroupBy = "context"
+    target: str = "auto"
+    verify: VerifySpec = Field(default_factory=VerifySpec)
+    verdict: VerdictSpec = Field(default_factory=VerdictSpec)
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seed_list(cls, value: Any) -> Any:
+        return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: list[int]) -> list[int]:
+        if any(seed < 0 for seed in value) or len(set(value)) != len(value):
+            raise ValueError(f"{value} was given, expected distinct seeds from 0 (-1 is the random policy)")
+        return value
+
+    @field_validator("group_by")
+    @classmethod
+    def _supported_group(cls, value: str) -> str:
+        if value != "context":
+            raise ValueError(f"`{value}` comes with later work; so far only `context` is supported")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _target_form(cls, value: str) -> str:
+        if value not in BUILT_IN and ":" not in value:
+            raise ValueError(
+                f"`{value}` was given, expected {', '.join(BUILT_IN)} or module:callable.{nearest(value, BUILT_IN)}"
+            )
+        return value
+
+    @field_validator("sets")
+    @classmethod
+    def _set_names(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in value:
+            if name == TEST_SET or not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"the set `{name}`: expected letters, digits, - and _, and not `{TEST_SET}`")
+        return value
+
+    @property
+    def training_env(self) -> EnvSpec:
+        """The training environment."""
+        return EnvSpec(self.env, self.train_kwargs)
+
+    def evaluation_env(self, set_name: str) -> EnvSpec:
+        """Return the environment of an evaluation set.
+
+        Raises:
+            TaskError: the task has no such set.
+        """
+        if set_name == TEST_SET:
+            return EnvSpec(self.env, self.test_kwargs)
+        if set_name not in self.sets:
+            known = [TEST_SET, *self.sets]
+            raise TaskError(
+                f"the evaluation set `{set_name}` was given, the task has {', '.join(known)}.{nearest(set_name, known)}"
+            )
+        return EnvSpec(self.env, self.sets[set_name])
+
+    @property
+    def paired_seeds(self) -> list[int]:
+        """The seeds that are trained again: the first `verify.seeds` of the ensemble."""
+        return self.seeds[: self.verify.seeds]
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the task with every default filled in, as plain values."""
+        return self.model_dump(mode="json")
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of the whole task and of the part that training depends on."""
+        values = self.resolved()
+        return {"task": digest(values), "training": digest({key: values[key] for key in _TRAINING_KEYS})}
+
+    def differences(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Return in words what keeps this task from continuing a run of an earlier one."""
+        mine = self.resolved()
+        fixed = [key for key in mine if key not in _FREE_KEYS]
+        return [
+            f"{key}: {earlier.get(key)!r} in the run, {mine[key]!r} in the task"
+            for key in fixed
+            if earlier.get(key) != mine[key]
+        ]
+
+
+def load_task(path: str | Path) -> Task:
+    """Read and validate a task file; modules beside it can then be named by `env` and `target`.
+
+    Raises:
+        TaskError: the file is missing, is not YAML, or breaks the contract.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TaskError(f"the task file {path} does not exist; expected a YAML file such as examples/*.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} is not YAML: {error}") from error
+    add_import_path(path.resolve().parent)
+    return make_task(values, str(path))
+
+
+def make_task(values: object, where: str) -> Task:
+    """Validate a task given as plain values.
+
+    Raises:
+        TaskError: names the key, what was given and what was expected.
+    """
+    if not isinstance(values, dict):
+        raise TaskError(f"{where} holds a {type(values).__name__}, expected a mapping of task keys")
+    try:
+        task = Task.model_validate(values)
+    except ValidationError as error:
+        raise TaskError(f"{where}: " + "\n".join(_explain(item) for item in error.errors())) from error
+    task.agent.require_valid()
+    return task
+
+
+def add_import_path(path: Path) -> None:
+    """Let modules beside the task file be imported."""
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
+
+
+def _explain(item: ErrorDetails) -> str:
+    """Say one validation error as: key, what was given, what was expected."""
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        if location[-1] in LATER_KEYS and len(location) == 1:
+            return f"key `{key}` comes with later work and is not supported yet; remove it"
+        known = _known_keys(location[:-1])
+        return f"unknown key `{key}`; known here: {', '.join(known)}.{nearest(location[-1], known)}"
+    if item["type"] == "missing":
+        return f"key `{key}` is missing; every task needs name, env and outcomes (desired and misbehaved)"
+    return f"key `{key}`: {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r})"
+
+
+def _known_keys(location: Iterable[str]) -> list[str]:
+    model: type[BaseModel] = Task
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)

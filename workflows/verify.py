@@ -1,0 +1,178 @@
+"""Stage verify: the counterfactual bank. Correct rewards, train again, play, and keep what happened."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ..attribution.order import attribution_order, effect_table, nested_sizes, random_order
+from ..datasets.manifest import digest
+from ..datasets.rewards import reward_summary
+from ..datasets.schema import BANK_OUTCOMES, MASKS
+from ..datasets.store import RunFolder, read_table, write_table
+from ..reports.evidence import Bank, collect_evidence
+from ..reports.verdict import decide
+from ..training.edits import RewardEdit
+from ..training.ensemble import train_agent
+from ..training.evaluation import evaluate_policy
+from .runs import Run
+from .task import Task
+from .workers import Workers
+
+log = logging.getLogger("aitia")
+DEFAULT_ESTIMATOR = "trak"
+_LAST_RULE_WITHOUT_RETRAINING = 6
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A correction set of the bank.
+
+    Attributes:
+        order: none | all | attribution | random.
+        groups: the groups it corrects (`all` corrects every transition, also of groups not listed).
+    """
+
+    order: str
+    groups: tuple[str, ...]
+
+    @property
+    def edit(self) -> RewardEdit:
+        """The reward edit of the mask."""
+        return RewardEdit(None if self.order == "all" else frozenset(self.groups))
+
+    def member(self, seed: int) -> str:
+        """Return the name of the agent trained with this mask and seed."""
+        return f"{self.order}-{len(self.groups):05d}-seed={seed}"
+
+
+@dataclass(frozen=True)
+class MemberPiece:
+    """One agent of the bank: trained with a mask, then played."""
+
+    root: Path
+    task: Task
+    set_name: str
+    mask: Mask
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        """The finished piece: its plays."""
+        key = digest(sorted(self.mask.groups) if self.mask.order != "all" else None)[:12]
+        folder = RunFolder(self.root).parts_folder("bank", self.set_name)
+        return folder / f"{self.mask.member(self.seed)}-{key}.parquet"
+
+
+def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
+    """Make the counterfactual bank of an evaluation set.
+
+    Nothing is trained where retraining cannot change the verdict (rules 1 to 6 without a bank). All
+    corrections come first; nested sets and their random control are verified only where correcting
+    everything brings the misbehaviour rate below `1 - inner_share` of the uncorrected.
+    """
+    run.require_trained()
+    episodes = read_table(run.folder.evaluation_path(set_name, "episodes"))
+    rewards = [reward_summary(run.folder, seed) for seed in run.task.seeds]
+    before = decide(collect_evidence(episodes, rewards, None, run.task.outcomes), run.task.verdict.thresholds)
+    if before.rule <= _LAST_RULE_WITHOUT_RETRAINING:
+        log.info("verify %s: rule %d applies, nothing to train again", run.task.name, before.rule)
+        _write_bank(run, set_name, episodes, [])
+        return
+    wrong = wrong_groups(rewards)
+    done: list[MemberPiece] = []
+    _extend(run, set_name, [Mask("all", tuple(sorted(wrong)))], done, workers)
+    _write_bank(run, set_name, episodes, done)
+    if _correction_helps(run, set_name, episodes, rewards):
+        _extend(run, set_name, _nested_masks(run, set_name, wrong), done, workers)
+        _write_bank(run, set_name, episodes, done)
+
+
+def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
+    """Return the groups with a wrong reward in some seed's training."""
+    return {
+        group
+        for table in rewards
+        for group, wrong in zip(table["group"].to_pylist(), table["wrong_transitions"].to_pylist(), strict=True)
+        if wrong
+    }
+
+
+def _nested_masks(run: Run, set_name: str, wrong: set[str]) -> list[Mask]:
+    sums = read_table(run.folder.influence_path(set_name, "groups"))
+    order = attribution_order(effect_table(sums.filter(pc.field("estimator") == DEFAULT_ESTIMATOR)), wrong)
+    orders = {"attribution": order, "random": random_order(wrong)}
+    sizes = nested_sizes(len(wrong), run.task.verify.points)
+    return [Mask(name, tuple(groups[:size])) for size in sizes for name, groups in orders.items()]
+
+
+def _extend(run: Run, set_name: str, masks: Sequence[Mask], done: list[MemberPiece], workers: Workers) -> None:
+    """Train the agents of masks, as many as the budget allows, and add them to `done`."""
+    pieces = [
+        MemberPiece(run.folder.root, run.task, set_name, mask, seed)
+        for mask in masks
+        for seed in run.task.paired_seeds
+    ]
+    budget = run.task.verify.budget
+    if budget is not None and len(done) + len(pieces) > budget:
+        log.warning("verify %s: the budget of %d trainings ends the bank early", run.task.name, budget)
+        pieces = pieces[: max(budget - len(done), 0)]
+    waiting = [piece for piece in pieces if not piece.path.exists()]
+    workers.map(_train_member, waiting, f"verify {run.task.name}")
+    done.extend(pieces)
+
+
+def _train_member(piece: MemberPiece) -> None:
+    task = piece.task
+    model = train_agent(task.agent, task.training_env, piece.seed, edit=piece.mask.edit)
+    policy = model.policy
+    assert isinstance(policy, ActorCriticPolicy)
+    policy.set_training_mode(False)
+    parts = []
+    for part, env in (("test", task.evaluation_env(piece.set_name)), ("train", task.training_env)):
+        episodes, _ = evaluate_policy(policy, env, task.evaluation, piece.seed, part)
+        parts.append(episodes.select(["part", "episode", "repeat", "outcome"]))
+    write_table(piece.path, pa.concat_tables(parts))
+
+
+def _correction_helps(run: Run, set_name: str, episodes: pa.Table, rewards: Sequence[pa.Table]) -> bool:
+    evidence = collect_evidence(episodes, rewards, read_bank(run.folder, set_name), run.task.outcomes)
+    before, after = evidence.paired()
+    m0 = [rates.misbehaviour for rates in before if rates.misbehaviour is not None]
+    m_all = [rates.misbehaviour for rates in after if rates.misbehaviour is not None]
+    keep = 1 - run.task.verdict.inner_share
+    return bool(m0 and m_all and np.mean(m_all) < keep * np.mean(m0))
+
+
+def read_bank(folder: RunFolder, set_name: str) -> Bank | None:
+    """Return the bank of an evaluation set; None before `verify`."""
+    if not folder.bank_path(set_name, "masks").exists():
+        return None
+    return Bank(read_table(folder.bank_path(set_name, "masks")), read_table(folder.bank_path(set_name, "outcomes")))
+
+
+def _write_bank(run: Run, set_name: str, episodes: pa.Table, pieces: Sequence[MemberPiece]) -> None:
+    """Write masks and outcomes: the ensemble itself as mask `none`, then every member trained."""
+    none = Mask("none", ())
+    seeds = run.task.paired_seeds
+    masks = [(none, seed) for seed in seeds] + [(piece.mask, piece.seed) for piece in pieces]
+    columns = ["part", "episode", "repeat", "outcome"]
+    plays = [(none.member(seed), episodes.filter(pc.field("seed") == seed).select(columns)) for seed in seeds]
+    plays += [(piece.mask.member(piece.seed), read_table(piece.path)) for piece in pieces]
+    rows = [
+        {"member": m.member(s), "seed": s, "order": m.order, "size": len(m.groups), "groups": list(m.groups)}
+        for m, s in masks
+    ]
+    outcomes = [
+        table.add_column(0, "member", pa.array([member] * table.num_rows, pa.string())).cast(BANK_OUTCOMES)
+        for member, table in plays
+    ]
+    write_table(run.folder.bank_path(set_name, "outcomes"), pa.concat_tables(outcomes))
+    write_table(run.folder.bank_path(set_name, "masks"), pa.Table.from_pylist(rows, schema=MASKS))
