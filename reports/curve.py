@@ -107,14 +107,21 @@ def all_units(summaries: Sequence[pa.Table]) -> Units:
 
 @dataclass(frozen=True)
 class Ease:
-    """How little had to be corrected for half of the drop, as shares of all units of the kind."""
+    """How little had to be corrected for half of the drop, as shares of all units of the kind.
+
+    Attributes:
+        transitions, reward_events, episodes, groups: shares, read off the curve by linear interpolation
+            between the two verified sets around half of the drop.
+        kind: `concentrated` or `diffuse`.
+        verified: the smallest verified set that reaches half of the drop.
+    """
 
     transitions: float
     reward_events: float
     episodes: float
     groups: float
     kind: str
-    verified: int
+    verified: CurvePoint
 
     def as_dict(self) -> dict[str, Any]:
         """Return the contract's `ease`."""
@@ -131,7 +138,7 @@ class Ease:
 def ease(
     verdict: Verdict, curve: Sequence[CurvePoint], summaries: Sequence[pa.Table], thresholds: Thresholds
 ) -> Ease | None:
-    """Return the ease of the correction: the smallest verified set, in attribution order, for half of the drop.
+    """Return how easy the correction is: units for half of the drop, in attribution order.
 
     Args:
         verdict: the set's verdict; only an outer one has an ease.
@@ -139,16 +146,16 @@ def ease(
         summaries: reward summaries of the paired seeds.
         thresholds: `few` decides between concentrated and diffuse.
     """
-    ends = {point.order: point for point in curve if point.order in ("none", "all")}
-    if verdict is not Verdict.OUTER or len(ends) < 2:
+    nested = [point for order in ("none", "attribution", "all") for point in curve if point.order == order]
+    rates = [point.misbehaviour.value for point in nested if point.misbehaviour.value is not None]
+    if verdict is not Verdict.OUTER or len(rates) < len(nested) or len(nested) < 2 or rates[0] <= rates[-1]:
         return None
-    start, end = ends["none"].misbehaviour.value, ends["all"].misbehaviour.value
-    if start is None or end is None or start <= end:
-        return None
-    halfway = start - 0.5 * (start - end)
-    nested = [point for point in curve if point.order == "attribution"] + [ends["all"]]
-    enough = next(p for p in nested if p.misbehaviour.value is not None and p.misbehaviour.value <= halfway)
-    shares = [float(part / whole) if whole else 0.0 for part, whole in zip(enough.corrected, all_units(summaries), strict=True)]
-    transitions, events, episodes, groups = shares
-    kind = "concentrated" if min(events, groups) <= thresholds.few else "diffuse"
-    return Ease(transitions, events, episodes, groups, kind, int(enough.corrected.groups))
+    halfway = 0.5 * (rates[0] + rates[-1])
+    index = next(i for i, rate in enumerate(rates) if rate <= halfway)
+    weight = (rates[index - 1] - halfway) / (rates[index - 1] - rates[index])
+    before, after = (np.array(nested[i].corrected) for i in (index - 1, index))
+    units = before + weight * (after - before)
+    whole = np.array(all_units(summaries))
+    shares = np.divide(units, whole, out=np.zeros(len(whole)), where=whole > 0).tolist()
+    kind = "concentrated" if min(shares[1], shares[3]) <= thresholds.few else "diffuse"
+    return Ease(*shares, kind=kind, verified=nested[index])

@@ -68,7 +68,7 @@ def write_correction_curve(path: Path, curve: Sequence[CurvePoint], thresholds: 
         axes.set_xlabel(f"{groups} corrected")
         axes.set_ylabel("misbehaviour rate\n(of competent plays)")
         axes.set_ylim(-0.03, 1.03)
-        axes.legend(frameon=False, fontsize=9, loc="best")
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     write_text(path, buffer.getvalue())

@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
 from ..datasets.store import write_text
-from .curve import Ease
 from .findings import SetFindings
 from .verdict import Verdict
 from .words import RULES, WORDS
@@ -131,14 +130,16 @@ def write_index_page(
 
 
 def _cheapest_budget(findings: SetFindings) -> str | None:
-    """Say the cheapest verified correction in words."""
-    found: Ease | None = findings.ease
+    """Say in words how little had to be corrected."""
+    found = findings.ease
     if found is None:
         return None
+    point = found.verified
     return (
-        f"The smallest verified correction that removes half of what correcting everything removes: "
-        f"{found.verified} groups, {found.groups:.1%} of all groups, {found.reward_events:.1%} of all reward "
-        f"events, {found.transitions:.1%} of all transitions."
+        f"Half of what correcting everything removes is removed by correcting about {found.groups:.1%} of all "
+        f"groups, {found.reward_events:.1%} of all reward events, {found.transitions:.1%} of all transitions "
+        f"(between two verified sets, by linear interpolation). The smallest verified set that reaches it has "
+        f"{point.corrected.groups:.0f} groups and {point.corrected.reward_events:.0f} reward events a run."
     )
 
 
