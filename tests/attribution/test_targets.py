@@ -1,0 +1,93 @@
+"""Targets: the misbehaviour functional of a failure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_policies import make_targets as both_kinds
+
+from aitia.attribution.targets import TargetSteps, decisive_steps, make_targets
+from aitia.datasets import schema
+from aitia.datasets.errors import TaskError
+
+
+def test_labels_target_is_the_log_odds_of_misbehaving_against_desired_actions() -> None:
+    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], dtype=torch.float64)
+    labels = np.array([[1, -1, 0], [1, -1, 1]], dtype=np.int8)
+    targets = TargetSteps(
+        ("0-0",), ("labels",), np.zeros(2, int), np.zeros((2, 1)), np.zeros(2, int), labels, np.ones(2, bool)
+    )
+    expected = 0.5 * (np.log(0.5 / 0.3) + np.log(0.4 / 0.6))
+    assert targets.values(probabilities.log()).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_log_odds_target_is_the_mean_log_odds_of_the_actions_taken() -> None:
+    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], dtype=torch.float64)
+    targets = TargetSteps(
+        ("0-0",), ("log-odds",), np.zeros(2, int), np.zeros((2, 1)), np.array([1, 2]),
+        np.zeros((2, 3), np.int8), np.zeros(2, bool),
+    )  # fmt: skip
+    expected = 0.5 * (np.log(0.3 / 0.7) + np.log(0.3 / 0.7))
+    assert targets.values(probabilities.log()).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_indecisive_steps_do_not_count() -> None:
+    labels = np.array([[1, -1], [0, 0]], dtype=np.int8)
+    targets = TargetSteps(
+        ("0-0",), ("labels",), np.zeros(2, int), np.zeros((2, 1)), np.zeros(2, int), labels, np.array([True, False])
+    )
+    log_probs = torch.log(torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=torch.float64)).requires_grad_()
+    value = targets.values(log_probs)
+    assert value.item() == pytest.approx(np.log(4.0))
+    value.sum().backward()
+    assert log_probs.grad is not None and not log_probs.grad[1].any() and torch.isfinite(log_probs.grad).all()
+
+
+def test_a_failure_does_not_depend_on_the_steps_of_another() -> None:
+    targets = both_kinds()
+    log_probs = torch.log_softmax(torch.randn(len(targets.failure), 3, dtype=torch.float64), 1).requires_grad_()
+    targets.values(log_probs)[1].backward()
+    assert log_probs.grad is not None
+    touched = set(targets.failure[log_probs.grad.abs().sum(1).numpy() > 0].tolist())
+    assert touched == {1}
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1]), min_size=2, max_size=5), st.integers(0, 4))
+def test_a_step_is_decisive_iff_labels_hold_both_signs_and_the_action_misbehaves(row: list[int], action: int) -> None:
+    action %= len(row)
+    expected = 1 in row and -1 in row and row[action] == 1
+    assert decisive_steps(np.array([row], np.int8), np.array([action]))[0] == expected
+
+
+def steps_table(labels: list[list[int] | None]) -> tuple[pa.Table, pa.Table]:
+    n = len(labels)
+    observations = np.arange(n, dtype=np.float32)[:, None]
+    steps = pa.table(
+        {
+            "seed": pa.array([0] * n, pa.int32()), "part": ["test"] * n, "episode": pa.array([3] * n, pa.int32()),
+            "t": pa.array(range(n), pa.int32()), "observation": schema.encode_arrays(observations),
+            "action": pa.array([1] * n, pa.int64()), "action_labels": pa.array(labels, pa.list_(pa.int8())),
+        }
+    )  # fmt: skip
+    metadata = {**schema.array_metadata("observation", schema.ArrayFormat((1,), "float32")), "actions": "2"}
+    return schema.with_metadata(steps, metadata), pa.table({"seed": [0], "episode": [3]})
+
+
+def test_auto_takes_labels_where_a_step_is_decisive_and_log_odds_elsewhere() -> None:
+    assert make_targets(*steps_table([[0, 0], [-1, 1]]), "auto").kinds == ("labels",)
+    assert make_targets(*steps_table([[0, 0], [1, -1]]), "auto").kinds == ("log-odds",)
+    assert make_targets(*steps_table([None, None]), "auto").kinds == ("log-odds",)
+
+
+def test_labels_without_a_decisive_step_is_an_error_that_names_the_failure() -> None:
+    with pytest.raises(TaskError, match="0-3"):
+        make_targets(*steps_table([None, None]), "labels")
+
+
+def test_an_unknown_target_module_is_an_error() -> None:
+    with pytest.raises(TaskError, match="no_such_module"):
+        make_targets(*steps_table([None]), "no_such_module:f")

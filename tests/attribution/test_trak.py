@@ -1,0 +1,156 @@
+"""Exact TRAK scores: against the primal formula, against the traker library, and known zeros."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from small_policies import (
+    distinct,
+    flat_gradient,
+    log_prob_target,
+    make_policy,
+    make_rows,
+    make_targets,
+    primal_scores,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+
+from aitia.attribution.factors import gradient_factors, log_probabilities
+from aitia.attribution.trak import LAMBDAS, WindowRows, window_gradients
+from aitia.datasets.errors import InputError, NonFiniteError
+
+
+@pytest.mark.parametrize("lam", LAMBDAS)
+def test_dual_scores_equal_the_primal_formula(lam: float) -> None:
+    observations, actions = make_rows()
+    targets, policy = make_targets(), make_policy()
+    expected = primal_scores(policy, observations, actions, targets, lam)
+    found = window_gradients(policy, distinct(observations, actions), targets, "w").trak(lam)
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error < 1e-10, "above 1e-3: a layer, a bias or the factor 1/n is missing; about 1e-6: float32 crept in"
+
+
+def test_factored_gradients_equal_a_loop_over_samples() -> None:
+    observations, actions = make_rows()
+    policy = make_policy().double()
+    index = torch.arange(len(actions))
+    factors = gradient_factors(
+        policy, torch.as_tensor(observations), lambda lp: lp[index, torch.as_tensor(actions)].sum()
+    )
+    log_probs = log_probabilities(policy, torch.as_tensor(observations))
+    for row in (0, 7, 39):
+        expected = flat_gradient(policy, log_probs[row, actions[row]])
+        layers = [(x.derivatives[row][:, None] * x.inputs[row], x.derivatives[row]) for x in factors.layers]
+        found = torch.cat([part.reshape(-1) for layer in layers for part in layer])
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_collapsing_equal_transitions_changes_nothing() -> None:
+    observations, actions = make_rows()
+    targets = make_targets()
+    collapsed = distinct(observations, actions)
+    rows = np.arange(len(actions))
+    separate = WindowRows(observations, actions, np.ones_like(rows), rows)
+    assert len(collapsed.counts) == 25 < len(rows)
+    found, expected = (window_gradients(make_policy(), r, targets, "w").trak(1e-2) for r in (collapsed, separate))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_log_probabilities_are_those_of_the_policy() -> None:
+    policy, (observations, _) = make_policy(), make_rows()
+    expected = policy.get_distribution(torch.as_tensor(observations)).distribution.logits
+    torch.testing.assert_close(log_probabilities(policy, torch.as_tensor(observations)), expected)
+
+
+class _LogProb:
+    """log pi(a|s) for traker, whose own base class wants exactly these two functions."""
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.shell = _Actor(policy)
+
+    @staticmethod
+    def get_output(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], obs: Tensor, action: Tensor) -> Tensor:  # fmt: skip
+        logits = torch.func.functional_call(model, (weights, buffers), (obs[None],))
+        return (torch.log_softmax(logits, 1)[0] * (torch.arange(logits.shape[1]) == action)).sum()
+
+    @staticmethod
+    def get_out_to_loss_grad(model: nn.Module, weights: object, buffers: object, batch: tuple[Tensor, ...]) -> Tensor:
+        return torch.ones(len(batch[0]), 1)
+
+
+class _Actor(nn.Module):
+    """The actor alone: traker takes gradients by all parameters of a module."""
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.body, self.head = policy.mlp_extractor.policy_net, policy.action_net
+
+    def forward(self, observations: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(observations))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore")  # traker's own warnings about its optional CUDA kernels
+def test_scores_rank_as_traker_without_projection_does(tmp_path: Path) -> None:
+    """With NoOpProjector, float32 and lambda n / P traker computes the same scores up to one factor."""
+    from trak import TRAKer
+    from trak.modelout_functions import AbstractModelOutput
+    from trak.projectors import NoOpProjector
+
+    class Output(_LogProb, AbstractModelOutput):  # type: ignore[misc]
+        pass
+
+    lam = 1e-2
+    observations, actions = make_rows(60, 60)
+    policy, targets = make_policy(), log_prob_target(7)
+    expected = window_gradients(make_policy(), distinct(observations, actions), targets, "w").trak(lam)
+    task = Output(policy)
+    parameters = sum(p.numel() for p in task.shell.parameters())
+    traker = TRAKer(
+        task.shell, task, train_set_size=60, save_dir=str(tmp_path), device="cpu", use_half_precision=False,
+        projector=NoOpProjector(grad_dim=parameters, proj_dim=parameters, device="cpu"), proj_dim=parameters,
+        lambda_reg=lam * 60 / parameters, logging_level=50,
+    )  # fmt: skip
+    traker.load_checkpoint(task.shell.state_dict(), model_id=0)
+    traker.featurize(batch=(torch.as_tensor(observations), torch.as_tensor(actions)), num_samples=60)
+    traker.finalize_features()
+    traker.start_scoring_checkpoint("test", task.shell.state_dict(), model_id=0, num_targets=7)
+    traker.score(batch=(torch.as_tensor(targets.observations), torch.as_tensor(targets.actions)), num_samples=7)
+    found = traker.finalize_scores("test")
+    for failure in range(7):
+        assert spearmanr(found[:, failure], expected[:, failure]).statistic >= 0.9999
+
+
+def test_a_tabular_policy_gets_exactly_zero_at_a_state_never_visited() -> None:
+    """One-hot states and a table of logits: no training reward can move the probabilities elsewhere."""
+    policy = make_policy(hidden=())
+    policy.action_net = nn.Linear(5, 3, bias=False)
+    states = np.eye(5, dtype=np.float32)
+    visited = np.tile(np.arange(4), 6)
+    actions = np.random.default_rng(0).integers(0, 3, len(visited))
+    targets = make_targets(2)
+    targets.observations[:] = states[4]
+    gradients = window_gradients(policy, distinct(states[visited], actions), targets, "w")
+    assert (gradients.trak(1e-2) == 0.0).all()
+    targets.observations[:] = states[0]
+    seen = window_gradients(policy, distinct(states[visited], actions), targets, "w").trak(1e-2)
+    assert (seen != 0.0).any(), "the visited state must be moved, or the test is blind"
+
+
+def test_a_non_finite_gradient_is_an_error_that_names_window_and_row() -> None:
+    observations, actions = make_rows()
+    observations[11, 2] = np.nan
+    with pytest.raises(NonFiniteError, match="window=00003, row 11"):
+        window_gradients(make_policy(), distinct(observations, actions), make_targets(), "window=00003")
+
+
+def test_a_policy_with_other_layers_is_refused_by_name() -> None:
+    policy = make_policy()
+    policy.mlp_extractor.policy_net = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
+    with pytest.raises(InputError, match="LayerNorm"):
+        gradient_factors(policy, torch.zeros(1, 5), lambda lp: lp.sum())

@@ -1,0 +1,141 @@
+"""One window: group sums, top transitions, chunks; and the order in which groups are corrected."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from small_policies import distinct, make_policy, make_rows, make_targets
+
+from aitia.attribution import window as window_module
+from aitia.attribution.adjoint import Advantages, reward_influence
+from aitia.attribution.order import (
+    EffectTable,
+    area_under_curve,
+    attribution_order,
+    effect_table,
+    nested_sizes,
+    random_order,
+)
+from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS, window_gradients
+from aitia.attribution.window import Window, attribute_window, keep_top
+from aitia.datasets.schema import TOP_TRANSITIONS
+
+
+def make_window(intended: bool = True) -> Window:
+    generator = np.random.default_rng(2)
+    observations, actions = make_rows(40, 30)
+    reward = generator.choice([0.0, 1.0], 40)
+    right = reward + generator.choice([0.0, 0.0, 1.5, -1.0], 40)
+    advantages = Advantages(generator.normal(size=40), generator.random(40) < 0.2, 4, 0.97, 0.95, True, np.ones(40))
+    group = generator.choice(["a", "b", "c"], 40)
+    return Window(
+        "w", 0, 0, distinct(observations, actions), advantages, reward, right if intended else None, group, actions
+    )
+
+
+def dense_tau(window: Window) -> NDArray[np.float64]:
+    scores = window_gradients(make_policy(), window.rows, make_targets(), "w").trak(DEFAULT_LAMBDA)
+    return reward_influence(scores, window.advantages).tau
+
+
+def test_group_sums_are_sums_of_corrections_times_influence() -> None:
+    window = make_window()
+    sums = attribute_window(window, make_policy(), make_targets(), "trak").sums
+    tau, change = dense_tau(window), window.correction
+    assert change is not None and window.intended is not None
+    for index, group in enumerate(sums.groups):
+        rows = window.group == group
+        expected = (change[rows, None] * tau[rows]).sum(0)
+        np.testing.assert_allclose(sums.effect[LAMBDAS.index(DEFAULT_LAMBDA), :, index], expected, rtol=1e-9)
+
+
+def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = attribute_window(make_window(), make_policy(), make_targets(7), "trak")
+    monkeypatch.setattr(window_module, "_CHUNK", 2)
+    parts = attribute_window(make_window(), make_policy(), make_targets(7), "trak")
+    np.testing.assert_allclose(parts.sums.effect, whole.sums.effect, rtol=1e-9, atol=1e-14)
+    assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(whole.top.drop_columns(["tau", "tau_raw", "s"]))
+    np.testing.assert_allclose(parts.top["tau"].to_numpy(), whole.top["tau"].to_numpy(), rtol=1e-9)
+
+
+def test_top_transitions_are_those_of_the_dense_influence() -> None:
+    window = make_window()
+    top = attribute_window(window, make_policy(), make_targets(), "trak", top_k=3).top
+    tau, change = dense_tau(window), window.correction
+    assert change is not None
+    for failure in range(4):
+        rows = {r["env"] * 10 + r["step"] for r in top.to_pylist() if r["failure"] == f"0-{failure}"}
+        strongest = np.argsort(-np.abs(tau[:, failure]) * window.is_event, kind="stable")[:3]
+        helpful = np.argsort(change * tau[:, failure], kind="stable")[:3]
+        assert rows == {*strongest.tolist(), *helpful.tolist()}
+
+
+def test_without_intended_rewards_there_are_no_sums_but_influence() -> None:
+    influence = attribute_window(make_window(intended=False), make_policy(), make_targets(), "trak")
+    assert influence.sums.groups == [] and influence.top.num_rows > 0
+    assert influence.top["intended_reward"].null_count == influence.top.num_rows
+
+
+def test_merging_windows_keeps_the_top_of_all() -> None:
+    generator = np.random.default_rng(0)
+    tables = []
+    for window in range(5):
+        tau = generator.normal(size=40)
+        tables.append(
+            pa.table(
+                {
+                    "failure": ["0-0", "0-1"] * 20, "seed": [0] * 40, "window": [window] * 40, "step": range(40),
+                    "env": [0] * 40, "tau": tau, "tau_raw": tau, "s": tau, "reward": [1.0] * 40,
+                    "intended_reward": generator.choice([0.0, 1.0], 40), "context": ["a"] * 40, "action": [0] * 40,
+                    "estimator": ["trak"] * 40,
+                }
+            ).cast(TOP_TRANSITIONS)
+        )  # fmt: skip
+    at_once = keep_top(pa.concat_tables(tables), 3)
+    streamed = TOP_TRANSITIONS.empty_table()
+    for table in tables:
+        streamed = keep_top(pa.concat_tables([streamed, table]), 3)
+    assert streamed.combine_chunks().equals(at_once.combine_chunks()), "streaming selection lost or kept another row"
+    assert 3 * 2 <= at_once.num_rows <= 6 * 2
+
+
+def test_effects_are_averaged_over_seeds_at_one_lambda() -> None:
+    rows = [
+        {"failure": "0-0", "group": group, "seed": seed, "lambda": lam, "effect": effect}
+        for group, seed, lam, effect in [
+            ("a", 0, DEFAULT_LAMBDA, -1.0), ("a", 1, DEFAULT_LAMBDA, -3.0), ("b", 0, DEFAULT_LAMBDA, 4.0),
+            ("b", 1, DEFAULT_LAMBDA, -2.0), ("a", 0, 0.1, 99.0),
+        ]
+    ]  # fmt: skip
+    table = effect_table(pa.Table.from_pylist(rows))
+    assert table.mean() == {"a": -2.0, "b": 1.0}
+
+
+def test_order_is_most_negative_first_and_the_null_is_another_order_of_the_same_groups() -> None:
+    effects = EffectTable(["0-0"], ["a", "b", "c"], np.array([[0.5, -2.0, -1.0]]))
+    assert attribution_order(effects, {"a", "b", "c"}) == ["b", "c", "a"]
+    names = {f"g{i}" for i in range(30)}
+    assert sorted(random_order(names)) == sorted(names) and random_order(names) != sorted(names)
+    assert random_order(names) == random_order(set(reversed(sorted(names)))), "must not depend on set order"
+
+
+@given(st.integers(1, 500), st.integers(0, 8))
+def test_nested_sizes_lie_strictly_between_none_and_all(groups: int, points: int) -> None:
+    sizes = nested_sizes(groups, points)
+    assert sizes == sorted(set(sizes)) and len(sizes) <= points and all(0 < size < groups for size in sizes)
+
+
+def test_halving_sizes_for_the_demo() -> None:
+    assert nested_sizes(96, 3) == [12, 24, 48]
+
+
+def test_area_under_curve_of_known_orders() -> None:
+    assert area_under_curve(["a", "b", "x", "y"], {"a", "b"}) == 1.0
+    assert area_under_curve(["x", "y", "a", "b"], {"a", "b"}) == 0.0
+    assert area_under_curve(["a", "x", "b", "y"], {"a", "b"}) == 0.75
+    with pytest.raises(ValueError, match="causal"):
+        area_under_curve(["a"], {"a"})

@@ -1,0 +1,96 @@
+"""Small policies and windows for tests of the attribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+
+from aitia.attribution.factors import log_probabilities
+from aitia.attribution.targets import TargetSteps, UserSteps
+from aitia.attribution.trak import WindowRows
+
+ACTIONS = 3
+SHAPE = (5,)
+
+
+def make_policy(seed: int = 0, hidden: tuple[int, ...] = (6, 4)) -> ActorCriticPolicy:
+    torch.manual_seed(seed)
+    policy = ActorCriticPolicy(
+        spaces.Box(-1, 1, SHAPE), spaces.Discrete(ACTIONS), lambda _: 0.0,
+        net_arch={"pi": list(hidden), "vf": [3]}, activation_fn=nn.Tanh,
+    )  # fmt: skip
+    with torch.no_grad():  # far from SB3's nearly uniform start, so that gradients differ
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    policy.set_training_mode(False)
+    return policy
+
+
+def make_rows(rows: int = 40, distinct: int = 25, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Observations [N, 5] and actions [N] of a window in which some transitions repeat."""
+    generator = np.random.default_rng(seed)
+    observations = generator.uniform(-1, 1, (distinct, *SHAPE)).astype(np.float32)
+    actions = generator.integers(0, ACTIONS, distinct)
+    chosen = np.concatenate([np.arange(distinct), generator.integers(0, distinct, rows - distinct)])
+    return observations[chosen], actions[chosen]
+
+
+def make_targets(failures: int = 4, seed: int = 5) -> TargetSteps:
+    """Targets of both kinds with several steps each."""
+    generator = np.random.default_rng(seed)
+    failure = np.repeat(np.arange(failures), generator.integers(1, 4, failures))
+    steps = len(failure)
+    labels = np.tile(np.array([1, -1, 0], dtype=np.int8), (steps, 1))
+    kinds = tuple("labels" if i % 2 == 0 else "log-odds" for i in range(failures))
+    actions = np.zeros(steps, dtype=np.int64)
+    return TargetSteps(
+        tuple(f"0-{i}" for i in range(failures)), kinds, failure,
+        generator.uniform(-1, 1, (steps, *SHAPE)).astype(np.float32), actions, labels, np.ones(steps, bool),
+    )  # fmt: skip
+
+
+def log_prob_target(rows: int, seed: int = 9) -> TargetSteps:
+    """One failure a row, whose target is log pi of the action taken: what `traker` can score as it is."""
+    observations, actions = make_rows(rows, rows, seed)
+
+    def target(log_probs: Tensor, steps: UserSteps) -> Tensor:
+        return log_probs[torch.arange(len(steps.actions)), torch.as_tensor(steps.actions)].sum()
+
+    return TargetSteps(
+        tuple(f"0-{i}" for i in range(rows)), ("user",) * rows, np.arange(rows), observations, actions,
+        np.zeros((rows, ACTIONS), np.int8), np.zeros(rows, bool), target,
+    )  # fmt: skip
+
+
+def actor_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
+    """Parameters on the way to the action probabilities, in the order of the layers."""
+    modules = (policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net)
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def flat_gradient(policy: ActorCriticPolicy, value: Tensor) -> Tensor:
+    gradients = torch.autograd.grad(value, actor_parameters(policy), retain_graph=True)
+    return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+
+def primal_scores(
+    policy: ActorCriticPolicy, observations: NDArray[np.float32], actions: NDArray[np.int64],
+    targets: TargetSteps, lam: float,
+) -> NDArray[np.float64]:  # fmt: skip
+    """TRAK scores by the definition: one gradient a transition, the Fisher matrix formed and inverted."""
+    policy.to(torch.float64)
+    log_probs = log_probabilities(policy, torch.as_tensor(observations))
+    phi = torch.stack([flat_gradient(policy, log_probs[t, a]) for t, a in enumerate(actions)])
+    values = targets.values(log_probabilities(policy, torch.as_tensor(targets.observations)))
+    q = torch.stack([flat_gradient(policy, value) for value in values], dim=1)
+    fisher = phi.T @ phi / len(phi)
+    scores: NDArray[np.float64] = (phi @ torch.linalg.solve(fisher + lam * torch.eye(len(fisher), dtype=fisher.dtype), q)).numpy()
+    return scores
+
+
+def distinct(observations: NDArray[np.float32], actions: NDArray[np.int64]) -> WindowRows:
+    return WindowRows.of(observations, actions)

@@ -1,0 +1,75 @@
+"""Tiny environments, each written for one claim; named by tasks as `toy_environments:Corridor`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Corridor(gym.Env[NDArray[np.float32], Any]):
+    """Cells 0..length; begin in the middle; right end `goal`, left end `pit`, else `timeout`.
+
+    Args:
+        length: index of the right end.
+        limit: step limit.
+        step_reward: paid at every step, beside 1 at the goal.
+        nan_after: pay NaN from this many steps of this instance on; None: never.
+        tell: info keys it tells.
+        continuous: continuous actions.
+        intended_error: what the intended reward differs from the paid one by.
+        components: sum of `reward_components` relative to the reward; None: not told.
+    """
+
+    def __init__(
+        self,
+        length: int = 4,
+        limit: int = 6,
+        step_reward: float = 0.0,
+        nan_after: int | None = None,
+        tell: tuple[str, ...] = ("outcome", "intended_reward"),
+        continuous: bool = False,
+        intended_error: float = 0.0,
+        components: float | None = None,
+        cells: int = 0,
+    ) -> None:
+        self.length, self.limit, self.step_reward = length, limit, step_reward
+        self.nan_after, self.tell, self.intended_error, self.components = nan_after, tell, intended_error, components
+        self.one_hot = cells
+        shape = (cells,) if cells else (2,)
+        self.observation_space = gym.spaces.Box(-1.0, 1.0, shape, np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (1,)) if continuous else gym.spaces.Discrete(2)
+        self.age = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.cell = self.length // 2 if not self.one_hot else int(self.np_random.integers(1, self.length))
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self.cell += 1 if int(action) == 1 else -1
+        self.t += 1
+        self.age += 1
+        terminated = self.cell in (0, self.length)
+        truncated = not terminated and self.t >= self.limit
+        reward = self.step_reward + (1.0 if self.cell == self.length else 0.0)
+        if self.nan_after is not None and self.age > self.nan_after:
+            reward = float("nan")
+        info: dict[str, Any] = {}
+        if "intended_reward" in self.tell:
+            info["intended_reward"] = reward + self.intended_error
+        if self.components is not None:
+            info["reward_components"] = {"a": reward * self.components, "b": 0.0}
+        if (terminated or truncated) and "outcome" in self.tell:
+            info["outcome"] = "goal" if self.cell == self.length else "pit" if self.cell == 0 else "timeout"
+        return self._observe(), reward, terminated, truncated, info
+
+    def _observe(self) -> NDArray[np.float32]:
+        if self.one_hot:
+            return np.eye(self.one_hot, dtype=np.float32)[self.cell]
+        return np.array([self.cell / self.length, 1.0], dtype=np.float32)
