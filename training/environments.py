@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,12 +34,22 @@ class EnvSpec:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, render: bool = False) -> Env:
-        """Make the environment; with `render`, in mode `rgb_array`.
+        """Make the environment; with `render` in mode `rgb_array`, if it has one.
 
         Raises:
             EnvironmentError_: it does not exist, or does not take the arguments.
         """
-        arguments = {**self.kwargs, **({"render_mode": "rgb_array"} if render else {})}
+        if not render:
+            return self._make(dict(self.kwargs))
+        plain = self._make(dict(self.kwargs))
+        try:
+            if "rgb_array" not in (plain.metadata.get("render_modes") or []):
+                return plain
+            return self._make({**self.kwargs, "render_mode": "rgb_array"})
+        except EnvironmentError_:  # it names the mode, but its maker takes no render_mode
+            return plain
+
+    def _make(self, arguments: dict[str, Any]) -> Env:
         factory = self._factory()
         try:
             if factory is not None:
@@ -55,7 +64,7 @@ class EnvSpec:
             ) from error
         except TypeError as error:
             raise EnvironmentError_(
-                f"environment `{self.id}` does not take the arguments {dict(arguments)}: {error}"
+                f"environment `{self.id}` does not take the arguments {arguments}: {error}"
             ) from error
         if not isinstance(env, gym.Env):
             raise EnvironmentError_(f"`{self.id}` returned {type(env).__name__}, expected a gymnasium.Env")
@@ -169,13 +178,11 @@ def probe(spec: EnvSpec) -> EnvProfile:
 
 def can_render(spec: EnvSpec) -> bool:
     """Return whether the environment draws itself as `rgb_array`."""
-    factory = spec._factory()
-    if factory is not None:
-        return "render_mode" in inspect.signature(factory).parameters
-    env = spec.make()
-    modes = env.metadata.get("render_modes") or []
-    env.close()
-    return "rgb_array" in modes
+    env = spec.make(render=True)
+    try:
+        return env.render_mode == "rgb_array"
+    finally:
+        env.close()
 
 
 def _require_spaces(env: Env, spec: EnvSpec) -> tuple[gym.spaces.Box, gym.spaces.Discrete]:

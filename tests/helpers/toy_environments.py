@@ -35,6 +35,7 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         components: float | None = None,
         cells: int = 0,
     ) -> None:
+        self.render_mode = None
         self.length, self.limit, self.step_reward = length, limit, step_reward
         self.nan_after, self.tell, self.intended_error, self.components = nan_after, tell, intended_error, components
         self.one_hot = cells

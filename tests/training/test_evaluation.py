@@ -1,0 +1,190 @@
+"""Playing on common random numbers, edits while training, and replaying for pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from aitia.datasets.errors import EnvironmentError_, InputError, TaskError
+from aitia.datasets.schema import array_format, decode_arrays
+from aitia.training import evaluation
+from aitia.training.agents import AgentSpec, build_model, load_policy
+from aitia.training.edits import CorrectedRewards, RewardEdit
+from aitia.training.ensemble import train_agent
+from aitia.training.environments import EnvSpec, can_render, describe, probe
+from aitia.training.evaluation import EvaluationSpec, evaluate_policy
+from aitia.training.replay import replay_test_episode, replay_training_env
+
+MAZE = EnvSpec("aitia/ArrowMaze-v0", {"levels": 50, "moved": 50, "size": 5})
+SMALL = AgentSpec(total_timesteps=64, n_envs=2, hyperparameters={"n_steps": 32, "batch_size": 32, "n_epochs": 1})
+
+
+def make_policy(seed: int = 0) -> ActorCriticPolicy:
+    policy = build_model(SMALL, MAZE.make, seed).policy
+    assert isinstance(policy, ActorCriticPolicy)
+    policy.set_training_mode(False)
+    return policy
+
+
+def test_slots_and_companions_do_not_change_a_play(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = EvaluationSpec(episodes=9, repeats=3)
+    many, steps = evaluate_policy(make_policy(), MAZE, spec, 0, "test")
+    monkeypatch.setattr(evaluation, "_SLOTS", 1)
+    single, single_steps = evaluate_policy(make_policy(), MAZE, spec, 0, "test")
+    assert many.equals(single)
+    assert steps["action"].equals(single_steps["action"])
+
+
+def test_more_episodes_and_repeats_leave_the_first_ones_as_they_were() -> None:
+    few, _ = evaluate_policy(make_policy(), MAZE, EvaluationSpec(episodes=4, repeats=2), 0, "test")
+    many, _ = evaluate_policy(make_policy(), MAZE, EvaluationSpec(episodes=6, repeats=5), 0, "test")
+    rows = {(r["episode"], r["repeat"]): r for r in many.to_pylist()}
+    assert all(rows[r["episode"], r["repeat"]] == r for r in few.to_pylist())
+
+
+def test_every_play_is_there_once_and_the_random_policy_plays_once() -> None:
+    spec = EvaluationSpec(episodes=5, repeats=3)
+    plays, steps = evaluate_policy(make_policy(), MAZE, spec, 0, "test")
+    keys = list(zip(plays["episode"].to_pylist(), plays["repeat"].to_pylist(), strict=True))
+    assert keys == [(e, r) for e in range(5) for r in range(3)]
+    lengths = {r["episode"]: r["length"] for r in plays.to_pylist() if r["repeat"] == 0}
+    assert steps.num_rows == sum(lengths.values()), "steps are those of repeat 0"
+    random, _ = evaluate_policy(None, MAZE, spec, -1, "test")
+    assert random["repeat"].to_pylist() == [0] * 5
+
+
+def test_log_probs_are_those_of_the_actions_taken() -> None:
+    policy = make_policy()
+    _, steps = evaluate_policy(policy, MAZE, EvaluationSpec(episodes=3, repeats=1), 0, "test")
+    observations = decode_arrays(steps["observation"], array_format(steps.schema, "observation"))
+    actions = torch.as_tensor(steps["action"].to_numpy().copy())
+    with torch.no_grad():
+        _, expected, _ = policy.evaluate_actions(torch.as_tensor(observations), actions)
+    np.testing.assert_allclose(steps["log_prob"].to_numpy(), expected.numpy(), rtol=1e-5)
+
+
+def test_drawn_actions_follow_the_policys_probabilities() -> None:
+    """Inverse CDF from fixed generators is still a fair draw: compared over 4,000 first actions."""
+    env = EnvSpec("toy_environments:Corridor", {"limit": 1})
+    policy = build_model(SMALL, env.make, 1).policy
+    assert isinstance(policy, ActorCriticPolicy)
+    with torch.no_grad():
+        policy.action_net.bias[:] = torch.tensor([0.0, 1.0])  # type: ignore[union-attr, operator, index]
+        probability = float(torch.softmax(policy.get_distribution(torch.tensor([[0.5, 1.0]])).distribution.logits, 1)[0, 1])  # type: ignore[union-attr]  # fmt: skip
+    _, steps = evaluate_policy(policy, env, EvaluationSpec(episodes=4000, repeats=1), 0, "test")
+    error = abs(np.mean(steps["action"].to_numpy()) - probability)
+    assert error < 4 * np.sqrt(probability * (1 - probability) / 4000)
+
+
+def test_deterministic_evaluation_takes_the_most_probable_action() -> None:
+    policy = make_policy()
+    _, steps = evaluate_policy(policy, MAZE, EvaluationSpec(episodes=4, repeats=1, deterministic=True), 0, "test")
+    observations = decode_arrays(steps["observation"], array_format(steps.schema, "observation"))
+    expected, _ = policy.predict(observations, deterministic=True)
+    assert steps["action"].to_pylist() == expected.tolist()
+
+
+def test_an_edit_pays_the_intended_reward_in_its_groups_only() -> None:
+    spec = EnvSpec("aitia/ArrowMaze-v0", {"levels": 20, "harmless": 20, "size": 4})
+    for groups, expected in [(None, 1.0), (frozenset({"3"}), 1.0), (frozenset({"4"}), 2.5), (frozenset[str](), 2.5)]:
+        env = CorrectedRewards(spec.make(), RewardEdit(groups))
+        env.reset(options={"level": 3})
+        rewards = []
+        ended = False
+        while not ended:
+            state = env.unwrapped.agent  # type: ignore[attr-defined]
+            _, reward, terminated, truncated, _ = env.step(2 if state[0] < 3 else 1)
+            rewards.append(float(reward))
+            ended = terminated or truncated
+        assert rewards[-1] == expected and env.edited == (expected == 1.0)
+
+
+def test_correcting_nothing_trains_the_same_agent_and_correcting_all_another() -> None:
+    env = EnvSpec("aitia/ArrowMaze-v0", {"levels": 20, "harmless": 20, "size": 3})
+    agents = [train_agent(SMALL, env, 0, edit=edit) for edit in (None, RewardEdit(frozenset()), RewardEdit(None))]
+    plain, nothing, everything = [agent.policy.state_dict() for agent in agents]
+    assert all(torch.equal(plain[name], nothing[name]) for name in plain)
+    assert any(not torch.equal(plain[name], everything[name]) for name in plain)
+
+
+def test_correcting_without_an_intended_reward_is_an_error() -> None:
+    env = CorrectedRewards(EnvSpec("toy_environments:Corridor", {"tell": ["outcome"]}).make(), RewardEdit(None))
+    env.reset()
+    with pytest.raises(EnvironmentError_, match="intended_reward"):
+        env.step(1)
+
+
+def test_replay_draws_the_recorded_episode_and_refuses_another() -> None:
+    _, steps = evaluate_policy(make_policy(), MAZE, EvaluationSpec(episodes=1, repeats=1), 0, "test")
+    observations = decode_arrays(steps["observation"], array_format(steps.schema, "observation"))
+    actions = steps["action"].to_pylist()
+    frames = replay_test_episode(MAZE, 0, actions, observations)
+    assert frames is not None and len(frames) == len(actions) + 1
+    assert replay_test_episode(MAZE, 1, actions, observations) is None, "another episode must not be shown as this"
+    assert replay_test_episode(EnvSpec("toy_environments:Corridor"), 0, [1], np.zeros((1, 2))) is None
+
+
+def test_replay_of_training_finds_the_wanted_state() -> None:
+    env = MAZE.make()
+    observation, _ = env.reset(seed=4)
+    generator = np.random.default_rng(0)
+    observations, actions, ended = [], [], []
+    for _ in range(200):
+        action = int(generator.integers(4))
+        observations.append(observation)
+        actions.append(action)
+        observation, _, terminated, truncated, _ = env.step(np.int64(action))
+        ended.append(terminated or truncated)
+        if ended[-1]:
+            observation, _ = env.reset()
+    wanted = [0, 57, 199]
+    frames = replay_training_env(MAZE, 4, actions, ended, {s: observations[s] for s in wanted}, wanted)
+    assert sorted(frames) == wanted
+    other = replay_training_env(MAZE, 5, actions, ended, {s: observations[s] for s in wanted}, wanted)
+    assert 57 not in other
+
+
+def test_probe_reports_what_the_environment_tells() -> None:
+    profile = probe(MAZE)
+    assert {"context", "action_labels", "intended_reward", "untampered_reward"} == profile.keys
+    assert profile.renders and not can_render(EnvSpec("toy_environments:Corridor"))
+    assert describe(MAZE).action_name(1) == "right" and describe(EnvSpec("CartPole-v1")).action_name(1) == "1"
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (EnvSpec("aitia/ArrowMase-v0"), "ArrowMaze"),
+        (EnvSpec("no_such_module:Env"), "no_such_module"),
+        (EnvSpec("toy_environments:Corridor", {"wide": 3}), "wide"),
+        (EnvSpec("toy_environments:Corridor", {"tell": []}), "outcome"),
+        (EnvSpec("toy_environments:Corridor", {"continuous": True}), "Discrete"),
+        (EnvSpec("toy_environments:Corridor", {"components": 0.5}), "sums to"),
+        (EnvSpec("toy_environments:Corridor", {"nan_after": 2}), "nan"),
+        (EnvSpec("CartPole-v1"), "outcome"),
+    ],
+)
+def test_a_bad_environment_is_refused_by_the_probe(env: EnvSpec, message: str) -> None:
+    with pytest.raises(EnvironmentError_, match=message):
+        probe(env)
+
+
+def test_gymnasiums_own_module_id_form_is_understood() -> None:
+    assert EnvSpec("aitia.training:aitia/ArrowMaze-v0").make().action_space.n == 4  # type: ignore[attr-defined]
+
+
+def test_agents_refuse_unknown_hyperparameters_and_policies_by_name() -> None:
+    with pytest.raises(TaskError, match="learning_rate"):
+        AgentSpec(hyperparameters={"learning_rat": 1}).require_valid()
+    with pytest.raises(TaskError, match="MlpPolicy"):
+        AgentSpec(policy="MLPPolicy").require_valid()
+    with pytest.raises(TaskError, match="refuses"):
+        build_model(AgentSpec(hyperparameters={"n_steps": 1, "batch_size": 1}, n_envs=1), MAZE.make, 0)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused() -> None:
+    other = AgentSpec(hyperparameters={"policy_kwargs": {"net_arch": [8]}})
+    with pytest.raises(InputError, match="another task"):
+        load_policy(other, MAZE, make_policy().state_dict())
