@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_line import Finished
 from distributed import LocalCluster
 
 from aitia.workflows import commands
@@ -65,13 +66,6 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
     (folder / "task.yaml").write_text(yaml.safe_dump(SMALL_TASK))
     commands.run(folder / "task.yaml", folder / "run", scheduler=scheduler)
     return folder / "run"
-
-
-class Finished:
-    """How a command ended."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
 
 
 @pytest.fixture

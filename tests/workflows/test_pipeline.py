@@ -1,0 +1,248 @@
+"""The whole road on a small task: tables, verdicts, pages, resuming, worker count."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from command_line import Finished
+
+from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, GROUP_EFFECTS, MASKS
+from aitia.datasets.store import RunFolder
+from aitia.workflows import commands, stages, verify
+from aitia.workflows.runs import open_run
+from aitia.workflows.workers import Workers
+
+pytestmark = pytest.mark.slow
+
+
+def read(run: Path, *names: str) -> pa.Table:
+    return pq.read_table(run.joinpath(*names))
+
+
+def test_the_run_folder_is_the_contracts(small_run: Path) -> None:
+    for name in (
+        "run.json", "transitions/seed=0/window=00000.parquet", "checkpoints/seed=4/window=00007.safetensors",
+        "checkpoints/seed=0/final.safetensors", "evaluations/test/episodes.parquet", "evaluations/test/steps.parquet",
+        "influence/test/groups.parquet", "influence/test/transitions.parquet", "bank/test/masks.parquet",
+        "bank/test/outcomes.parquet", "reports/test/index.html", "reports/test/verdicts.parquet",
+        "reports/test/verdicts.json", "reports/test/summary.json",
+    ):  # fmt: skip
+        assert (small_run / name).is_file(), name
+    manifest = json.loads((small_run / "run.json").read_text())
+    assert manifest["seeds"] == [0, 1, 2, 3, 4] and manifest["schema_version"] == 1
+    assert {"python", "torch", "stable-baselines3"} <= manifest["versions"].keys()
+    assert set(manifest["seconds"]) == {"train", "evaluate", "attribute", "verify", "report"}
+    assert not list(small_run.rglob("*.tmp"))
+
+
+def test_tables_have_the_contracts_columns(small_run: Path) -> None:
+    transitions = read(small_run, "transitions/seed=0/window=00000.parquet")
+    assert {
+        "seed", "window", "env", "step", "episode", "t", "observation", "action", "reward", "reward_scale",
+        "intended_reward", "untampered_reward", "context", "outcome", "value", "log_prob", "advantage", "return",
+        "terminated", "truncated", "minibatches",
+    } <= set(transitions.column_names)  # fmt: skip
+    assert read(small_run, "evaluations/test/episodes.parquet").schema.equals(EPISODES)
+    steps = read(small_run, "evaluations/test/steps.parquet")
+    assert {"observation", "action", "action_labels", "log_prob", "value"} <= set(steps.column_names)
+    assert set(GROUP_EFFECTS.names) == set(read(small_run, "influence/test/groups.parquet").column_names)
+    top = read(small_run, "influence/test/transitions.parquet")
+    assert {"failure", "seed", "window", "step", "env", "tau", "tau_raw", "s"} <= set(top.column_names)
+    assert read(small_run, "bank/test/masks.parquet").schema.equals(MASKS)
+    assert read(small_run, "bank/test/outcomes.parquet").schema.equals(BANK_OUTCOMES)
+
+
+def test_every_agent_and_once_a_random_policy_played_both_parts(small_run: Path) -> None:
+    episodes = read(small_run, "evaluations/test/episodes.parquet")
+    for part in ("test", "train"):
+        counts = episodes.filter(pc.field("part") == part)["seed"].value_counts().to_pylist()
+        expected = {seed: 12 * 4 for seed in range(5)} | {-1: 12}
+        assert {row["values"]: row["counts"] for row in counts} == expected
+
+
+def test_every_failure_has_a_group_sum_for_every_group_seed_and_lambda(small_run: Path) -> None:
+    sums = read(small_run, "influence/test/groups.parquet")
+    verdicts = json.loads((small_run / "reports/test/verdicts.json").read_text())
+    groups = len(pc.unique(sums["group"].cast(pa.string())))
+    assert groups == 24 and verdicts
+    assert sums.num_rows == len(verdicts) * groups * 5 * 3
+    wrong = sums.filter(pc.field("effect") != 0.0)
+    assert len(pc.unique(wrong["group"].cast(pa.string()))) <= 18, "only groups with wrong rewards have an effect"
+
+
+def test_group_sums_add_up_over_windows(small_run: Path) -> None:
+    """The merged sums equal the sums of each window's own attribution."""
+    from aitia.attribution.window import attribute_window, read_window
+    from aitia.datasets.store import read_tensors
+    from aitia.training.agents import load_policy
+
+    run = open_run(small_run)
+    names = stages.failures_of(run, "test")[:3]
+    targets = stages.load_targets(run.folder, run.task, "test", names)
+    total: dict[str, np.ndarray[Any, Any]] = {}
+    for window in range(run.folder.window_count(2)):
+        policy = load_policy(
+            run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window))
+        )
+        found = attribute_window(read_window(run.folder.transitions_path(2, window)), policy, targets, "trak").sums
+        for index, group in enumerate(found.groups):
+            total[group] = total.get(group, np.zeros(3)) + found.effect[0, :, index]
+    sums = read(small_run, "influence/test/groups.parquet").filter((pc.field("seed") == 2) & (pc.field("lambda") == 1e-2))
+    for row in sums.to_pylist():
+        if row["failure"] in names:
+            expected = total.get(row["group"], np.zeros(3))[names.index(row["failure"])]
+            assert row["effect"] == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_summary_and_verdicts_have_the_contracts_fields(small_run: Path) -> None:
+    summary = json.loads((small_run / "reports/test/summary.json").read_text())
+    assert {
+        "verdict", "verdict_share", "verdict_counts", "rule", "misbehaviour_rate", "competence", "desired_rate",
+        "outer_share", "ease", "correction_curve", "noise_ceiling", "trainings", "seconds",
+    } <= summary.keys()  # fmt: skip
+    for name in ("misbehaviour_rate", "competence", "desired_rate"):
+        for kind in ("uncorrected", "all_corrected"):
+            assert set(summary[name][kind]) == {"value", "low", "high"}
+    for point in summary["correction_curve"]:
+        assert {
+            "order", "transitions", "reward_events", "groups", "misbehaviour_rate", "competence", "low", "high",
+        } == point.keys()  # fmt: skip
+    verdicts = json.loads((small_run / "reports/test/verdicts.json").read_text())
+    assert {
+        "failure", "seed", "episode", "context", "outcome", "cluster", "framing1", "verdict", "rule", "basis",
+        "outer_share", "ease", "own_rates", "reasons", "top_groups",
+    } == verdicts[0].keys()  # fmt: skip
+    table = read(small_run, "reports/test/verdicts.parquet")
+    assert table.to_pylist() == verdicts, "the Parquet twin must say the same"
+    members = read(small_run, "bank/test/masks.parquet").filter(pc.field("order") != "none").num_rows
+    assert summary["trainings"] == 5 + members
+    assert summary["verdict"] == "outer", "the known cause of the small task: wrong rewards"
+    assert summary["misbehaviour_rate"]["uncorrected"]["value"] > 0.6
+
+
+def test_wrong_rewards_in_training_rooms_only_are_inner_in_framing_1_and_outer_in_1_5(small_run: Path) -> None:
+    verdicts = json.loads((small_run / "reports/test/verdicts.json").read_text())
+    assert {(entry["framing1"], entry["verdict"]) for entry in verdicts} == {("inner", "outer")}
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href") and value:
+                self.found.append(value)
+            if tag == "img":
+                assert any(key == "alt" for key, _ in attrs), "a picture without a text for those who cannot see it"
+
+
+def test_every_failure_has_a_page_and_no_link_leads_nowhere_or_outside(small_run: Path) -> None:
+    reports = small_run / "reports" / "test"
+    verdicts = json.loads((reports / "verdicts.json").read_text())
+    pages = [reports / "index.html", *(reports / "failures" / f"{entry['failure']}.html" for entry in verdicts)]
+    for page in pages:
+        links = _Links()
+        links.feed(page.read_text())
+        assert links.found
+        for link in links.found:
+            assert not link.startswith(("http", "//")), "pages must work offline"
+            assert (page.parent / link).resolve().is_file(), f"{page.name} links to {link}"
+    drawn = pages[1].read_text()
+    assert "Framing 1" in drawn and 'class="strip"' in drawn and "correction-curve.svg" in drawn
+
+
+def test_running_again_trains_nothing_and_gives_the_same(
+    small_run: Path, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+
+    def forbidden(self: Workers, function: Any, pieces: Any, label: str) -> list[Any]:
+        assert not pieces or label.startswith(("report", "pictures")), f"{label} did finished work again"
+        return original(self, function, pieces, label)
+
+    original = Workers.map
+    monkeypatch.setattr(Workers, "map", forbidden)
+    commands.run(small_run.parent / "task.yaml", copy, scheduler=scheduler)
+    for name in ("evaluations/test/episodes.parquet", "bank/test/outcomes.parquet", "influence/test/groups.parquet"):
+        assert read(copy, name).equals(read(small_run, name)), name
+    first, second = (json.loads((r / "reports/test/verdicts.json").read_text()) for r in (small_run, copy))
+    assert first == second
+
+
+def test_an_interrupted_run_resumes_to_the_same_result(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+    """A seed, an evaluation, windows and bank members are lost: only they are done again, to the same numbers."""
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    folder = RunFolder(copy)
+    shutil.rmtree(folder.checkpoints_folder(1))
+    folder.transitions_path(3, 2).unlink()
+    (folder.parts_folder("evaluations", "test") / "seed=2.episodes.parquet").unlink()
+    shutil.rmtree(copy / "influence")
+    members = sorted(folder.parts_folder("bank", "test").glob("*.parquet"))
+    for member in members[:3]:
+        member.unlink()
+    before = {path: path.stat().st_mtime_ns for path in members[3:]}
+    commands.run(small_run.parent / "task.yaml", copy, scheduler=scheduler)
+    assert {path: path.stat().st_mtime_ns for path in members[3:]} == before, "a finished member was trained again"
+    for name in ("evaluations/test/episodes.parquet", "bank/test/outcomes.parquet", "influence/test/groups.parquet"):
+        assert read(copy, name).equals(read(small_run, name)), f"{name}: resumed and undisturbed differ"
+
+
+def test_the_number_of_workers_changes_nothing(small_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    shutil.rmtree(copy / "influence")
+    shutil.rmtree(copy / ".parts" / "influence")
+    commands.attribute(copy, workers=1)
+    for name in ("influence/test/groups.parquet", "influence/test/transitions.parquet"):
+        assert read(copy, name).equals(read(small_run, name)), name
+
+
+def test_one_failure_and_a_baseline_estimator_can_be_attributed_alone(
+    small_run: Path, tmp_path: Path, scheduler: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    name = json.loads((copy / "reports/test/verdicts.json").read_text())[0]["failure"]
+    commands.attribute(copy, failure=[name], estimator="tracin", scheduler=scheduler)
+    sums = read(copy, "influence/test/groups.parquet")
+    baseline = sums.filter(pc.field("estimator") == "tracin")
+    assert pc.unique(baseline["failure"].cast(pa.string())).to_pylist() == [name]
+    exact = sums.filter(pc.field("estimator") == "trak")
+    assert exact.num_rows == read(small_run, "influence/test/groups.parquet").num_rows, "other rows must stay"
+
+
+def test_attribution_order_starts_with_the_causal_groups(small_run: Path) -> None:
+    """Planted cause: 12 bug levels of 18 wrong ones; chance would be an AUC of .5."""
+    from aitia.attribution.order import area_under_curve, attribution_order, effect_table
+    from aitia.training.levels import LevelSet, make_level
+
+    level_set = LevelSet(size=4, levels=24, moved=12, bug=12, harmless=6)
+    causal = {str(n) for n in range(24) if make_level(level_set, n).bug}
+    run = open_run(small_run)
+    rewards = [stages.reward_summary(run.folder, seed) for seed in range(5)]
+    effects = effect_table(read(small_run, "influence/test/groups.parquet"))
+    order = attribution_order(effects, verify.wrong_groups(rewards))
+    assert len(order) == 18 and area_under_curve(order, causal) > 0.75
+
+
+def test_command_line_reports_a_run(small_run: Path, tmp_path: Path, scheduler: str, aitia_command: Any) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    shutil.rmtree(copy / "reports")
+    done: Finished = aitia_command("report", copy, "--illustrate", "1", "--scheduler", scheduler)
+    assert done.code == 0 and "outer" in done.out and str(copy / "reports" / "test" / "index.html") in done.out
+    strips = [page.read_text().count('class="strip"') for page in (copy / "reports/test/failures").glob("*.html")]
+    assert sum(strips) == 1 and len(strips) > 5, "one failure has pictures, all have a page"
