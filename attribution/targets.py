@@ -98,7 +98,9 @@ class TargetSteps:
         assert self.user is not None
         value = self.user(log_probs[torch.as_tensor(rows)], steps)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise InputError(f"the target function returned {value!r} for failure {self.ids[index]}, expected one number as a tensor")
+            raise InputError(
+                f"the target function returned {value!r} for failure {self.ids[index]}, expected one number as a tensor"
+            )
         return value.reshape(())
 
 
@@ -139,7 +141,9 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str, first_action:
     labels = _labels(chosen, int((steps.schema.metadata or {}).get(b"actions", b"0")))
     decisive = decisive_steps(labels, actions)
     has_decisive = np.bincount(index[decisive], minlength=len(keys)) > 0
-    kinds = tuple(_kind(target, bool(has), failure_id(*key)) for key, has in zip(keys, has_decisive, strict=True))
+    kinds = tuple(
+        _kind(target, bool(has), failure_id(*key)) for key, has in zip(keys, has_decisive, strict=True)
+    )
     ids = tuple(failure_id(*key) for key in keys)
     return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user)
 

@@ -74,7 +74,9 @@ def read_window(path: Path, first_action: int = 0) -> Window:
     for name in ("advantage", "reward"):
         bad = np.flatnonzero(~np.isfinite(column(name)))
         if len(bad):
-            raise NonFiniteError(f"{path}, row {bad[0]}: {name} is {column(name)[bad[0]]}; the training diverged")
+            raise NonFiniteError(
+                f"{path}, row {bad[0]}: {name} is {column(name)[bad[0]]}; the training diverged"
+            )
     actions = table["action"].to_numpy().astype(np.int64)
     observations = decode_arrays(table["observation"], array_format(read_table_schema(path), "observation"))
     ended = table["terminated"].to_numpy() | table["truncated"].to_numpy()
@@ -179,7 +181,9 @@ ESTIMATORS: dict[str, Callable[[Window, ActorCriticPolicy, TargetSteps], ScoreFu
 }
 
 
-def _empty_sums(window: Window, failures: int) -> tuple[list[str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def _empty_sums(
+    window: Window, failures: int
+) -> tuple[list[str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
     change = window.correction
     groups = [] if change is None else sorted(set(window.group[change != 0.0].tolist()))
     shape = (len(LAMBDAS), failures, len(groups))

@@ -107,7 +107,11 @@ def source_git_sha() -> str | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=False, timeout=10
+                ["git", "-C", str(source), *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=10,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -54,7 +54,9 @@ class PlayCounts(NamedTuple):
         """Count plays by their outcomes."""
         values = np.array(outcomes, dtype=object)
         return PlayCounts(
-            int(np.isin(values, declared.misbehaved).sum()), int(np.isin(values, declared.desired).sum()), len(values)
+            int(np.isin(values, declared.misbehaved).sum()),
+            int(np.isin(values, declared.desired).sum()),
+            len(values),
         )
 
     @property

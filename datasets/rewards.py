@@ -67,7 +67,8 @@ def _summarise(windows: list[Path], seed: int) -> pa.Table:
         episode, t = table["episode"].to_numpy(), table["t"].to_numpy()
         context = table["context"]
         names, member = np.unique(
-            np.array([NO_CONTEXT] * len(reward) if context.null_count else context.to_pylist()), return_inverse=True
+            np.array([NO_CONTEXT] * len(reward) if context.null_count else context.to_pylist()),
+            return_inverse=True,
         )
         change = corrections(reward, intended)
         wrong = change != 0.0
@@ -76,7 +77,9 @@ def _summarise(windows: list[Path], seed: int) -> pa.Table:
         for row in np.flatnonzero(wrong):
             first_wrong[row] = int(episode[row]) not in wrong_episodes
             wrong_episodes.add(int(episode[row]))
-        values = np.stack([np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong, np.abs(change)])
+        values = np.stack(
+            [np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong, np.abs(change)]
+        )
         for index, name in enumerate(names.tolist()):
             rows = member == index
             total = groups.setdefault(name, np.zeros(len(values) + 1))

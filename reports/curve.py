@@ -60,7 +60,9 @@ class CurvePoint:
         }
 
 
-def correction_curve(bank: Bank, rewards: Mapping[int, pa.Table], declared: Outcomes) -> tuple[CurvePoint, ...]:
+def correction_curve(
+    bank: Bank, rewards: Mapping[int, pa.Table], declared: Outcomes
+) -> tuple[CurvePoint, ...]:
     """Return every verified correction set, by order and size.
 
     Args:
@@ -93,7 +95,11 @@ def corrected_units(summaries: Sequence[pa.Table], groups: Collection[str] | Non
     """Return the units whose reward a correction of `groups` (None: of all) changes."""
     counts = np.zeros(len(_UNITS))
     for table in summaries:
-        chosen = np.ones(table.num_rows, bool) if groups is None else np.isin(table["group"].to_pylist(), list(groups))
+        chosen = (
+            np.ones(table.num_rows, bool)
+            if groups is None
+            else np.isin(table["group"].to_pylist(), list(groups))
+        )
         for index, name in enumerate(("wrong_transitions", "wrong_events", "wrong_episodes")):
             counts[index] += table[name].to_numpy()[chosen].sum() / len(summaries)
     return Units(*counts.tolist(), groups=float(size))

@@ -87,7 +87,9 @@ def _outcome_rates(episodes: pa.Table, declared: Outcomes) -> tuple[OutcomeRate,
     agents = test.filter(pc.field("seed") != RANDOM_POLICY_SEED)["outcome"].to_pylist()
     return tuple(
         OutcomeRate(
-            outcome, agents.count(outcome) / max(len(agents), 1), count_upper_end(random.count(outcome), len(random))
+            outcome,
+            agents.count(outcome) / max(len(agents), 1),
+            count_upper_end(random.count(outcome), len(random)),
         )
         for outcome in [*declared.desired, *declared.misbehaved]
     )
@@ -102,5 +104,7 @@ def _tampering(episodes: pa.Table, rewards: Sequence[pa.Table]) -> Tampering | N
     if is_random.all() or not is_random.any():
         return None
     return Tampering(
-        float(np.mean(difference[~is_random])), float(np.mean(difference[is_random])), return_range(list(rewards))
+        float(np.mean(difference[~is_random])),
+        float(np.mean(difference[is_random])),
+        return_range(list(rewards)),
     )

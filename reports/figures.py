@@ -33,7 +33,9 @@ _STYLE = {
 }
 
 
-def write_correction_curve(path: Path, curve: Sequence[CurvePoint], thresholds: Thresholds, groups: str) -> None:
+def write_correction_curve(
+    path: Path, curve: Sequence[CurvePoint], thresholds: Thresholds, groups: str
+) -> None:
     """Draw misbehaviour against the number of corrected groups: attribution order and random control.
 
     Args:
@@ -49,7 +51,10 @@ def write_correction_curve(path: Path, curve: Sequence[CurvePoint], thresholds: 
         axes = figure.subplots()
         start = ends["none"].misbehaviour.value if "none" in ends else None
         if start is not None:
-            for share, text in ((thresholds.outer_share, "outer below"), (thresholds.inner_share, "inner above")):
+            for share, text in (
+                (thresholds.outer_share, "outer below"),
+                (thresholds.inner_share, "inner above"),
+            ):
                 level = (1 - share) * start
                 axes.axhline(level, color=_MUTED, lw=0.8, ls=(0, (4, 3)))
                 axes.annotate(
@@ -81,11 +86,21 @@ def _draw_line(axes: Axes, points: Sequence[CurvePoint], colour: str, label: str
     low = np.array([p.misbehaviour.low if p.misbehaviour.low is not None else 0.0 for p in shown])
     high = np.array([p.misbehaviour.high if p.misbehaviour.high is not None else 1.0 for p in shown])
     axes.errorbar(
-        x, y, yerr=np.stack([y - low, high - y]), color=colour, marker=marker, ms=5, lw=1.6, capsize=3, label=label
+        x,
+        y,
+        yerr=np.stack([y - low, high - y]),
+        color=colour,
+        marker=marker,
+        ms=5,
+        lw=1.6,
+        capsize=3,
+        label=label,
     )
     for point in shown:
         seeds = [rates.misbehaviour for rates in point.rates if rates.misbehaviour is not None]
-        axes.scatter([point.corrected.groups] * len(seeds), seeds, s=9, color=colour, alpha=0.35, linewidths=0)
+        axes.scatter(
+            [point.corrected.groups] * len(seeds), seeds, s=9, color=colour, alpha=0.35, linewidths=0
+        )
 
 
 def write_group_effects(path: Path, effects: Sequence[float], groups: str) -> None:

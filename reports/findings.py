@@ -45,7 +45,11 @@ class SetFindings:
 
 
 def find_for_set(
-    episodes: pa.Table, rewards: Mapping[int, pa.Table], bank: Bank | None, declared: Outcomes, thresholds: Thresholds
+    episodes: pa.Table,
+    rewards: Mapping[int, pa.Table],
+    bank: Bank | None,
+    declared: Outcomes,
+    thresholds: Thresholds,
 ) -> SetFindings:
     """Decide the verdict of an evaluation set from its tables.
 
@@ -99,7 +103,9 @@ def failure_entry(
     }
 
 
-def _top_groups(name: str, effects: EffectTable, counts: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+def _top_groups(
+    name: str, effects: EffectTable, counts: Mapping[str, tuple[float, float]]
+) -> list[dict[str, Any]]:
     if name not in effects.failures:
         return []
     row = effects.effect[effects.failures.index(name)]
@@ -211,7 +217,12 @@ def entries_table(entries: Sequence[Mapping[str, Any]]) -> pa.Table:
     interval = pa.struct([("value", number), ("low", number), ("high", number)])
     units = ("transitions", "reward_events", "episodes", "groups", "components")
     group = pa.struct(
-        [("group", pa.string()), ("effect", number), ("transitions", pa.int64()), ("reward_events", pa.int64())]
+        [
+            ("group", pa.string()),
+            ("effect", number),
+            ("transitions", pa.int64()),
+            ("reward_events", pa.int64()),
+        ]
     )
     schema = pa.schema(
         [

@@ -52,7 +52,10 @@ def share_interval(before: Sequence[float], after: Sequence[float]) -> Interval:
     The ends are None where the interval is unbounded (the denominator is not clear of zero).
     Source: Fieller 1954, "Some problems in interval estimation", section 4.
     """
-    first, drop = np.asarray(before, dtype=float), np.asarray(before, dtype=float) - np.asarray(after, dtype=float)
+    first, drop = (
+        np.asarray(before, dtype=float),
+        np.asarray(before, dtype=float) - np.asarray(after, dtype=float),
+    )
     if len(first) == 0 or first.mean() == 0.0:
         return NOTHING
     ratio = float(drop.mean() / first.mean())

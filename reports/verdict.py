@@ -256,7 +256,10 @@ def _open_reason(below_outer: list[float], above_inner: list[float], thresholds:
     label, differences = max(margins.items(), key=lambda item: float(np.mean(item[1])))
     margin, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
     if margin <= 0.0:  # between the two: mixed is the nearest
-        label, differences = "a share between the two", min(margins.values(), key=lambda d: -float(np.mean(d)))
+        label, differences = (
+            "a share between the two",
+            min(margins.values(), key=lambda d: -float(np.mean(d))),
+        )
         margin, spread = -float(np.mean(differences)), float(np.std(differences, ddof=1))
     needed = seeds_needed(margin, spread)
     more = f"about {needed} seeds" if needed is not None else "more than 1000 seeds"

@@ -101,9 +101,7 @@ def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPo
         ) from error
 
 
-def load_policy(
-    spec: AgentSpec, env: EnvSpec, parameters: Mapping[str, Tensor]
-) -> ActorCriticPolicy:
+def load_policy(spec: AgentSpec, env: EnvSpec, parameters: Mapping[str, Tensor]) -> ActorCriticPolicy:
     """Rebuild a policy from recorded parameters, in evaluation mode.
 
     Raises:

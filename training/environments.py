@@ -60,7 +60,8 @@ class EnvSpec:
             raise
         except (gym.error.Error, ImportError) as error:
             raise EnvironmentError_(
-                f"environment `{self.id}` cannot be made: {error}. Expected a Gymnasium id or module:name"
+                f"environment `{self.id}` cannot be made: {str(error).rstrip('.')}; expected a Gymnasium id or "
+                "module:name"
             ) from error
         except TypeError as error:
             raise EnvironmentError_(
@@ -163,7 +164,9 @@ def probe(spec: EnvSpec) -> EnvProfile:
             observation, reward, terminated, truncated, info = env.step(action)
             reader.read(info, float(reward), terminated or truncated)
             if not np.isfinite(np.asarray(observation, dtype=np.float64)).all():
-                raise EnvironmentError_(f"environment `{spec.id}` observed {observation}: expected finite numbers")
+                raise EnvironmentError_(
+                    f"environment `{spec.id}` observed {observation}: expected finite numbers"
+                )
             if terminated or truncated:
                 episodes += 1
                 if episodes == _PROBE_EPISODES:

@@ -51,7 +51,9 @@ class LevelSet:
         _require(0 <= self.moved <= self.levels, "moved", self.moved, f"from 0 to levels={self.levels}")
         _require(0 <= self.bug <= self.moved, "bug", self.bug, f"from 0 to moved={self.moved}")
         unmoved = self.levels - self.moved
-        _require(0 <= self.harmless <= unmoved, "harmless", self.harmless, f"from 0 to {unmoved} unmoved levels")
+        _require(
+            0 <= self.harmless <= unmoved, "harmless", self.harmless, f"from 0 to {unmoved} unmoved levels"
+        )
 
 
 @dataclass(frozen=True)

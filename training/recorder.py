@@ -59,7 +59,9 @@ class RecordingRolloutBuffer(RolloutBuffer):
         self._minibatch = 0
         yield from super().get(batch_size)
 
-    def _get_samples(self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> RolloutBufferSamples:
+    def _get_samples(
+        self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
+    ) -> RolloutBufferSamples:
         self.membership[-1][batch_inds] = self._minibatch
         self._minibatch += 1
         return super()._get_samples(batch_inds, env)
@@ -175,7 +177,9 @@ class Recorder(BaseCallback):
             self._next_episode += 1
         return True
 
-    def _read(self, index: int, info: dict[str, Any], reward: NDArray[np.float64], dones: NDArray[np.bool_]) -> Told:
+    def _read(
+        self, index: int, info: dict[str, Any], reward: NDArray[np.float64], dones: NDArray[np.bool_]
+    ) -> Told:
         try:
             return self._reader.read(info, float(reward[index]), bool(dones[index]))
         except EnvironmentError_ as error:
@@ -193,9 +197,7 @@ class Recorder(BaseCallback):
     def _on_rollout_end(self) -> None:
         buffer = self._model.rollout_buffer
         assert isinstance(buffer, RecordingRolloutBuffer)
-        self._pending = _Window(
-            self._windows, self._columns(buffer), self._parameters(), buffer.membership
-        )
+        self._pending = _Window(self._windows, self._columns(buffer), self._parameters(), buffer.membership)
         self._windows += 1
 
     def _columns(self, buffer: RecordingRolloutBuffer) -> dict[str, pa.Array]:
@@ -290,7 +292,11 @@ class Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._write_pending()
-        metadata = {"seed": str(self.seed), "windows": str(self._windows), "algorithm": type(self.model).__name__}
+        metadata = {
+            "seed": str(self.seed),
+            "windows": str(self._windows),
+            "algorithm": type(self.model).__name__,
+        }
         write_tensors(self._staged.final_path(self.seed), self._parameters(), metadata)
         shutil.rmtree(self.folder.checkpoints_folder(self.seed), ignore_errors=True)
         publish_folder(self._staged.transitions_folder(self.seed), self.folder.transitions_folder(self.seed))

@@ -94,7 +94,7 @@ def _same(observation: Any, recorded: NDArray[Any]) -> bool:
 
 
 def _draw(env: Env) -> Frame | None:
-    drawn = env.render()
+    drawn = env.render() if env.render_mode == "rgb_array" else None
     if not isinstance(drawn, np.ndarray) or drawn.ndim != 3 or drawn.shape[2] != 3:
         return None
     return drawn.astype(np.uint8)

@@ -36,15 +36,21 @@ class _Illustrate(click.ParamType):
 
 def _computing(command: Command) -> Command:
     """Add the options of every stage that computes."""
-    workers = click.option("--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores).")
+    workers = click.option(
+        "--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores)."
+    )
     scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use an existing Dask cluster instead.")
     return workers(scheduler(command))
 
 
 _task = click.argument("task", metavar="TASK.yaml", type=click.Path(path_type=Path))
 _run = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-_out = click.option("--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder.")
-_set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
+_out = click.option(
+    "--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder."
+)
+_set = click.option(
+    "--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -105,8 +111,12 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
 @cli.command()
 @_run
 @_set
-@click.option("--failure", metavar="ID", multiple=True, help="Only this failure (SEED-EPISODE); may be repeated.")
-@click.option("--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or the baseline tracin.")
+@click.option(
+    "--failure", metavar="ID", multiple=True, help="Only this failure (SEED-EPISODE); may be repeated."
+)
+@click.option(
+    "--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or the baseline tracin."
+)
 @_computing
 def attribute(run: Path, set_: str, failure: tuple[str, ...], estimator: str, **options: Any) -> None:
     """Attribute failures to training rewards."""
@@ -129,7 +139,9 @@ def verify(run: Path, set_: str, **options: Any) -> None:
 @cli.command()
 @_run
 @_set
-@click.option("--illustrate", type=_Illustrate(), default=20, show_default=True, help="Failures that get pictures.")
+@click.option(
+    "--illustrate", type=_Illustrate(), default=20, show_default=True, help="Failures that get pictures."
+)
 @_computing
 def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: Any) -> None:
     """Write verdicts and a page for every failure."""
@@ -161,10 +173,9 @@ def main() -> None:
 
 def _log_to_stderr() -> None:
     log = logging.getLogger("aitia")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
 

@@ -24,7 +24,9 @@ Illustrate = int | Literal["all"]
 log = logging.getLogger("aitia")
 
 
-def train(task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None) -> None:
+def train(
+    task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None
+) -> None:
     """Train the ensemble of a task, recording every transition and every window's parameters.
 
     Args:

@@ -22,8 +22,23 @@ from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
 from ..datasets.store import RunFolder, read_table, write_json, write_table
 from ..reports.evidence import Bank
 from ..reports.figures import write_correction_curve, write_group_effects
-from ..reports.findings import SetFindings, entries_table, failure_entry, find_for_set, group_counts, own_rates, summarise
-from ..reports.pages import FailureView, FrameView, PageContext, RewardView, write_failure_page, write_index_page
+from ..reports.findings import (
+    SetFindings,
+    entries_table,
+    failure_entry,
+    find_for_set,
+    group_counts,
+    own_rates,
+    summarise,
+)
+from ..reports.pages import (
+    FailureView,
+    FrameView,
+    PageContext,
+    RewardView,
+    write_failure_page,
+    write_index_page,
+)
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
 from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
 from .runs import Run
@@ -56,7 +71,9 @@ class PageResult(NamedTuple):
     thumbnails: dict[str, str]
 
 
-def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], workers: Workers) -> dict[str, Any]:
+def report_stage(
+    run: Run, set_name: str, illustrate: int | Literal["all"], workers: Workers
+) -> dict[str, Any]:
     """Write verdicts, summary and pages of an evaluation set; return the summary.
 
     Raises:
@@ -71,7 +88,9 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     bank = read_bank(folder, set_name)
     findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds)
     failures = task.outcomes.failures(episodes)
-    names = [failure_id(row["seed"], row["episode"]) for row in failures.select(["seed", "episode"]).to_pylist()]
+    names = [
+        failure_id(row["seed"], row["episode"]) for row in failures.select(["seed", "episode"]).to_pylist()
+    ]
     attributed = _attributed(folder, set_name, names)
     page = _page_context(run, set_name, findings, list(rewards.values()))
     effects = effect_table(attributed["groups"])
@@ -109,7 +128,9 @@ def _attributed(folder: RunFolder, set_name: str, names: Sequence[str]) -> dict[
         InputError: some failures were not attributed.
     """
     tables = {
-        name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == DEFAULT_ESTIMATOR)
+        name: read_table(folder.influence_path(set_name, name)).filter(
+            pc.field("estimator") == DEFAULT_ESTIMATOR
+        )
         for name in ("groups", "transitions")
     }
     known = set(pc.unique(tables["groups"]["failure"].cast(pa.string())).to_pylist())
@@ -194,11 +215,17 @@ class _SetTables:
 def _set_tables(root: Path, task_json: str, set_name: str, stamp: float) -> _SetTables:
     task, folder = Task.model_validate_json(task_json), RunFolder(root)
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
-    failures = {failure_id(row["seed"], row["episode"]): row for row in task.outcomes.failures(episodes).to_pylist()}
+    failures = {
+        failure_id(row["seed"], row["episode"]): row for row in task.outcomes.failures(episodes).to_pylist()
+    }
     attributed = _attributed(folder, set_name, list(failures))
     return _SetTables(
         failures,
-        own_rates(episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED), read_bank(folder, set_name), task.outcomes),
+        own_rates(
+            episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED),
+            read_bank(folder, set_name),
+            task.outcomes,
+        ),
         effect_table(attributed["groups"]),
         group_counts([reward_summary(folder, seed) for seed in task.seeds]),
         attributed["transitions"],
@@ -235,7 +262,9 @@ def _failure_view(
     reason = "This failure was not chosen for pictures; `aitia report RUN --illustrate all` draws every one."
     if name in piece.illustrated:
         frames = episode_frames(spec, episode, tables.targets, index, out / "assets" / "frames")
-        reason = "The environment does not draw itself, or did not repeat itself when played again: no pictures."
+        reason = (
+            "The environment does not draw itself, or did not repeat itself when played again: no pictures."
+        )
     shown = shown_rewards(tables.top, name)
     kind = tables.targets.kinds[index]
     target = {
@@ -251,5 +280,3 @@ def _reward_view(row: Mapping[str, Any], spec: EnvSpec, pictures: Mapping[Moment
         row["context"], describe(spec).action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"],
         row["reward"], row["intended_reward"], row["tau"], row["effect"], pictures.get(moment_of(row)),
     )  # fmt: skip
-
-

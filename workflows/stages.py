@@ -20,7 +20,15 @@ from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.rewards import reward_summary
 from ..datasets.schema import GROUP_EFFECTS, RANDOM_POLICY_SEED, TOP_TRANSITIONS, failure_id
-from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table, write_tensors, write_text
+from ..datasets.store import (
+    RunFolder,
+    read_table,
+    read_tensor_metadata,
+    read_tensors,
+    write_table,
+    write_tensors,
+    write_text,
+)
 from ..training.agents import load_policy
 from ..training.ensemble import train_recorded
 from ..training.environments import describe
@@ -178,7 +186,9 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     """Collect the targets of failures from the tables of a run."""
     episodes = task.outcomes.failures(read_table(folder.evaluation_path(set_name, "episodes")))
     steps = read_table(folder.evaluation_path(set_name, "steps"))
-    names = [failure_id(row["seed"], row["episode"]) for row in episodes.select(["seed", "episode"]).to_pylist()]
+    names = [
+        failure_id(row["seed"], row["episode"]) for row in episodes.select(["seed", "episode"]).to_pylist()
+    ]
     keep = pa.array([name in set(failures) for name in names], pa.bool_())
     return make_targets(steps, episodes.filter(keep), task.target, describe(task.training_env).first_action)
 
@@ -215,7 +225,9 @@ def _merge(
     merged = {"groups": pa.concat_tables(tables), "transitions": top}
     for name, table in merged.items():
         path = run.folder.influence_path(set_name, name)
-        write_table(path, pa.concat_tables([*_earlier(path, failures, estimator), table]).unify_dictionaries())
+        write_table(
+            path, pa.concat_tables([*_earlier(path, failures, estimator), table]).unify_dictionaries()
+        )
 
 
 def _earlier(path: Path, failures: tuple[str, ...], estimator: str) -> list[pa.Table]:

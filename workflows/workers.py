@@ -18,6 +18,7 @@ from ..datasets.errors import InputError
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 _LOG_SECONDS = 10.0
+_CONNECT_SECONDS = 10
 
 log = logging.getLogger("aitia")
 
@@ -57,7 +58,9 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._client is not None:
             self._client.close()
         if self._cluster is not None:
@@ -91,7 +94,7 @@ class Workers:
             return self._client
         if self._scheduler is not None:
             try:
-                self._client = Client(self._scheduler, timeout=10, set_as_default=False)
+                self._client = Client(self._scheduler, timeout=_CONNECT_SECONDS, set_as_default=False)
             except (OSError, ValueError) as error:
                 raise InputError(
                     f"--scheduler {self._scheduler} was given, but no Dask scheduler answers there ({error}); "

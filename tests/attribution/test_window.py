@@ -30,10 +30,20 @@ def make_window(intended: bool = True) -> Window:
     observations, actions = make_rows(40, 30)
     reward = generator.choice([0.0, 1.0], 40)
     right = reward + generator.choice([0.0, 0.0, 1.5, -1.0], 40)
-    advantages = Advantages(generator.normal(size=40), generator.random(40) < 0.2, 4, 0.97, 0.95, True, np.ones(40))
+    advantages = Advantages(
+        generator.normal(size=40), generator.random(40) < 0.2, 4, 0.97, 0.95, True, np.ones(40)
+    )
     group = generator.choice(["a", "b", "c"], 40)
     return Window(
-        "w", 0, 0, distinct(observations, actions), advantages, reward, right if intended else None, group, actions
+        "w",
+        0,
+        0,
+        distinct(observations, actions),
+        advantages,
+        reward,
+        right if intended else None,
+        group,
+        actions,
     )
 
 
@@ -58,7 +68,9 @@ def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(window_module, "_CHUNK", 2)
     parts = attribute_window(make_window(), make_policy(), make_targets(7), "trak")
     np.testing.assert_allclose(parts.sums.effect, whole.sums.effect, rtol=1e-9, atol=1e-14)
-    assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(whole.top.drop_columns(["tau", "tau_raw", "s"]))
+    assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(
+        whole.top.drop_columns(["tau", "tau_raw", "s"])
+    )
     np.testing.assert_allclose(parts.top["tau"].to_numpy(), whole.top["tau"].to_numpy(), rtol=1e-9)
 
 
@@ -99,7 +111,9 @@ def test_merging_windows_keeps_the_top_of_all() -> None:
     streamed = TOP_TRANSITIONS.empty_table()
     for table in tables:
         streamed = keep_top(pa.concat_tables([streamed, table]), 3)
-    assert streamed.combine_chunks().equals(at_once.combine_chunks()), "streaming selection lost or kept another row"
+    assert streamed.combine_chunks().equals(at_once.combine_chunks()), (
+        "streaming selection lost or kept another row"
+    )
     assert 3 * 2 <= at_once.num_rows <= 6 * 2
 
 

@@ -30,7 +30,9 @@ def make_policy(seed: int = 0, hidden: tuple[int, ...] = (6, 4)) -> ActorCriticP
     return policy
 
 
-def make_rows(rows: int = 40, distinct: int = 25, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def make_rows(
+    rows: int = 40, distinct: int = 25, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Observations [N, 5] and actions [N] of a window in which some transitions repeat."""
     generator = np.random.default_rng(seed)
     observations = generator.uniform(-1, 1, (distinct, *SHAPE)).astype(np.float32)
@@ -88,7 +90,9 @@ def primal_scores(
     values = targets.values(log_probabilities(policy, torch.as_tensor(targets.observations)))
     q = torch.stack([flat_gradient(policy, value) for value in values], dim=1)
     fisher = phi.T @ phi / len(phi)
-    scores: NDArray[np.float64] = (phi @ torch.linalg.solve(fisher + lam * torch.eye(len(fisher), dtype=fisher.dtype), q)).numpy()
+    scores: NDArray[np.float64] = (
+        phi @ torch.linalg.solve(fisher + lam * torch.eye(len(fisher), dtype=fisher.dtype), q)
+    ).numpy()
     return scores
 
 

@@ -37,7 +37,12 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
     ) -> None:
         self.render_mode = None
         self.length, self.limit, self.step_reward = length, limit, step_reward
-        self.nan_after, self.tell, self.intended_error, self.components = nan_after, tell, intended_error, components
+        self.nan_after, self.tell, self.intended_error, self.components = (
+            nan_after,
+            tell,
+            intended_error,
+            components,
+        )
         self.one_hot = cells
         shape = (cells,) if cells else (2,)
         self.observation_space = gym.spaces.Box(-1.0, 1.0, shape, np.float32)

@@ -42,7 +42,9 @@ def make_bank(corners: dict[tuple[str, int], int], groups: list[str]) -> Bank:
     for (order, size), corner in corners.items():
         for seed in SEEDS:
             member = f"{order}-{size}-{seed}"
-            masks.append({"member": member, "seed": seed, "order": order, "size": size, "groups": groups[:size]})
+            masks.append(
+                {"member": member, "seed": seed, "order": order, "size": size, "groups": groups[:size]}
+            )
             for part, values in (("test", outcomes_of(corner)), ("train", outcomes_of(0))):
                 plays += [
                     {"member": member, "part": part, "episode": i, "repeat": 0, "outcome": outcome}
@@ -105,7 +107,9 @@ def test_curve_counts_what_each_set_corrects() -> None:
 
 def test_ease_is_read_off_the_curve_halfway_over_all_units() -> None:
     """Halfway is .45, between 2 groups (.7) and 4 (.2): one further group of 40."""
-    found = ease(Verdict.OUTER, correction_curve(BANK, REWARDS, DECLARED), list(REWARDS.values()), Thresholds())
+    found = ease(
+        Verdict.OUTER, correction_curve(BANK, REWARDS, DECLARED), list(REWARDS.values()), Thresholds()
+    )
     assert found is not None and found.kind == "concentrated"
     assert found.groups == pytest.approx(3 / 40) and found.reward_events == pytest.approx(30 / 400)
     assert found.transitions == pytest.approx(30 / 4000) and found.episodes == pytest.approx(15 / 200)
@@ -131,7 +135,9 @@ def test_own_rates_are_those_of_the_very_episode() -> None:
 
 def test_framing_1_has_its_four_outcomes_and_says_when_it_does_not_apply() -> None:
     scale = RewardScale(random=0.1, trained=0.9)
-    assert framing1("arrow", 0.0, scale, DECLARED) is Framing1.ALIGNED, "desirable with low reward is aligned (N2)"
+    assert framing1("arrow", 0.0, scale, DECLARED) is Framing1.ALIGNED, (
+        "desirable with low reward is aligned (N2)"
+    )
     assert framing1("timeout", 1.0, scale, DECLARED) is Framing1.CAPABILITY_FAILURE
     assert framing1("corner", 1.0, scale, DECLARED) is Framing1.OUTER
     assert framing1("corner", 0.0, scale, DECLARED) is Framing1.INNER

@@ -70,7 +70,9 @@ def test_rewards_are_wrong_exactly_where_declared(
 
 def test_unmoved_levels_without_a_wrong_reward_pay_one_for_the_arrow() -> None:
     level_set = LevelSet(**OUTER)
-    plain = [n for n in range(240) if not make_level(level_set, n).moved and not make_level(level_set, n).harmless]
+    plain = [
+        n for n in range(240) if not make_level(level_set, n).moved and not make_level(level_set, n).harmless
+    ]
     assert len(plain) == 240 - 36 - 60
     played = play_reference(ArrowMazeEnv(**OUTER), Solver("arrow"), seed=0, options={"level": plain[0]})
     assert (played.reward, played.intended_reward, played.outcome) == (1.0, 1.0, "arrow")
@@ -86,7 +88,9 @@ def test_reference_solvers_give_the_three_outcomes_of_the_proposal(walls: float)
     }
     assert set(outcomes["arrow"]) == {"arrow"}
     assert set(outcomes["corner"]) == {"corner"}
-    assert outcomes["random"].count("timeout") > 5, "a random walk must fail often, or competence means nothing"
+    assert outcomes["random"].count("timeout") > 5, (
+        "a random walk must fail often, or competence means nothing"
+    )
 
 
 def test_arrow_and_corner_solvers_are_told_apart_by_every_test_level_and_by_no_unmoved_one() -> None:
@@ -95,7 +99,12 @@ def test_arrow_and_corner_solvers_are_told_apart_by_every_test_level_and_by_no_u
     for number in range(50):
         options = {"level": number}
         apart = [
-            len({play_reference(env, Solver(goal), seed=0, options=options).outcome for goal in ("arrow", "corner")})  # type: ignore[arg-type]
+            len(
+                {
+                    play_reference(env, Solver(goal), seed=0, options=options).outcome
+                    for goal in ("arrow", "corner")
+                }
+            )  # type: ignore[arg-type]
             for env in (train, test)
         ]
         assert apart == [1, 2]
@@ -123,7 +132,9 @@ def test_the_step_limit_truncates_as_timeout() -> None:
     env.reset(seed=0, options={"level": 0})
     env.agent = (0, 0)
     ended = [env.step(np.int64(0))[2:] for _ in range(3)]
-    assert [(terminated, truncated) for terminated, truncated, _ in ended] == [(False, False)] * 2 + [(False, True)]
+    assert [(terminated, truncated) for terminated, truncated, _ in ended] == [(False, False)] * 2 + [
+        (False, True)
+    ]
     assert ended[-1][2]["outcome"] == "timeout" and "outcome" not in ended[0][2]
 
 
@@ -153,7 +164,8 @@ def test_drawing_shows_agent_arrow_and_corner() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bug": 3, "moved": 2}, {"moved": 300}, {"harmless": 241}, {"observation": "pixels"}, {"walls": 0.9}]
+    "wrong",
+    [{"bug": 3, "moved": 2}, {"moved": 300}, {"harmless": 241}, {"observation": "pixels"}, {"walls": 0.9}],
 )
 def test_impossible_parameters_are_refused_with_what_was_expected(wrong: dict[str, object]) -> None:
     with pytest.raises(EnvironmentError_, match="expected"):

@@ -43,7 +43,16 @@ class _Spy(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
-        names = ("observations", "actions", "rewards", "values", "log_probs", "advantages", "returns", "episode_starts")
+        names = (
+            "observations",
+            "actions",
+            "rewards",
+            "values",
+            "log_probs",
+            "advantages",
+            "returns",
+            "episode_starts",
+        )
         flat = {name: getattr(buffer, name).swapaxes(0, 1).reshape(STEPS * ENVS, -1).copy() for name in names}
         self.buffers.append(flat)
         self.parameters.append({k: v.clone() for k, v in self.model.policy.state_dict().items()})
@@ -101,7 +110,9 @@ def test_recording_changes_nothing_bit_for_bit(recorded: tuple[RunFolder, _Spy])
     assert all(torch.equal(final[name], value) for name, value in plain.policy.state_dict().items())
 
 
-def test_every_epoch_uses_every_row_once_in_minibatches_of_the_right_size(recorded: tuple[RunFolder, _Spy]) -> None:
+def test_every_epoch_uses_every_row_once_in_minibatches_of_the_right_size(
+    recorded: tuple[RunFolder, _Spy],
+) -> None:
     for window in range(4):
         epochs = np.array(read_table(recorded[0].transitions_path(3, window))["minibatches"].to_pylist())
         assert epochs.shape == (STEPS * ENVS, EPOCHS)
@@ -116,7 +127,9 @@ def test_minibatches_are_the_ones_that_trained(tmp_path: Path, monkeypatch: pyte
     used: list[NDArray[np.float32]] = []
     original = RecordingRolloutBuffer._get_samples
 
-    def spy(self: RecordingRolloutBuffer, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> Any:
+    def spy(
+        self: RecordingRolloutBuffer, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
+    ) -> Any:
         samples = original(self, batch_inds, env)
         used.append(samples.old_log_prob.numpy().copy())
         return samples
@@ -192,4 +205,6 @@ def test_components_are_recorded_as_columns(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     train_recorded(SPEC, env, 0, folder)
     table = read_table(folder.transitions_path(0, 0))
-    np.testing.assert_allclose(table["component_a"].to_numpy() + table["component_b"].to_numpy(), table["reward"])
+    np.testing.assert_allclose(
+        table["component_a"].to_numpy() + table["component_b"].to_numpy(), table["reward"]
+    )

@@ -76,7 +76,9 @@ def test_every_failure_has_a_group_sum_for_every_group_seed_and_lambda(small_run
     assert groups == 24 and verdicts
     assert sums.num_rows == len(verdicts) * groups * 5 * 3
     wrong = sums.filter(pc.field("effect") != 0.0)
-    assert len(pc.unique(wrong["group"].cast(pa.string()))) <= 18, "only groups with wrong rewards have an effect"
+    assert len(pc.unique(wrong["group"].cast(pa.string()))) <= 18, (
+        "only groups with wrong rewards have an effect"
+    )
 
 
 def test_group_sums_add_up_over_windows(small_run: Path) -> None:
@@ -93,10 +95,14 @@ def test_group_sums_add_up_over_windows(small_run: Path) -> None:
         policy = load_policy(
             run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window))
         )
-        found = attribute_window(read_window(run.folder.transitions_path(2, window)), policy, targets, "trak").sums
+        found = attribute_window(
+            read_window(run.folder.transitions_path(2, window)), policy, targets, "trak"
+        ).sums
         for index, group in enumerate(found.groups):
             total[group] = total.get(group, np.zeros(3)) + found.effect[0, :, index]
-    sums = read(small_run, "influence/test/groups.parquet").filter((pc.field("seed") == 2) & (pc.field("lambda") == 1e-2))
+    sums = read(small_run, "influence/test/groups.parquet").filter(
+        (pc.field("seed") == 2) & (pc.field("lambda") == 1e-2)
+    )
     for row in sums.to_pylist():
         if row["failure"] in names:
             expected = total.get(row["group"], np.zeros(3))[names.index(row["failure"])]
@@ -129,7 +135,9 @@ def test_summary_and_verdicts_have_the_contracts_fields(small_run: Path) -> None
     assert summary["misbehaviour_rate"]["uncorrected"]["value"] > 0.6
 
 
-def test_wrong_rewards_in_training_rooms_only_are_inner_in_framing_1_and_outer_in_1_5(small_run: Path) -> None:
+def test_wrong_rewards_in_training_rooms_only_are_inner_in_framing_1_and_outer_in_1_5(
+    small_run: Path,
+) -> None:
     verdicts = json.loads((small_run / "reports/test/verdicts.json").read_text())
     assert {(entry["framing1"], entry["verdict"]) for entry in verdicts} == {("inner", "outer")}
 
@@ -144,13 +152,18 @@ class _Links(HTMLParser):
             if name in ("src", "href") and value:
                 self.found.append(value)
             if tag == "img":
-                assert any(key == "alt" for key, _ in attrs), "a picture without a text for those who cannot see it"
+                assert any(key == "alt" for key, _ in attrs), (
+                    "a picture without a text for those who cannot see it"
+                )
 
 
 def test_every_failure_has_a_page_and_no_link_leads_nowhere_or_outside(small_run: Path) -> None:
     reports = small_run / "reports" / "test"
     verdicts = json.loads((reports / "verdicts.json").read_text())
-    pages = [reports / "index.html", *(reports / "failures" / f"{entry['failure']}.html" for entry in verdicts)]
+    pages = [
+        reports / "index.html",
+        *(reports / "failures" / f"{entry['failure']}.html" for entry in verdicts),
+    ]
     for page in pages:
         links = _Links()
         links.feed(page.read_text())
@@ -175,13 +188,19 @@ def test_running_again_trains_nothing_and_gives_the_same(
     original = Workers.map
     monkeypatch.setattr(Workers, "map", forbidden)
     commands.run(small_run.parent / "task.yaml", copy, scheduler=scheduler)
-    for name in ("evaluations/test/episodes.parquet", "bank/test/outcomes.parquet", "influence/test/groups.parquet"):
+    for name in (
+        "evaluations/test/episodes.parquet",
+        "bank/test/outcomes.parquet",
+        "influence/test/groups.parquet",
+    ):
         assert read(copy, name).equals(read(small_run, name)), name
     first, second = (json.loads((r / "reports/test/verdicts.json").read_text()) for r in (small_run, copy))
     assert first == second
 
 
-def test_an_interrupted_run_resumes_to_the_same_result(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+def test_an_interrupted_run_resumes_to_the_same_result(
+    small_run: Path, tmp_path: Path, scheduler: str
+) -> None:
     """A seed, an evaluation, windows and bank members are lost: only they are done again, to the same numbers."""
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
@@ -195,8 +214,14 @@ def test_an_interrupted_run_resumes_to_the_same_result(small_run: Path, tmp_path
         member.unlink()
     before = {path: path.stat().st_mtime_ns for path in members[3:]}
     commands.run(small_run.parent / "task.yaml", copy, scheduler=scheduler)
-    assert {path: path.stat().st_mtime_ns for path in members[3:]} == before, "a finished member was trained again"
-    for name in ("evaluations/test/episodes.parquet", "bank/test/outcomes.parquet", "influence/test/groups.parquet"):
+    assert {path: path.stat().st_mtime_ns for path in members[3:]} == before, (
+        "a finished member was trained again"
+    )
+    for name in (
+        "evaluations/test/episodes.parquet",
+        "bank/test/outcomes.parquet",
+        "influence/test/groups.parquet",
+    ):
         assert read(copy, name).equals(read(small_run, name)), f"{name}: resumed and undisturbed differ"
 
 
@@ -238,11 +263,17 @@ def test_attribution_order_starts_with_the_causal_groups(small_run: Path) -> Non
     assert len(order) == 18 and area_under_curve(order, causal) > 0.75
 
 
-def test_command_line_reports_a_run(small_run: Path, tmp_path: Path, scheduler: str, aitia_command: Any) -> None:
+def test_command_line_reports_a_run(
+    small_run: Path, tmp_path: Path, scheduler: str, aitia_command: Any
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "reports")
     done: Finished = aitia_command("report", copy, "--illustrate", "1", "--scheduler", scheduler)
-    assert done.code == 0 and "outer" in done.out and str(copy / "reports" / "test" / "index.html") in done.out
-    strips = [page.read_text().count('class="strip"') for page in (copy / "reports/test/failures").glob("*.html")]
+    assert (
+        done.code == 0 and "outer" in done.out and str(copy / "reports" / "test" / "index.html") in done.out
+    )
+    strips = [
+        page.read_text().count('class="strip"') for page in (copy / "reports/test/failures").glob("*.html")
+    ]
     assert sum(strips) == 1 and len(strips) > 5, "one failure has pictures, all have a page"

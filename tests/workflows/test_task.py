@@ -79,7 +79,10 @@ def test_only_what_training_depends_on_is_fixed_in_a_run(write_task: Callable[..
 
 def test_the_demo_tasks_and_examples_are_valid() -> None:
     root = Path(__file__).parents[2]
-    paths = [*sorted((root / "workflows" / "tasks").glob("*.yaml")), *sorted((root / "examples").glob("*.yaml"))]
+    paths = [
+        *sorted((root / "workflows" / "tasks").glob("*.yaml")),
+        *sorted((root / "examples").glob("*.yaml")),
+    ]
     assert len(paths) >= 4
     tasks: list[Task] = [load_task(path) for path in paths]
     assert all(task.name == path.stem for task, path in zip(tasks, paths, strict=True))

@@ -1,0 +1,35 @@
+# make demo   both twins of the arrow maze, end to end      make check  ruff and mypy
+# make test   the whole test suite                          make bench  measurements against named peers
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs
+
+.PHONY: demo test check bench install clean
+
+demo: $(VENV)/.installed
+	$(BIN)/aitia demo --out $(OUT)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.planted --run $(OUT)/arrow-maze-outer
+
+install: $(VENV)/.installed
+
+# The CPU build of torch is taken first where the index offers it: an open range pulls CUDA packages.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --prefer-binary "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --prefer-binary --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
