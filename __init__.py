@@ -11,7 +11,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 _COMMANDS = ("attribute", "demo", "evaluate", "report", "run", "train", "verify")
-__all__ = ["__version__", *_COMMANDS]  # noqa: PLE0604
+__all__ = ["__version__", *_COMMANDS]
 
 
 def __getattr__(name: str) -> Any:

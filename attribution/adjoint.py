@@ -82,7 +82,8 @@ def normalisation_adjoint(scores: Scores, normalised: NDArray[np.float64]) -> Sc
     """
     rows = len(scores)
     slope = normalised @ scores / (rows - 1)
-    return scores - scores.mean(axis=0) - normalised[:, None] * slope[None, :]
+    adjoint: Scores = scores - scores.mean(axis=0) - normalised[:, None] * slope[None, :]
+    return adjoint
 
 
 def gae_adjoint(scores: Scores, advantages: Advantages) -> Scores:

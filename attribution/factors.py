@@ -122,7 +122,7 @@ def require_factored(policy: ActorCriticPolicy) -> None:
                 )
 
 
-class _recorded_layers:  # noqa: N801 (a context manager, used as a verb)
+class _recorded_layers:
     """Collects (layer, input, output) of every linear layer that a forward pass uses."""
 
     def __init__(self, policy: nn.Module) -> None:
@@ -140,9 +140,7 @@ class _recorded_layers:  # noqa: N801 (a context manager, used as a verb)
     def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         assert isinstance(module, nn.Linear)
         if any(module is layer for layer, _, _ in self.seen):
-            raise InputError(
-                "attribution in exact form needs every linear layer to be used once a forward pass"
-            )
+            raise InputError("attribution in exact form needs every linear layer to be used once a forward pass")
         self.seen.append((module, inputs[0], output))
 
     def __exit__(self, *_: object) -> None:

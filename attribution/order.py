@@ -31,11 +31,7 @@ class EffectTable(NamedTuple):
 
     def mean(self) -> dict[str, float]:
         """Return the mean effect of each group over all failures."""
-        return (
-            dict(zip(self.groups, self.effect.mean(axis=0).tolist(), strict=True))
-            if len(self.failures)
-            else {}
-        )
+        return dict(zip(self.groups, self.effect.mean(axis=0).tolist(), strict=True)) if len(self.failures) else {}
 
 
 def effect_table(sums: pa.Table, lam: float = DEFAULT_LAMBDA) -> EffectTable:

@@ -141,9 +141,7 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str, first_action:
     labels = _labels(chosen, int((steps.schema.metadata or {}).get(b"actions", b"0")))
     decisive = decisive_steps(labels, actions)
     has_decisive = np.bincount(index[decisive], minlength=len(keys)) > 0
-    kinds = tuple(
-        _kind(target, bool(has), failure_id(*key)) for key, has in zip(keys, has_decisive, strict=True)
-    )
+    kinds = tuple(_kind(target, bool(has), failure_id(*key)) for key, has in zip(keys, has_decisive, strict=True))
     ids = tuple(failure_id(*key) for key in keys)
     return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user)
 

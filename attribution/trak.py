@@ -52,9 +52,7 @@ class WindowRows:
         """Collapse the transitions of a window, observations [N, ...] and actions [N]."""
         data = np.ascontiguousarray(observations).reshape(len(observations), -1).view(np.uint8)
         keys = np.concatenate([data, actions.astype(np.int64)[:, None].view(np.uint8)], axis=1)
-        _, first, row, counts = np.unique(
-            keys, axis=0, return_index=True, return_inverse=True, return_counts=True
-        )
+        _, first, row, counts = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
         return WindowRows(observations[first], actions[first], counts, row.reshape(-1))
 
 

@@ -47,7 +47,7 @@ class Window:
     def is_event(self) -> NDArray[np.bool_]:
         """Reward events: r != 0 or r* != 0."""
         paid = self.reward != 0.0
-        return paid if self.intended is None else paid | (self.intended != 0.0)
+        return np.asarray(paid if self.intended is None else paid | (self.intended != 0.0), dtype=np.bool_)
 
 
 _COLUMNS = (
@@ -74,9 +74,7 @@ def read_window(path: Path, first_action: int = 0) -> Window:
     for name in ("advantage", "reward"):
         bad = np.flatnonzero(~np.isfinite(column(name)))
         if len(bad):
-            raise NonFiniteError(
-                f"{path}, row {bad[0]}: {name} is {column(name)[bad[0]]}; the training diverged"
-            )
+            raise NonFiniteError(f"{path}, row {bad[0]}: {name} is {column(name)[bad[0]]}; the training diverged")
     actions = table["action"].to_numpy().astype(np.int64)
     observations = decode_arrays(table["observation"], array_format(read_table_schema(path), "observation"))
     ended = table["terminated"].to_numpy() | table["truncated"].to_numpy()
@@ -181,9 +179,7 @@ ESTIMATORS: dict[str, Callable[[Window, ActorCriticPolicy, TargetSteps], ScoreFu
 }
 
 
-def _empty_sums(
-    window: Window, failures: int
-) -> tuple[list[str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def _empty_sums(window: Window, failures: int) -> tuple[list[str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
     change = window.correction
     groups = [] if change is None else sorted(set(window.group[change != 0.0].tolist()))
     shape = (len(LAMBDAS), failures, len(groups))

@@ -30,58 +30,6 @@ _PACKAGES = (
 )
 
 
-@dataclass
-class Manifest:
-    """Contents of `run.json`.
-
-    Attributes:
-        task: the task with every default filled in.
-        hashes: `task`: SHA-256 of the resolved task; `training`: of the part that training depends on.
-        seeds: seeds of the ensemble.
-        task_folder: where the task file lies: modules beside it can be named by the task.
-        seconds: wall-clock seconds a stage, summed over the calls that did work.
-        versions, git_sha, schema_version, created: provenance.
-    """
-
-    task: dict[str, Any]
-    hashes: dict[str, str]
-    seeds: list[int]
-    task_folder: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
-    git_sha: str | None = field(default_factory=lambda: source_git_sha())
-    schema_version: int = SCHEMA_VERSION
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-    def write(self, folder: RunFolder) -> None:
-        """Write `run.json`."""
-        write_json(folder.manifest_path, asdict(self))
-
-    @staticmethod
-    def read(folder: RunFolder) -> Manifest:
-        """Read `run.json`.
-
-        Raises:
-            RunFolderError: the folder is not a run, or of another schema version.
-        """
-        if not folder.manifest_path.exists():
-            raise RunFolderError(
-                f"{folder.root} is not a run folder: it has no run.json. Expected a folder made by "
-                "`aitia train TASK.yaml --out RUN`"
-            )
-        values = read_json(folder.manifest_path)
-        found = values.get("schema_version") if isinstance(values, dict) else None
-        if found != SCHEMA_VERSION:
-            raise RunFolderError(
-                f"{folder.manifest_path} has schema version {found}, this aitia reads {SCHEMA_VERSION}: "
-                "train again, or use the aitia version that wrote it"
-            )
-        try:
-            return Manifest(**values)
-        except TypeError as error:
-            raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({error})") from error
-
-
 def digest(value: object) -> str:
     """Return the SHA-256 of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -121,3 +69,55 @@ def source_git_sha() -> str | None:
         return None
     sha, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     return None if sha is None else sha + ("+" if changes else "")
+
+
+@dataclass
+class Manifest:
+    """Contents of `run.json`.
+
+    Attributes:
+        task: the task with every default filled in.
+        hashes: `task`: SHA-256 of the resolved task; `training`: of the part that training depends on.
+        seeds: seeds of the ensemble.
+        task_folder: where the task file lies: modules beside it can be named by the task.
+        seconds: wall-clock seconds a stage, summed over the calls that did work.
+        versions, git_sha, schema_version, created: provenance.
+    """
+
+    task: dict[str, Any]
+    hashes: dict[str, str]
+    seeds: list[int]
+    task_folder: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
+    git_sha: str | None = field(default_factory=source_git_sha)
+    schema_version: int = SCHEMA_VERSION
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def write(self, folder: RunFolder) -> None:
+        """Write `run.json`."""
+        write_json(folder.manifest_path, asdict(self))
+
+    @staticmethod
+    def read(folder: RunFolder) -> Manifest:
+        """Read `run.json`.
+
+        Raises:
+            RunFolderError: the folder is not a run, or of another schema version.
+        """
+        if not folder.manifest_path.exists():
+            raise RunFolderError(
+                f"{folder.root} is not a run folder: it has no run.json. Expected a folder made by "
+                "`aitia train TASK.yaml --out RUN`"
+            )
+        values = read_json(folder.manifest_path)
+        found = values.get("schema_version") if isinstance(values, dict) else None
+        if found != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{folder.manifest_path} has schema version {found}, this aitia reads {SCHEMA_VERSION}: "
+                "train again, or use the aitia version that wrote it"
+            )
+        try:
+            return Manifest(**values)
+        except TypeError as error:
+            raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({error})") from error

@@ -77,9 +77,7 @@ def _summarise(windows: list[Path], seed: int) -> pa.Table:
         for row in np.flatnonzero(wrong):
             first_wrong[row] = int(episode[row]) not in wrong_episodes
             wrong_episodes.add(int(episode[row]))
-        values = np.stack(
-            [np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong, np.abs(change)]
-        )
+        values = np.stack([np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong, np.abs(change)])
         for index, name in enumerate(names.tolist()):
             rows = member == index
             total = groups.setdefault(name, np.zeros(len(values) + 1))
@@ -88,9 +86,9 @@ def _summarise(windows: list[Path], seed: int) -> pa.Table:
         ids, where = np.unique(episode, return_inverse=True)
         for number, value in zip(ids.tolist(), np.bincount(where, reward).tolist(), strict=True):
             returns[number] = returns.get(number, 0.0) + value
-    names = sorted(groups)
-    totals = np.stack([groups[name] for name in names])
-    columns = {"seed": pa.array(np.full(len(names), seed, np.int32)), "group": pa.array(names)}
+    ordered = sorted(groups)
+    totals = np.stack([groups[name] for name in ordered])
+    columns = {"seed": pa.array(np.full(len(ordered), seed, np.int32)), "group": pa.array(ordered)}
     columns |= {name: pa.array(totals[:, i].astype(np.int64)) for i, name in enumerate(_COUNTS)}
     columns |= {"error": pa.array(totals[:, -2]), "largest_error": pa.array(totals[:, -1])}
     metadata = {

@@ -7,7 +7,6 @@ none behind under its final name. Finished pieces of a stage wait in `.parts/` u
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +98,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield aside
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -205,7 +204,7 @@ def publish_folder(staged: Path, final: Path) -> None:
     if final.exists():
         shutil.rmtree(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staged, final)
+    staged.replace(final)
 
 
 def _require_exists(path: Path) -> None:

@@ -60,9 +60,7 @@ class CurvePoint:
         }
 
 
-def correction_curve(
-    bank: Bank, rewards: Mapping[int, pa.Table], declared: Outcomes
-) -> tuple[CurvePoint, ...]:
+def correction_curve(bank: Bank, rewards: Mapping[int, pa.Table], declared: Outcomes) -> tuple[CurvePoint, ...]:
     """Return every verified correction set, by order and size.
 
     Args:
@@ -95,20 +93,19 @@ def corrected_units(summaries: Sequence[pa.Table], groups: Collection[str] | Non
     """Return the units whose reward a correction of `groups` (None: of all) changes."""
     counts = np.zeros(len(_UNITS))
     for table in summaries:
-        chosen = (
-            np.ones(table.num_rows, bool)
-            if groups is None
-            else np.isin(table["group"].to_pylist(), list(groups))
-        )
+        chosen = np.ones(table.num_rows, bool) if groups is None else np.isin(table["group"].to_pylist(), list(groups))
         for index, name in enumerate(("wrong_transitions", "wrong_events", "wrong_episodes")):
             counts[index] += table[name].to_numpy()[chosen].sum() / len(summaries)
-    return Units(*counts.tolist(), groups=float(size))
+    transitions, events, episodes = counts.tolist()
+    return Units(transitions, events, episodes, float(size))
 
 
 def all_units(summaries: Sequence[pa.Table]) -> Units:
     """Return all units of the uncorrected trainings, right and wrong, means over seeds."""
-    counts = [float(np.mean([table[name].to_numpy().sum() for table in summaries])) for name in _UNITS]
-    return Units(*counts, groups=float(np.mean([table.num_rows for table in summaries])))
+    transitions, events, episodes = (
+        float(np.mean([table[name].to_numpy().sum() for table in summaries])) for name in _UNITS
+    )
+    return Units(transitions, events, episodes, float(np.mean([table.num_rows for table in summaries])))
 
 
 @dataclass(frozen=True)
@@ -162,6 +159,7 @@ def ease(
     before, after = (np.array(nested[i].corrected) for i in (index - 1, index))
     units = before + weight * (after - before)
     whole = np.array(all_units(summaries))
-    shares = np.divide(units, whole, out=np.zeros(len(whole)), where=whole > 0).tolist()
-    kind = "concentrated" if min(shares[1], shares[3]) <= thresholds.few else "diffuse"
-    return Ease(*shares, kind=kind, verified=nested[index])
+    shares = np.divide(units, whole, out=np.zeros(len(whole)), where=whole > 0)
+    transitions, events, episodes, groups = shares.tolist()
+    kind = "concentrated" if min(events, groups) <= thresholds.few else "diffuse"
+    return Ease(transitions, events, episodes, groups, kind, nested[index])

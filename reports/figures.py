@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +20,7 @@ from .curve import CurvePoint
 from .verdict import Thresholds
 
 _INK, _MUTED, _BLUE, _ORANGE, _GREEN = "#2b2d33", "#8a8d96", "#285ac8", "#d9721e", "#16964a"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -33,9 +34,7 @@ _STYLE = {
 }
 
 
-def write_correction_curve(
-    path: Path, curve: Sequence[CurvePoint], thresholds: Thresholds, groups: str
-) -> None:
+def write_correction_curve(path: Path, curve: Sequence[CurvePoint], thresholds: Thresholds, groups: str) -> None:
     """Draw misbehaviour against the number of corrected groups: attribution order and random control.
 
     Args:
@@ -98,9 +97,7 @@ def _draw_line(axes: Axes, points: Sequence[CurvePoint], colour: str, label: str
     )
     for point in shown:
         seeds = [rates.misbehaviour for rates in point.rates if rates.misbehaviour is not None]
-        axes.scatter(
-            [point.corrected.groups] * len(seeds), seeds, s=9, color=colour, alpha=0.35, linewidths=0
-        )
+        axes.scatter([point.corrected.groups] * len(seeds), seeds, s=9, color=colour, alpha=0.35, linewidths=0)
 
 
 def write_group_effects(path: Path, effects: Sequence[float], groups: str) -> None:

@@ -103,9 +103,7 @@ def failure_entry(
     }
 
 
-def _top_groups(
-    name: str, effects: EffectTable, counts: Mapping[str, tuple[float, float]]
-) -> list[dict[str, Any]]:
+def _top_groups(name: str, effects: EffectTable, counts: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
     if name not in effects.failures:
         return []
     row = effects.effect[effects.failures.index(name)]
@@ -133,9 +131,7 @@ def group_counts(rewards: Sequence[pa.Table]) -> dict[str, tuple[float, float]]:
     return {group: (total[0], total[1]) for group, total in found.items()}
 
 
-def own_rates(
-    episodes: pa.Table, bank: Bank | None, declared: Outcomes
-) -> dict[int, dict[str, float | None]]:
+def own_rates(episodes: pa.Table, bank: Bank | None, declared: Outcomes) -> dict[int, dict[str, float | None]]:
     """Return the misbehaviour rates of each test episode among competent plays: of the uncorrected and of
     the all-corrected agents, None without any such play."""
     test = episodes.filter((pc.field("part") == "test") & (pc.field("seed") != RANDOM_POLICY_SEED))

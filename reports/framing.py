@@ -41,9 +41,7 @@ class RewardScale(NamedTuple):
         """Read both means off the episodes table (NaN where there are no such plays)."""
         random = episodes.filter((pc.field("seed") == RANDOM_POLICY_SEED) & (pc.field("part") == "test"))
         trained = episodes.filter((pc.field("seed") != RANDOM_POLICY_SEED) & (pc.field("part") == "train"))
-        means = [
-            float(np.mean(t["reward"].to_numpy())) if t.num_rows else float("nan") for t in (random, trained)
-        ]
+        means = [float(np.mean(t["reward"].to_numpy())) if t.num_rows else float("nan") for t in (random, trained)]
         return RewardScale(*means)
 
     def normalise(self, reward: float) -> float | None:

@@ -96,9 +96,7 @@ class PageContext:
 def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any], view: FailureView) -> None:
     """Write `failures/ID.html`."""
     template = _templates().get_template("failure.html")
-    text = template.render(
-        page=page, entry=entry, view=view, words=WORDS[Verdict(entry["verdict"])], root="../"
-    )
+    text = template.render(page=page, entry=entry, view=view, words=WORDS[Verdict(entry["verdict"])], root="../")
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
 
 

@@ -69,9 +69,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
 
 
 @pytest.fixture
-def aitia_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Finished]:
+def aitia_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run the command line in this process."""
 
     def call(*arguments: object) -> Finished:

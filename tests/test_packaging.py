@@ -44,11 +44,6 @@ def test_the_wheel_works_beside_a_package_named_datasets(tmp_path: Path) -> None
     assert str(site) in told and "Hugging Face" in told
     run(python, "-c", "import aitia.workflows.commands, datasets; assert datasets.WHOSE")
     assert "demo" in run(tmp_path / "env" / "bin" / "aitia", "--help")
-    files = run(
-        python, "-c", "import zipfile,sys; print(*zipfile.ZipFile(sys.argv[1]).namelist(), sep='\\n')", wheel
-    )
-    assert (
-        "aitia/workflows/tasks/arrow-maze-outer.yaml" in files
-        and "aitia/reports/templates/index.html" in files
-    )
+    files = run(python, "-c", "import zipfile,sys; print(*zipfile.ZipFile(sys.argv[1]).namelist(), sep='\\n')", wheel)
+    assert "aitia/workflows/tasks/arrow-maze-outer.yaml" in files and "aitia/reports/templates/index.html" in files
     assert "aitia/tests" not in files and "\ndatasets/" not in files

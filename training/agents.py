@@ -96,9 +96,7 @@ def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPo
         )
     except (TypeError, ValueError, AssertionError) as error:
         vec_env.close()
-        raise TaskError(
-            f"{spec.algorithm} refuses agent.hyperparameters {spec.hyperparameters}: {error}"
-        ) from error
+        raise TaskError(f"{spec.algorithm} refuses agent.hyperparameters {spec.hyperparameters}: {error}") from error
 
 
 def load_policy(spec: AgentSpec, env: EnvSpec, parameters: Mapping[str, Tensor]) -> ActorCriticPolicy:

@@ -64,9 +64,7 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
                 f"arrow maze: observation={observation!r} was given, expected 'planes' or 'coordinates'"
             )
         if render_mode not in (None, "rgb_array"):
-            raise EnvironmentError_(
-                f"arrow maze: render_mode={render_mode!r} was given, expected None or 'rgb_array'"
-            )
+            raise EnvironmentError_(f"arrow maze: render_mode={render_mode!r} was given, expected None or 'rgb_array'")
         self.level_set = LevelSet(size, walls, levels, moved, bug, harmless, level_seed)
         self.harmless_reward = float(harmless_reward)
         self.observation = observation
@@ -112,7 +110,7 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
             info["outcome"] = "arrow" if on_arrow else "corner" if on_corner else "timeout"
         return self._observe(), reward, terminated, truncated, info
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """Return the room as uint8 [height, width, 3], or None without a render mode."""
         return draw_level(self._level(), self.agent) if self.render_mode == "rgb_array" else None
 
@@ -158,4 +156,4 @@ def action_labels(level: Level, cell: Cell) -> list[int]:
 
 
 def _closer(length: NDArray[np.int64], before: Cell, after: Cell) -> bool:
-    return 0 <= length[after] < length[before]
+    return bool(0 <= length[after] < length[before])

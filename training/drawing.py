@@ -26,9 +26,7 @@ def draw_level(level: Level, agent: Cell) -> NDArray[np.uint8]:
     for row in range(size):
         for column in range(size):
             box = _box((row, column), unit, 0)
-            pen.rectangle(
-                box, fill=_WALL if level.walls[row, column] else _FLOOR, outline=_GRID, width=_SCALE
-            )
+            pen.rectangle(box, fill=_WALL if level.walls[row, column] else _FLOOR, outline=_GRID, width=_SCALE)
     pen.rectangle(_box(level.corner, unit, 5), outline=_CORNER, width=2 * _SCALE)
     _draw_arrow(pen, level.arrow, unit)
     pen.ellipse(_box(agent, unit, unit // 4), fill=_AGENT, outline=(255, 255, 255), width=_SCALE)

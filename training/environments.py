@@ -164,17 +164,13 @@ def probe(spec: EnvSpec) -> EnvProfile:
             observation, reward, terminated, truncated, info = env.step(action)
             reader.read(info, float(reward), terminated or truncated)
             if not np.isfinite(np.asarray(observation, dtype=np.float64)).all():
-                raise EnvironmentError_(
-                    f"environment `{spec.id}` observed {observation}: expected finite numbers"
-                )
+                raise EnvironmentError_(f"environment `{spec.id}` observed {observation}: expected finite numbers")
             if terminated or truncated:
                 episodes += 1
                 if episodes == _PROBE_EPISODES:
                     break
                 env.reset()
-        return EnvProfile(
-            observation_space, action_space, reader.keys or frozenset(), episodes, can_render(spec)
-        )
+        return EnvProfile(observation_space, action_space, reader.keys or frozenset(), episodes, can_render(spec))
     finally:
         env.close()
 

@@ -205,6 +205,4 @@ def _steps_table(records: Sequence[_PlayRecord], seed: int, part: str, slot: _Sl
         }
     )
     form = schema.ArrayFormat(tuple(observations.shape[1:]), str(observations.dtype))
-    return schema.with_metadata(
-        table, {**schema.array_metadata("observation", form), "actions": str(slot.actions)}
-    )
+    return schema.with_metadata(table, {**schema.array_metadata("observation", form), "actions": str(slot.actions)})

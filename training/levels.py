@@ -51,9 +51,7 @@ class LevelSet:
         _require(0 <= self.moved <= self.levels, "moved", self.moved, f"from 0 to levels={self.levels}")
         _require(0 <= self.bug <= self.moved, "bug", self.bug, f"from 0 to moved={self.moved}")
         unmoved = self.levels - self.moved
-        _require(
-            0 <= self.harmless <= unmoved, "harmless", self.harmless, f"from 0 to {unmoved} unmoved levels"
-        )
+        _require(0 <= self.harmless <= unmoved, "harmless", self.harmless, f"from 0 to {unmoved} unmoved levels")
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,7 @@ def make_level(level_set: LevelSet, number: int) -> Level:
         to_arrow = distances(walls, arrow, avoid=corner)
         to_corner = distances(walls, corner, avoid=arrow)
         if to_arrow[start] != UNREACHABLE and to_corner[start] != UNREACHABLE:
-            return Level(
-                number, walls, start, arrow, corner, number in bug, number in harmless, to_arrow, to_corner
-            )
+            return Level(number, walls, start, arrow, corner, number in bug, number in harmless, to_arrow, to_corner)
     raise EnvironmentError_(
         f"no level with a path to arrow and corner was found in {_MAX_DRAWS} draws at walls={level_set.walls}, "
         f"size={size}: lower the share of walls"

@@ -59,9 +59,7 @@ class RecordingRolloutBuffer(RolloutBuffer):
         self._minibatch = 0
         yield from super().get(batch_size)
 
-    def _get_samples(
-        self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
-    ) -> RolloutBufferSamples:
+    def _get_samples(self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> RolloutBufferSamples:
         self.membership[-1][batch_inds] = self._minibatch
         self._minibatch += 1
         return super()._get_samples(batch_inds, env)
@@ -164,9 +162,7 @@ class Recorder(BaseCallback):
         rows.reward.append(reward)
         rows.scale.append(self._reward_scale(reward))
         rows.done.append(dones)
-        rows.truncated.append(
-            np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones
-        )
+        rows.truncated.append(np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones)
         rows.told.append([self._read(i, info, reward, dones) for i, info in enumerate(infos)])
         rows.episode.append(self._episode.copy())
         rows.t.append(self._t.copy())
@@ -177,9 +173,7 @@ class Recorder(BaseCallback):
             self._next_episode += 1
         return True
 
-    def _read(
-        self, index: int, info: dict[str, Any], reward: NDArray[np.float64], dones: NDArray[np.bool_]
-    ) -> Told:
+    def _read(self, index: int, info: dict[str, Any], reward: NDArray[np.float64], dones: NDArray[np.bool_]) -> Told:
         try:
             return self._reader.read(info, float(reward[index]), bool(dones[index]))
         except EnvironmentError_ as error:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .edits import Env
-from .environments import EnvSpec
+from .environments import Env, EnvSpec
 
 Frame = NDArray[np.uint8]
 

@@ -16,41 +16,26 @@ from ..datasets.errors import AitiaError, InputError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _Illustrate(click.ParamType):
-    name = "N|all"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | Literal["all"]:
-        """Read a count from 0, or `all`."""
-        if value == "all":
-            return "all"
-        try:
-            count = int(value)
-        except ValueError:
-            count = -1
-        if count < 0:
-            self.fail(f"{value!r} was given, expected a number from 0, or all", param, ctx)
-        return count
+def _count_or_all(ctx: click.Context, param: click.Parameter, value: str) -> int | Literal["all"]:
+    """Read a count from 0, or `all`."""
+    if value == "all":
+        return "all"
+    if value.isdecimal():
+        return int(value)
+    raise click.BadParameter(f"{value!r} was given, expected a number from 0, or all")
 
 
 def _computing(command: Command) -> Command:
     """Add the options of every stage that computes."""
-    workers = click.option(
-        "--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores)."
-    )
+    workers = click.option("--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores).")
     scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use an existing Dask cluster instead.")
     return workers(scheduler(command))
 
 
 _task = click.argument("task", metavar="TASK.yaml", type=click.Path(path_type=Path))
 _run = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-_out = click.option(
-    "--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder."
-)
-_set = click.option(
-    "--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set."
-)
+_out = click.option("--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder.")
+_set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -111,12 +96,8 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
 @cli.command()
 @_run
 @_set
-@click.option(
-    "--failure", metavar="ID", multiple=True, help="Only this failure (SEED-EPISODE); may be repeated."
-)
-@click.option(
-    "--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or the baseline tracin."
-)
+@click.option("--failure", metavar="ID", multiple=True, help="Only this failure (SEED-EPISODE); may be repeated.")
+@click.option("--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or the baseline tracin.")
 @_computing
 def attribute(run: Path, set_: str, failure: tuple[str, ...], estimator: str, **options: Any) -> None:
     """Attribute failures to training rewards."""
@@ -140,7 +121,12 @@ def verify(run: Path, set_: str, **options: Any) -> None:
 @_run
 @_set
 @click.option(
-    "--illustrate", type=_Illustrate(), default=20, show_default=True, help="Failures that get pictures."
+    "--illustrate",
+    metavar="N|all",
+    default="20",
+    show_default=True,
+    callback=_count_or_all,
+    help="Failures that get pictures.",
 )
 @_computing
 def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: Any) -> None:

@@ -24,9 +24,7 @@ Illustrate = int | Literal["all"]
 log = logging.getLogger("aitia")
 
 
-def train(
-    task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None
-) -> None:
+def train(task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None) -> None:
     """Train the ensemble of a task, recording every transition and every window's parameters.
 
     Args:
@@ -44,9 +42,7 @@ def train(
             train_stage(run, pool)
 
 
-def evaluate(
-    run: str | Path, set: str = TEST_SET, workers: int | None = None, scheduler: str | None = None
-) -> None:
+def evaluate(run: str | Path, set: str = TEST_SET, workers: int | None = None, scheduler: str | None = None) -> None:
     """Play the episodes of an evaluation set with every agent of a run, and with a random policy.
 
     Args:
@@ -81,9 +77,7 @@ def attribute(
         attribute_stage(opened, set, failure, estimator, pool)
 
 
-def verify(
-    run: str | Path, set: str = TEST_SET, workers: int | None = None, scheduler: str | None = None
-) -> None:
+def verify(run: str | Path, set: str = TEST_SET, workers: int | None = None, scheduler: str | None = None) -> None:
     """Train again with corrected rewards: the counterfactual bank of an evaluation set.
 
     Args:

@@ -74,6 +74,7 @@ def _distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def moment_of(row: Mapping[str, Any]) -> Moment:
+    """Return where a row of the top-k table is in the run."""
     return Moment(row["seed"], row["env"], row["window"], row["step"])
 
 
@@ -87,9 +88,7 @@ def training_pictures(
         wanted |= {moment_of(row) for rows in shown for row in rows}
     seeds = sorted({moment.seed for moment in wanted})
     pieces = [
-        PicturePiece(
-            run.folder.root, run.task, set_name, seed, tuple(sorted(m for m in wanted if m.seed == seed))
-        )
+        PicturePiece(run.folder.root, run.task, set_name, seed, tuple(sorted(m for m in wanted if m.seed == seed)))
         for seed in seeds
     ]
     pictures: dict[Moment, str] = {}
@@ -112,16 +111,12 @@ def _draw_moments(piece: PicturePiece) -> dict[Moment, str]:
         moments = {m.window * n_steps + m.step: m for m in piece.moments if m.env == env}
         rows = slice(env * n_steps, (env + 1) * n_steps)
         actions = np.concatenate([t["action"].to_numpy()[rows] for t in tables])
-        ended = np.concatenate(
-            [(t["terminated"].to_numpy() | t["truncated"].to_numpy())[rows] for t in tables]
-        )
+        ended = np.concatenate([(t["terminated"].to_numpy() | t["truncated"].to_numpy())[rows] for t in tables])
         expected: dict[int, NDArray[Any]] = {
             step: decode_arrays(tables[m.window]["observation"].slice(env * n_steps + m.step, 1), form)[0]
             for step, m in moments.items()
         }
-        frames = replay_training_env(
-            spec, piece.seed + env, actions.tolist(), ended.tolist(), expected, list(moments)
-        )
+        frames = replay_training_env(spec, piece.seed + env, actions.tolist(), ended.tolist(), expected, list(moments))
         pictures |= {moments[step]: write_frame(out, frame) for step, frame in frames.items()}
     return pictures
 
@@ -140,7 +135,5 @@ def episode_frames(
     decisive = [*targets.decisive[rows].tolist(), False]
     return [
         FrameView(write_frame(out, frame), caption, bool(mark))
-        for frame, caption, mark in zip(
-            drawn, [*captions, f"end: {episode['outcome']}"], decisive, strict=True
-        )
+        for frame, caption, mark in zip(drawn, [*captions, f"end: {episode['outcome']}"], decisive, strict=True)
     ]

@@ -71,9 +71,7 @@ class PageResult(NamedTuple):
     thumbnails: dict[str, str]
 
 
-def report_stage(
-    run: Run, set_name: str, illustrate: int | Literal["all"], workers: Workers
-) -> dict[str, Any]:
+def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], workers: Workers) -> dict[str, Any]:
     """Write verdicts, summary and pages of an evaluation set; return the summary.
 
     Raises:
@@ -88,9 +86,7 @@ def report_stage(
     bank = read_bank(folder, set_name)
     findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds)
     failures = task.outcomes.failures(episodes)
-    names = [
-        failure_id(row["seed"], row["episode"]) for row in failures.select(["seed", "episode"]).to_pylist()
-    ]
+    names = [failure_id(row["seed"], row["episode"]) for row in failures.select(["seed", "episode"]).to_pylist()]
     attributed = _attributed(folder, set_name, names)
     page = _page_context(run, set_name, findings, list(rewards.values()))
     effects = effect_table(attributed["groups"])
@@ -128,9 +124,7 @@ def _attributed(folder: RunFolder, set_name: str, names: Sequence[str]) -> dict[
         InputError: some failures were not attributed.
     """
     tables = {
-        name: read_table(folder.influence_path(set_name, name)).filter(
-            pc.field("estimator") == DEFAULT_ESTIMATOR
-        )
+        name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == DEFAULT_ESTIMATOR)
         for name in ("groups", "transitions")
     }
     known = set(pc.unique(tables["groups"]["failure"].cast(pa.string())).to_pylist())
@@ -215,9 +209,7 @@ class _SetTables:
 def _set_tables(root: Path, task_json: str, set_name: str, stamp: float) -> _SetTables:
     task, folder = Task.model_validate_json(task_json), RunFolder(root)
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
-    failures = {
-        failure_id(row["seed"], row["episode"]): row for row in task.outcomes.failures(episodes).to_pylist()
-    }
+    failures = {failure_id(row["seed"], row["episode"]): row for row in task.outcomes.failures(episodes).to_pylist()}
     attributed = _attributed(folder, set_name, list(failures))
     return _SetTables(
         failures,
@@ -242,9 +234,7 @@ def _write_pages(piece: PagePiece) -> PageResult:
     entries, thumbnails = [], {}
     for name in piece.failures:
         episode = tables.episodes[name]
-        entry = failure_entry(
-            episode, page.findings, tables.rates[episode["episode"]], tables.effects, tables.counts
-        )
+        entry = failure_entry(episode, page.findings, tables.rates[episode["episode"]], tables.effects, tables.counts)
         view = _failure_view(piece, name, episode, tables, out)
         if view.frames:
             thumbnails[name] = view.frames[0].asset
@@ -262,9 +252,7 @@ def _failure_view(
     reason = "This failure was not chosen for pictures; `aitia report RUN --illustrate all` draws every one."
     if name in piece.illustrated:
         frames = episode_frames(spec, episode, tables.targets, index, out / "assets" / "frames")
-        reason = (
-            "The environment does not draw itself, or did not repeat itself when played again: no pictures."
-        )
+        reason = "The environment does not draw itself, or did not repeat itself when played again: no pictures."
     shown = shown_rewards(tables.top, name)
     kind = tables.targets.kinds[index]
     target = {

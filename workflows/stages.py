@@ -88,9 +88,7 @@ def _evaluate_seed(piece: SeedPiece) -> None:
     policy = None
     if piece.seed != RANDOM_POLICY_SEED:
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
-    test, steps = evaluate_policy(
-        policy, task.evaluation_env(piece.set_name), task.evaluation, piece.seed, "test"
-    )
+    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), task.evaluation, piece.seed, "test")
     train, _ = evaluate_policy(policy, task.training_env, task.evaluation, piece.seed, "train")
     write_table(_evaluation_part(folder, piece.set_name, piece.seed, "steps"), steps)
     episodes = pa.concat_tables([test, train])
@@ -131,9 +129,7 @@ class WindowPiece:
         return self.part.with_suffix(".parquet")
 
 
-def attribute_stage(
-    run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers
-) -> None:
+def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
     """Attribute failures to every window of every seed and merge the pieces.
 
     Args:
@@ -148,7 +144,8 @@ def attribute_stage(
     """
     if estimator not in ESTIMATORS:
         raise InputError(
-            f"--estimator {estimator} was given, expected one of {', '.join(ESTIMATORS)}.{nearest(estimator, ESTIMATORS)}"
+            f"--estimator {estimator} was given, expected one of {', '.join(ESTIMATORS)}."
+            f"{nearest(estimator, ESTIMATORS)}"
         )
     run.require_trained()
     known = failures_of(run, set_name)
@@ -186,9 +183,7 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     """Collect the targets of failures from the tables of a run."""
     episodes = task.outcomes.failures(read_table(folder.evaluation_path(set_name, "episodes")))
     steps = read_table(folder.evaluation_path(set_name, "steps"))
-    names = [
-        failure_id(row["seed"], row["episode"]) for row in episodes.select(["seed", "episode"]).to_pylist()
-    ]
+    names = [failure_id(row["seed"], row["episode"]) for row in episodes.select(["seed", "episode"]).to_pylist()]
     keep = pa.array([name in set(failures) for name in names], pa.bool_())
     return make_targets(steps, episodes.filter(keep), task.target, describe(task.training_env).first_action)
 
@@ -209,9 +204,7 @@ def _attribute_window(piece: WindowPiece) -> None:
     write_tensors(piece.sums_path, sums, {"groups": json.dumps(influence.sums.groups)})
 
 
-def _merge(
-    run: Run, set_name: str, failures: tuple[str, ...], estimator: str, pieces: Sequence[WindowPiece]
-) -> None:
+def _merge(run: Run, set_name: str, failures: tuple[str, ...], estimator: str, pieces: Sequence[WindowPiece]) -> None:
     """Sum the pieces over windows, keep the top transitions, and replace these failures' earlier rows."""
     top = TOP_TRANSITIONS.empty_table()
     tables = []
@@ -225,9 +218,7 @@ def _merge(
     merged = {"groups": pa.concat_tables(tables), "transitions": top}
     for name, table in merged.items():
         path = run.folder.influence_path(set_name, name)
-        write_table(
-            path, pa.concat_tables([*_earlier(path, failures, estimator), table]).unify_dictionaries()
-        )
+        write_table(path, pa.concat_tables([*_earlier(path, failures, estimator), table]).unify_dictionaries())
 
 
 def _earlier(path: Path, failures: tuple[str, ...], estimator: str) -> list[pa.Table]:

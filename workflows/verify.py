@@ -100,9 +100,7 @@ def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
     return {
         group
         for table in rewards
-        for group, wrong in zip(
-            table["group"].to_pylist(), table["wrong_transitions"].to_pylist(), strict=True
-        )
+        for group, wrong in zip(table["group"].to_pylist(), table["wrong_transitions"].to_pylist(), strict=True)
         if wrong
     }
 
@@ -115,14 +113,10 @@ def _nested_masks(run: Run, set_name: str, wrong: set[str]) -> list[Mask]:
     return [Mask(name, tuple(groups[:size])) for size in sizes for name, groups in orders.items()]
 
 
-def _extend(
-    run: Run, set_name: str, masks: Sequence[Mask], done: list[MemberPiece], workers: Workers
-) -> None:
+def _extend(run: Run, set_name: str, masks: Sequence[Mask], done: list[MemberPiece], workers: Workers) -> None:
     """Train the agents of masks, as many as the budget allows, and add them to `done`."""
     pieces = [
-        MemberPiece(run.folder.root, run.task, set_name, mask, seed)
-        for mask in masks
-        for seed in run.task.paired_seeds
+        MemberPiece(run.folder.root, run.task, set_name, mask, seed) for mask in masks for seed in run.task.paired_seeds
     ]
     budget = run.task.verify.budget
     if budget is not None and len(done) + len(pieces) > budget:
@@ -159,9 +153,7 @@ def read_bank(folder: RunFolder, set_name: str) -> Bank | None:
     """Return the bank of an evaluation set; None before `verify`."""
     if not folder.bank_path(set_name, "masks").exists():
         return None
-    return Bank(
-        read_table(folder.bank_path(set_name, "masks")), read_table(folder.bank_path(set_name, "outcomes"))
-    )
+    return Bank(read_table(folder.bank_path(set_name, "masks")), read_table(folder.bank_path(set_name, "outcomes")))
 
 
 def _write_bank(run: Run, set_name: str, episodes: pa.Table, pieces: Sequence[MemberPiece]) -> None:

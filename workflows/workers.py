@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ _CONNECT_SECONDS = 10
 log = logging.getLogger("aitia")
 
 
-class _WorkerSetup(WorkerPlugin):  # type: ignore[misc]
+class _WorkerSetup(WorkerPlugin):
     """Prepares a worker process: import paths of the caller, one torch thread."""
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -110,7 +111,7 @@ class Workers:
                 silence_logs=logging.CRITICAL,
             )
             self._client = Client(self._cluster, set_as_default=False)
-        self._client.register_plugin(_WorkerSetup([os.getcwd(), *[path for path in sys.path if path]]))
+        self._client.register_plugin(_WorkerSetup([str(Path.cwd()), *[path for path in sys.path if path]]))
         return self._client
 
 

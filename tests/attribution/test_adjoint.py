@@ -43,9 +43,7 @@ def window() -> dict[str, Tensor]:
 
 
 def advantages_of(window: dict[str, Tensor], normalize: bool = True) -> Advantages:
-    raw = (
-        gae(window["rewards"], window["values"], window["last"], window["ended"]).detach().reshape(-1).numpy()
-    )
+    raw = gae(window["rewards"], window["values"], window["last"], window["ended"]).detach().reshape(-1).numpy()
     return Advantages(raw, window["ended"].reshape(-1).numpy(), ENVS, GAMMA, LAM, normalize, np.ones(N))
 
 
@@ -54,9 +52,7 @@ def test_gae_adjoint_is_the_derivative_of_gae(window: dict[str, Tensor]) -> None
     (advantages * window["scores"]).sum().backward()
     expected = window["rewards"].grad.reshape(-1).numpy()  # type: ignore[union-attr]
     found = gae_adjoint(window["scores"].numpy()[:, None], advantages_of(window))[:, 0]
-    np.testing.assert_allclose(
-        found, expected, rtol=0, atol=1e-10, err_msg="the recursion is not GAE's adjoint"
-    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10, err_msg="the recursion is not GAE's adjoint")
 
 
 def test_normalisation_adjoint_is_the_derivative_of_centring_and_scaling(window: dict[str, Tensor]) -> None:
@@ -85,9 +81,7 @@ def test_a_common_rescaling_of_all_rewards_has_no_effect_with_the_normalisation_
     rewards = window["rewards"].detach().reshape(-1).numpy()
     scale = np.abs(rewards * influence.tau[:, 0]).sum()
     assert abs(rewards @ influence.tau[:, 0]) < 1e-10 * scale
-    assert abs(rewards @ influence.tau_raw[:, 0]) > 1e-3 * scale, (
-        "tau_raw should see a rescaling: the test is blind"
-    )
+    assert abs(rewards @ influence.tau_raw[:, 0]) > 1e-3 * scale, "tau_raw should see a rescaling: the test is blind"
 
 
 def test_without_normalisation_tau_is_tau_raw_over_n(window: dict[str, Tensor]) -> None:

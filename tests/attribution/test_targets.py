@@ -55,9 +55,7 @@ def test_indecisive_steps_do_not_count() -> None:
 
 def test_a_failure_does_not_depend_on_the_steps_of_another() -> None:
     targets = both_kinds()
-    log_probs = torch.log_softmax(
-        torch.randn(len(targets.failure), 3, dtype=torch.float64), 1
-    ).requires_grad_()
+    log_probs = torch.log_softmax(torch.randn(len(targets.failure), 3, dtype=torch.float64), 1).requires_grad_()
     targets.values(log_probs)[1].backward()
     assert log_probs.grad is not None
     touched = set(targets.failure[log_probs.grad.abs().sum(1).numpy() > 0].tolist())
@@ -65,9 +63,7 @@ def test_a_failure_does_not_depend_on_the_steps_of_another() -> None:
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=2, max_size=5), st.integers(0, 4))
-def test_a_step_is_decisive_iff_labels_hold_both_signs_and_the_action_misbehaves(
-    row: list[int], action: int
-) -> None:
+def test_a_step_is_decisive_iff_labels_hold_both_signs_and_the_action_misbehaves(row: list[int], action: int) -> None:
     action %= len(row)
     expected = 1 in row and -1 in row and row[action] == 1
     assert decisive_steps(np.array([row], np.int8), np.array([action]))[0] == expected

@@ -19,6 +19,7 @@ from small_policies import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 from aitia.attribution.factors import gradient_factors, log_probabilities
 from aitia.attribution.trak import LAMBDAS, WindowRows, window_gradients
@@ -32,9 +33,7 @@ def test_dual_scores_equal_the_primal_formula(lam: float) -> None:
     expected = primal_scores(policy, observations, actions, targets, lam)
     found = window_gradients(policy, distinct(observations, actions), targets, "w").trak(lam)
     error = np.abs(found - expected).max() / np.abs(expected).max()
-    assert error < 1e-10, (
-        "above 1e-3: a layer, a bias or the factor 1/n is missing; about 1e-6: float32 crept in"
-    )
+    assert error < 1e-10, "above 1e-3: a layer, a bias or the factor 1/n is missing; about 1e-6: float32 crept in"
 
 
 def test_factored_gradients_equal_a_loop_over_samples() -> None:
@@ -59,15 +58,15 @@ def test_collapsing_equal_transitions_changes_nothing() -> None:
     rows = np.arange(len(actions))
     separate = WindowRows(observations, actions, np.ones_like(rows), rows)
     assert len(collapsed.counts) == 25 < len(rows)
-    found, expected = (
-        window_gradients(make_policy(), r, targets, "w").trak(1e-2) for r in (collapsed, separate)
-    )
+    found, expected = (window_gradients(make_policy(), r, targets, "w").trak(1e-2) for r in (collapsed, separate))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_log_probabilities_are_those_of_the_policy() -> None:
     policy, (observations, _) = make_policy(), make_rows()
-    expected = policy.get_distribution(torch.as_tensor(observations)).distribution.logits
+    distribution = policy.get_distribution(torch.as_tensor(observations)).distribution
+    assert isinstance(distribution, Categorical)
+    expected = distribution.logits
     torch.testing.assert_close(log_probabilities(policy, torch.as_tensor(observations)), expected)
 
 
@@ -78,14 +77,14 @@ class _LogProb:
         self.shell = _Actor(policy)
 
     @staticmethod
-    def get_output(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], obs: Tensor, action: Tensor) -> Tensor:  # fmt: skip
+    def get_output(
+        model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], obs: Tensor, action: Tensor
+    ) -> Tensor:
         logits = torch.func.functional_call(model, (weights, buffers), (obs[None],))
         return (torch.log_softmax(logits, 1)[0] * (torch.arange(logits.shape[1]) == action)).sum()
 
     @staticmethod
-    def get_out_to_loss_grad(
-        model: nn.Module, weights: object, buffers: object, batch: tuple[Tensor, ...]
-    ) -> Tensor:
+    def get_out_to_loss_grad(model: nn.Module, weights: object, buffers: object, batch: tuple[Tensor, ...]) -> Tensor:
         return torch.ones(len(batch[0]), 1)
 
 
@@ -126,9 +125,7 @@ def test_scores_rank_as_traker_without_projection_does(tmp_path: Path) -> None:
     traker.featurize(batch=(torch.as_tensor(observations), torch.as_tensor(actions)), num_samples=60)
     traker.finalize_features()
     traker.start_scoring_checkpoint("test", task.shell.state_dict(), model_id=0, num_targets=7)
-    traker.score(
-        batch=(torch.as_tensor(targets.observations), torch.as_tensor(targets.actions)), num_samples=7
-    )
+    traker.score(batch=(torch.as_tensor(targets.observations), torch.as_tensor(targets.actions)), num_samples=7)
     found = traker.finalize_scores("test")
     for failure in range(7):
         assert spearmanr(found[:, failure], expected[:, failure]).statistic >= 0.9999

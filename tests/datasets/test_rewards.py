@@ -49,9 +49,7 @@ def test_groups_are_counted_over_windows(tmp_path: Path) -> None:
     summary = reward_summary(folder, 0)
     a, b = summary.to_pylist()
     assert (a["group"], a["transitions"], a["reward_events"], a["episodes"]) == ("a", 5, 4, 2)
-    assert (a["wrong_transitions"], a["wrong_events"], a["wrong_episodes"]) == (3, 3, 2), (
-        "episode 1 counts once"
-    )
+    assert (a["wrong_transitions"], a["wrong_events"], a["wrong_episodes"]) == (3, 3, 2), "episode 1 counts once"
     assert (a["error"], a["largest_error"]) == (4.5, 2.5)
     assert (b["wrong_transitions"], b["wrong_episodes"], b["error"], b["episodes"]) == (0, 0, 0.0, 2)
     assert return_range([summary]) == 7.0 and intended_known([summary])
@@ -68,7 +66,7 @@ def test_a_missing_window_is_an_error(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write_windows(folder)
     folder.transitions_path(0, 1).unlink()
-    with pytest.raises(RunFolderError, match="window=00001.parquet is missing"):
+    with pytest.raises(RunFolderError, match=r"window=00001\.parquet is missing"):
         reward_summary(folder, 0)
 
 

@@ -45,9 +45,7 @@ def test_arrays_come_back_as_they_went_in(rows: int, shape: tuple[int, ...], dty
     column = encode_arrays(values)
     np.testing.assert_array_equal(decode_arrays(column, ArrayFormat(shape, dtype)), values)
     if rows > 2:
-        np.testing.assert_array_equal(
-            decode_arrays(column.slice(1, 2), ArrayFormat(shape, dtype)), values[1:3]
-        )
+        np.testing.assert_array_equal(decode_arrays(column.slice(1, 2), ArrayFormat(shape, dtype)), values[1:3])
         chunked = pa.chunked_array([column.slice(0, 1), column.slice(1)])
         np.testing.assert_array_equal(decode_arrays(chunked, ArrayFormat(shape, dtype)), values)
 
@@ -55,9 +53,7 @@ def test_arrays_come_back_as_they_went_in(rows: int, shape: tuple[int, ...], dty
 def test_shape_and_dtype_survive_a_file(tmp_path: Path) -> None:
     values = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     form = ArrayFormat((2, 3), "float32")
-    table = with_metadata(
-        pa.table({"observation": encode_arrays(values)}), array_metadata("observation", form)
-    )
+    table = with_metadata(pa.table({"observation": encode_arrays(values)}), array_metadata("observation", form))
     write_table(tmp_path / "t.parquet", table)
     back = read_table(tmp_path / "t.parquet")
     assert array_format(back.schema, "observation") == form
@@ -83,9 +79,7 @@ def test_shared_tensors_are_written_and_come_back(tmp_path: Path) -> None:
     weight = torch.arange(6.0).reshape(2, 3)
     write_tensors(tmp_path / "c.safetensors", {"a": weight, "b": weight, "c": weight.T}, {"windows": "3"})
     back = read_tensors(tmp_path / "c.safetensors")
-    assert (
-        torch.equal(back["a"], weight) and torch.equal(back["b"], weight) and torch.equal(back["c"], weight.T)
-    )
+    assert torch.equal(back["a"], weight) and torch.equal(back["b"], weight) and torch.equal(back["c"], weight.T)
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.safetensors", "t.json"])
@@ -103,9 +97,7 @@ def test_publishing_replaces_a_folder_whole(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{text}.txt").write_text(text)
     publish_folder(tmp_path / "staged", tmp_path / "final")
-    assert [p.name for p in (tmp_path / "final").iterdir()] == ["new.txt"] and not (
-        tmp_path / "staged"
-    ).exists()
+    assert [p.name for p in (tmp_path / "final").iterdir()] == ["new.txt"] and not (tmp_path / "staged").exists()
 
 
 def test_the_manifest_says_when_it_is_not_one(tmp_path: Path) -> None:
@@ -130,11 +122,7 @@ def test_play_counts_know_competent_from_incompetent() -> None:
     declared = Outcomes(desired=["a"], misbehaved=["m", "n"])
     counts = PlayCounts.of(["a", "m", "n", "lost", None], declared)
     assert counts == (2, 1, 5)
-    assert (
-        counts.misbehaviour == pytest.approx(2 / 3)
-        and counts.competent == 0.6
-        and counts.desired_share == 0.2
-    )
+    assert counts.misbehaviour == pytest.approx(2 / 3) and counts.competent == 0.6 and counts.desired_share == 0.2
     assert PlayCounts.of(["lost"], declared).misbehaviour is None
 
 

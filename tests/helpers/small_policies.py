@@ -30,9 +30,7 @@ def make_policy(seed: int = 0, hidden: tuple[int, ...] = (6, 4)) -> ActorCriticP
     return policy
 
 
-def make_rows(
-    rows: int = 40, distinct: int = 25, seed: int = 0
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def make_rows(rows: int = 40, distinct: int = 25, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Observations [N, 5] and actions [N] of a window in which some transitions repeat."""
     generator = np.random.default_rng(seed)
     observations = generator.uniform(-1, 1, (distinct, *SHAPE)).astype(np.float32)

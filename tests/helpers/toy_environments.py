@@ -77,5 +77,7 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
 
     def _observe(self) -> NDArray[np.float32]:
         if self.one_hot:
-            return np.eye(self.one_hot, dtype=np.float32)[self.cell]
+            state = np.zeros(self.one_hot, dtype=np.float32)
+            state[self.cell] = 1.0
+            return state
         return np.array([self.cell / self.length, 1.0], dtype=np.float32)

@@ -13,8 +13,8 @@ from aitia.reports.curve import correction_curve, ease
 from aitia.reports.evidence import Bank, collect_evidence, ensemble_rates
 from aitia.reports.findings import own_rates, set_verdict
 from aitia.reports.framing import Framing1, RewardScale, framing1
-from aitia.reports.verdict import Decision, Thresholds, Verdict
 from aitia.reports.statistics import NOTHING
+from aitia.reports.verdict import Decision, Thresholds, Verdict
 
 DECLARED = Outcomes(desired=["arrow"], misbehaved=["corner"])
 SEEDS = range(5)
@@ -42,9 +42,7 @@ def make_bank(corners: dict[tuple[str, int], int], groups: list[str]) -> Bank:
     for (order, size), corner in corners.items():
         for seed in SEEDS:
             member = f"{order}-{size}-{seed}"
-            masks.append(
-                {"member": member, "seed": seed, "order": order, "size": size, "groups": groups[:size]}
-            )
+            masks.append({"member": member, "seed": seed, "order": order, "size": size, "groups": groups[:size]})
             for part, values in (("test", outcomes_of(corner)), ("train", outcomes_of(0))):
                 plays += [
                     {"member": member, "part": part, "episode": i, "repeat": 0, "outcome": outcome}
@@ -59,19 +57,21 @@ def reward_table(groups: list[str], wrong: int) -> pa.Table:
     is_wrong = [int(i < wrong) for i in range(n)]
     columns = {
         "seed": pa.array([0] * n, pa.int32()), "group": groups, "transitions": [100] * n, "reward_events": [10] * n,
-        "episodes": [5] * n, "wrong_transitions": [10 * w for w in is_wrong], "wrong_events": [10 * w for w in is_wrong],
+        "episodes": [5] * n, "wrong_transitions": [10 * w for w in is_wrong],
+        "wrong_events": [10 * w for w in is_wrong],
         "wrong_episodes": [5 * w for w in is_wrong], "error": [10.0 * w for w in is_wrong],
         "largest_error": [1.0 * w for w in is_wrong],
     }  # fmt: skip
-    return with_metadata(
-        pa.table(columns), {"return_low": "0.0", "return_high": "2.0", "intended_known": "true"}
-    )
+    return with_metadata(pa.table(columns), {"return_low": "0.0", "return_high": "2.0", "intended_known": "true"})
 
 
 GROUPS = [f"g{i}" for i in range(40)]
 REWARDS = {seed: reward_table(GROUPS, 8) for seed in SEEDS}
 BANK = make_bank(
-    {("none", 0): 18, ("all", 8): 0, ("attribution", 2): 14, ("attribution", 4): 4, ("random", 2): 18, ("random", 4): 16},
+    {
+        ("none", 0): 18, ("all", 8): 0, ("attribution", 2): 14, ("attribution", 4): 4, ("random", 2): 18,
+        ("random", 4): 16,
+    },
     GROUPS,
 )  # fmt: skip
 
@@ -100,16 +100,14 @@ def test_curve_counts_what_each_set_corrects() -> None:
     assert found["attribution", 2.0].corrected.reward_events == 20
     assert found["attribution", 4.0].misbehaviour.value == pytest.approx(0.2)
     assert found["all", 8.0].corrected.transitions == 80
-    assert [point.order for point in curve][0] == "none" and curve[-1].order == "all"
+    assert curve[0].order == "none" and curve[-1].order == "all"
     written = found["random", 4.0].as_dict()
     assert written["misbehaviour_rate"] == pytest.approx(0.8) and written["low"] == pytest.approx(0.8)
 
 
 def test_ease_is_read_off_the_curve_halfway_over_all_units() -> None:
     """Halfway is .45, between 2 groups (.7) and 4 (.2): one further group of 40."""
-    found = ease(
-        Verdict.OUTER, correction_curve(BANK, REWARDS, DECLARED), list(REWARDS.values()), Thresholds()
-    )
+    found = ease(Verdict.OUTER, correction_curve(BANK, REWARDS, DECLARED), list(REWARDS.values()), Thresholds())
     assert found is not None and found.kind == "concentrated"
     assert found.groups == pytest.approx(3 / 40) and found.reward_events == pytest.approx(30 / 400)
     assert found.transitions == pytest.approx(30 / 4000) and found.episodes == pytest.approx(15 / 200)
@@ -135,9 +133,7 @@ def test_own_rates_are_those_of_the_very_episode() -> None:
 
 def test_framing_1_has_its_four_outcomes_and_says_when_it_does_not_apply() -> None:
     scale = RewardScale(random=0.1, trained=0.9)
-    assert framing1("arrow", 0.0, scale, DECLARED) is Framing1.ALIGNED, (
-        "desirable with low reward is aligned (N2)"
-    )
+    assert framing1("arrow", 0.0, scale, DECLARED) is Framing1.ALIGNED, "desirable with low reward is aligned (N2)"
     assert framing1("timeout", 1.0, scale, DECLARED) is Framing1.CAPABILITY_FAILURE
     assert framing1("corner", 1.0, scale, DECLARED) is Framing1.OUTER
     assert framing1("corner", 0.0, scale, DECLARED) is Framing1.INNER

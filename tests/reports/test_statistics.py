@@ -60,9 +60,7 @@ def test_power_agrees_with_simulation_and_seeds_needed_reaches_it() -> None:
     simulated = np.mean([exceeds_zero(row.tolist()) for row in draws])
     assert power_of_test(0.08, 0.054, 5) == pytest.approx(simulated, abs=0.02)
     needed = seeds_needed(0.08, 0.12)
-    assert needed is not None and power_of_test(0.08, 0.12, needed) >= 0.9 > power_of_test(
-        0.08, 0.12, needed - 1
-    )
+    assert needed is not None and power_of_test(0.08, 0.12, needed) >= 0.9 > power_of_test(0.08, 0.12, needed - 1)
     assert seeds_needed(-0.1, 0.1) is None and seeds_needed(1e-4, 1.0) is None
 
 

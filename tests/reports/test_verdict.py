@@ -13,9 +13,7 @@ T = Thresholds()
 CAPABLE = (OutcomeRate("arrow", 0.10, 0.3), OutcomeRate("corner", 0.85, 0.2))
 
 
-def rates(
-    values: list[float | None], competent: float = 0.95, desired_train: float = 0.98
-) -> tuple[SeedRates, ...]:
+def rates(values: list[float | None], competent: float = 0.95, desired_train: float = 0.98) -> tuple[SeedRates, ...]:
     return tuple(
         SeedRates(seed, m, competent if m is not None else 0.0, competent * (1 - (m or 0)), desired_train)
         for seed, m in enumerate(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -13,9 +15,9 @@ from aitia.datasets.errors import EnvironmentError_
 from aitia.training.arrow_maze import DESIRED, MISBEHAVING, ArrowMazeEnv, action_labels
 from aitia.training.drawing import CELL
 from aitia.training.levels import LevelSet, distances, make_level
-from aitia.training.solvers import Solver, play_reference
+from aitia.training.solvers import Goal, Solver, play_reference
 
-OUTER = {"levels": 240, "moved": 36, "bug": 36, "harmless": 60}
+OUTER: dict[str, Any] = {"levels": 240, "moved": 36, "bug": 36, "harmless": 60}
 
 
 @pytest.mark.parametrize("observation", ["planes", "coordinates"])
@@ -61,18 +63,16 @@ def level_of(role: str) -> int:
     ],
 )
 def test_rewards_are_wrong_exactly_where_declared(
-    role: str, goal: str, paid: float, intended: float, outcome: str
+    role: str, goal: Goal, paid: float, intended: float, outcome: str
 ) -> None:
     env = ArrowMazeEnv(**OUTER)
-    played = play_reference(env, Solver(goal), seed=0, options={"level": level_of(role)})  # type: ignore[arg-type]
+    played = play_reference(env, Solver(goal), seed=0, options={"level": level_of(role)})
     assert (played.reward, played.intended_reward, played.outcome) == (paid, intended, outcome)
 
 
 def test_unmoved_levels_without_a_wrong_reward_pay_one_for_the_arrow() -> None:
     level_set = LevelSet(**OUTER)
-    plain = [
-        n for n in range(240) if not make_level(level_set, n).moved and not make_level(level_set, n).harmless
-    ]
+    plain = [n for n in range(240) if not make_level(level_set, n).moved and not make_level(level_set, n).harmless]
     assert len(plain) == 240 - 36 - 60
     played = play_reference(ArrowMazeEnv(**OUTER), Solver("arrow"), seed=0, options={"level": plain[0]})
     assert (played.reward, played.intended_reward, played.outcome) == (1.0, 1.0, "arrow")
@@ -83,14 +83,12 @@ def test_reference_solvers_give_the_three_outcomes_of_the_proposal(walls: float)
     """S4: intended generalisation, capability without objective generalisation, failure."""
     env = ArrowMazeEnv(levels=1000, moved=1000, walls=walls, level_seed=1)
     outcomes = {
-        goal: [play_reference(env, Solver(goal), seed=e).outcome for e in range(60)]  # type: ignore[arg-type]
+        goal: [play_reference(env, Solver(goal), seed=e).outcome for e in range(60)]
         for goal in ("arrow", "corner", "random")
     }
     assert set(outcomes["arrow"]) == {"arrow"}
     assert set(outcomes["corner"]) == {"corner"}
-    assert outcomes["random"].count("timeout") > 5, (
-        "a random walk must fail often, or competence means nothing"
-    )
+    assert outcomes["random"].count("timeout") > 5, "a random walk must fail often, or competence means nothing"
 
 
 def test_arrow_and_corner_solvers_are_told_apart_by_every_test_level_and_by_no_unmoved_one() -> None:
@@ -99,12 +97,7 @@ def test_arrow_and_corner_solvers_are_told_apart_by_every_test_level_and_by_no_u
     for number in range(50):
         options = {"level": number}
         apart = [
-            len(
-                {
-                    play_reference(env, Solver(goal), seed=0, options=options).outcome
-                    for goal in ("arrow", "corner")
-                }
-            )  # type: ignore[arg-type]
+            len({play_reference(env, Solver(goal), seed=0, options=options).outcome for goal in ("arrow", "corner")})
             for env in (train, test)
         ]
         assert apart == [1, 2]
@@ -132,9 +125,7 @@ def test_the_step_limit_truncates_as_timeout() -> None:
     env.reset(seed=0, options={"level": 0})
     env.agent = (0, 0)
     ended = [env.step(np.int64(0))[2:] for _ in range(3)]
-    assert [(terminated, truncated) for terminated, truncated, _ in ended] == [(False, False)] * 2 + [
-        (False, True)
-    ]
+    assert [(terminated, truncated) for terminated, truncated, _ in ended] == [(False, False)] * 2 + [(False, True)]
     assert ended[-1][2]["outcome"] == "timeout" and "outcome" not in ended[0][2]
 
 
@@ -143,7 +134,7 @@ def test_the_same_seed_gives_the_same_episode_and_coordinates_are_scaled() -> No
     assert np.array_equal(first[0], second[0]) and first[1] == second[1]
     row, column, arrow_row, arrow_column, down, right = first[0].tolist()
     assert (down, right) == pytest.approx((arrow_row - row, arrow_column - column))
-    assert 0 <= min(row, column) and max(row, column) <= 1
+    assert min(row, column) >= 0 and max(row, column) <= 1
 
 
 def test_drawing_shows_agent_arrow_and_corner() -> None:
@@ -154,7 +145,7 @@ def test_drawing_shows_agent_arrow_and_corner() -> None:
     assert env.level is not None
 
     def pixel(cell: tuple[int, int]) -> list[int]:
-        return picture[cell[0] * CELL + CELL // 2, cell[1] * CELL + CELL // 2].astype(int).tolist()
+        return [int(value) for value in picture[cell[0] * CELL + CELL // 2, cell[1] * CELL + CELL // 2]]
 
     red, green, blue = pixel(env.level.arrow)
     assert green > red and green > blue

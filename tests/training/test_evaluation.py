@@ -7,6 +7,7 @@ import pytest
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from aitia.attribution.factors import log_probabilities
 from aitia.datasets.errors import EnvironmentError_, InputError, TaskError
 from aitia.datasets.schema import array_format, decode_arrays
 from aitia.training import evaluation
@@ -18,9 +19,7 @@ from aitia.training.evaluation import EvaluationSpec, evaluate_policy
 from aitia.training.replay import replay_test_episode, replay_training_env
 
 MAZE = EnvSpec("aitia/ArrowMaze-v0", {"levels": 50, "moved": 50, "size": 5})
-SMALL = AgentSpec(
-    total_timesteps=64, n_envs=2, hyperparameters={"n_steps": 32, "batch_size": 32, "n_epochs": 1}
-)
+SMALL = AgentSpec(total_timesteps=64, n_envs=2, hyperparameters={"n_steps": 32, "batch_size": 32, "n_epochs": 1})
 
 
 def make_policy(seed: int = 0) -> ActorCriticPolicy:
@@ -73,8 +72,9 @@ def test_drawn_actions_follow_the_policys_probabilities() -> None:
     policy = build_model(SMALL, env.make, 1).policy
     assert isinstance(policy, ActorCriticPolicy)
     with torch.no_grad():
-        policy.action_net.bias[:] = torch.tensor([0.0, 1.0])  # type: ignore[union-attr, operator, index]
-        probability = float(torch.softmax(policy.get_distribution(torch.tensor([[0.5, 1.0]])).distribution.logits, 1)[0, 1])  # type: ignore[union-attr]  # fmt: skip
+        policy.action_net.get_parameter("bias")[:] = torch.tensor([0.0, 1.0])
+        logits = log_probabilities(policy, torch.tensor([[0.5, 1.0]]))
+    probability = float(logits[0, 1].exp())
     _, steps = evaluate_policy(policy, env, EvaluationSpec(episodes=4000, repeats=1), 0, "test")
     error = abs(np.mean(steps["action"].to_numpy()) - probability)
     assert error < 4 * np.sqrt(probability * (1 - probability) / 4000)
@@ -82,9 +82,7 @@ def test_drawn_actions_follow_the_policys_probabilities() -> None:
 
 def test_deterministic_evaluation_takes_the_most_probable_action() -> None:
     policy = make_policy()
-    _, steps = evaluate_policy(
-        policy, MAZE, EvaluationSpec(episodes=4, repeats=1, deterministic=True), 0, "test"
-    )
+    _, steps = evaluate_policy(policy, MAZE, EvaluationSpec(episodes=4, repeats=1, deterministic=True), 0, "test")
     observations = decode_arrays(steps["observation"], array_format(steps.schema, "observation"))
     expected, _ = policy.predict(observations, deterministic=True)
     assert steps["action"].to_pylist() == expected.tolist()
@@ -112,18 +110,14 @@ def test_an_edit_pays_the_intended_reward_in_its_groups_only() -> None:
 
 def test_correcting_nothing_trains_the_same_agent_and_correcting_all_another() -> None:
     env = EnvSpec("aitia/ArrowMaze-v0", {"levels": 20, "harmless": 20, "size": 3})
-    agents = [
-        train_agent(SMALL, env, 0, edit=edit) for edit in (None, RewardEdit(frozenset()), RewardEdit(None))
-    ]
+    agents = [train_agent(SMALL, env, 0, edit=edit) for edit in (None, RewardEdit(frozenset()), RewardEdit(None))]
     plain, nothing, everything = [agent.policy.state_dict() for agent in agents]
     assert all(torch.equal(plain[name], nothing[name]) for name in plain)
     assert any(not torch.equal(plain[name], everything[name]) for name in plain)
 
 
 def test_correcting_without_an_intended_reward_is_an_error() -> None:
-    env = CorrectedRewards(
-        EnvSpec("toy_environments:Corridor", {"tell": ["outcome"]}).make(), RewardEdit(None)
-    )
+    env = CorrectedRewards(EnvSpec("toy_environments:Corridor", {"tell": ["outcome"]}).make(), RewardEdit(None))
     env.reset()
     with pytest.raises(EnvironmentError_, match="intended_reward"):
         env.step(1)
@@ -135,9 +129,7 @@ def test_replay_draws_the_recorded_episode_and_refuses_another() -> None:
     actions = steps["action"].to_pylist()
     frames = replay_test_episode(MAZE, 0, actions, observations)
     assert frames is not None and len(frames) == len(actions) + 1
-    assert replay_test_episode(MAZE, 1, actions, observations) is None, (
-        "another episode must not be shown as this"
-    )
+    assert replay_test_episode(MAZE, 1, actions, observations) is None, "another episode must not be shown as this"
     assert replay_test_episode(EnvSpec("toy_environments:Corridor"), 0, [1], np.zeros((1, 2))) is None
 
 

@@ -70,7 +70,8 @@ def test_every_row_equals_sb3s_own_rollout_buffer(recorded: tuple[RunFolder, _Sp
     assert folder.window_count(3) == len(spy.buffers) == 4
     for window, buffer in enumerate(spy.buffers):
         table = read_table(folder.transitions_path(3, window))
-        for column, name in [("value", "values"), ("log_prob", "log_probs"), ("advantage", "advantages"), ("return", "returns"), ("action", "actions")]:  # fmt: skip
+        columns = {"value": "values", "log_prob": "log_probs", "advantage": "advantages", "return": "returns"}
+        for column, name in {**columns, "action": "actions"}.items():
             np.testing.assert_array_equal(table[column].to_numpy(), buffer[name][:, 0], err_msg=column)
         observations = decode_arrays(table["observation"], array_format(table.schema, "observation"))
         np.testing.assert_array_equal(observations, buffer["observations"])
@@ -127,9 +128,7 @@ def test_minibatches_are_the_ones_that_trained(tmp_path: Path, monkeypatch: pyte
     used: list[NDArray[np.float32]] = []
     original = RecordingRolloutBuffer._get_samples
 
-    def spy(
-        self: RecordingRolloutBuffer, batch_inds: NDArray[np.int64], env: VecNormalize | None = None
-    ) -> Any:
+    def spy(self: RecordingRolloutBuffer, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> Any:
         samples = original(self, batch_inds, env)
         used.append(samples.old_log_prob.numpy().copy())
         return samples
@@ -205,6 +204,4 @@ def test_components_are_recorded_as_columns(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     train_recorded(SPEC, env, 0, folder)
     table = read_table(folder.transitions_path(0, 0))
-    np.testing.assert_allclose(
-        table["component_a"].to_numpy() + table["component_b"].to_numpy(), table["reward"]
-    )
+    np.testing.assert_allclose(table["component_a"].to_numpy() + table["component_b"].to_numpy(), table["reward"])

@@ -52,8 +52,13 @@ def refused(done: Finished, *parts: str) -> None:
     ],
 )
 def test_a_bad_task_writes_nothing(
-    changes: dict[str, Any], parts: tuple[str, ...], tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
-) -> None:  # fmt: skip
+    changes: dict[str, Any],
+    parts: tuple[str, ...],
+    tmp_path: Path,
+    write_task: WriteTask,
+    aitia_command: Command,
+    scheduler: str,
+) -> None:
     refused(
         aitia_command("run", write_task(**changes), "--out", tmp_path / "run", "--scheduler", scheduler),
         *parts,
@@ -75,9 +80,7 @@ def test_a_run_folder_of_another_task_is_left_alone(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()}
     other = write_task(train_kwargs={"size": 5, "levels": 9})
-    refused(
-        aitia_command("train", other, "--out", small_run), "another task", "train_kwargs", "another --out"
-    )
+    refused(aitia_command("train", other, "--out", small_run), "another task", "train_kwargs", "another --out")
     assert before == {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()}
 
 
@@ -86,9 +89,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    refused(
-        aitia_command("train", write_task(), "--out", tmp_path / "mine"), "not a run folder", "new or empty"
-    )
+    refused(aitia_command("train", write_task(), "--out", tmp_path / "mine"), "not a run folder", "new or empty")
     refused(aitia_command("evaluate", tmp_path / "mine"), "no run.json")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
@@ -111,9 +112,7 @@ def test_a_missing_window_file_is_named_with_the_way_out(
     refused(aitia_command(command, copy, "--scheduler", scheduler), lost, "is missing", "aitia train")
 
 
-def test_a_truncated_file_is_named(
-    small_run: Path, tmp_path: Path, aitia_command: Command, scheduler: str
-) -> None:
+def test_a_truncated_file_is_named(small_run: Path, tmp_path: Path, aitia_command: Command, scheduler: str) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / ".parts")
@@ -128,9 +127,7 @@ def test_stages_out_of_order_say_which_comes_first(
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "influence")
-    refused(
-        aitia_command("report", copy, "--scheduler", scheduler), "influence/test/groups.parquet is missing"
-    )
+    refused(aitia_command("report", copy, "--scheduler", scheduler), "influence/test/groups.parquet is missing")
 
 
 @pytest.mark.parametrize(

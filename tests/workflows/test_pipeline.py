@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import Finished
 
+from aitia.datasets.rewards import reward_summary
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, GROUP_EFFECTS, MASKS
 from aitia.datasets.store import RunFolder
 from aitia.workflows import commands, stages, verify
@@ -65,7 +66,7 @@ def test_every_agent_and_once_a_random_policy_played_both_parts(small_run: Path)
     episodes = read(small_run, "evaluations/test/episodes.parquet")
     for part in ("test", "train"):
         counts = episodes.filter(pc.field("part") == part)["seed"].value_counts().to_pylist()
-        expected = {seed: 12 * 4 for seed in range(5)} | {-1: 12}
+        expected = dict.fromkeys(range(5), 12 * 4) | {-1: 12}
         assert {row["values"]: row["counts"] for row in counts} == expected
 
 
@@ -76,9 +77,7 @@ def test_every_failure_has_a_group_sum_for_every_group_seed_and_lambda(small_run
     assert groups == 24 and verdicts
     assert sums.num_rows == len(verdicts) * groups * 5 * 3
     wrong = sums.filter(pc.field("effect") != 0.0)
-    assert len(pc.unique(wrong["group"].cast(pa.string()))) <= 18, (
-        "only groups with wrong rewards have an effect"
-    )
+    assert len(pc.unique(wrong["group"].cast(pa.string()))) <= 18, "only groups with wrong rewards have an effect"
 
 
 def test_group_sums_add_up_over_windows(small_run: Path) -> None:
@@ -92,12 +91,8 @@ def test_group_sums_add_up_over_windows(small_run: Path) -> None:
     targets = stages.load_targets(run.folder, run.task, "test", names)
     total: dict[str, np.ndarray[Any, Any]] = {}
     for window in range(run.folder.window_count(2)):
-        policy = load_policy(
-            run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window))
-        )
-        found = attribute_window(
-            read_window(run.folder.transitions_path(2, window)), policy, targets, "trak"
-        ).sums
+        policy = load_policy(run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window)))
+        found = attribute_window(read_window(run.folder.transitions_path(2, window)), policy, targets, "trak").sums
         for index, group in enumerate(found.groups):
             total[group] = total.get(group, np.zeros(3)) + found.effect[0, :, index]
     sums = read(small_run, "influence/test/groups.parquet").filter(
@@ -152,9 +147,7 @@ class _Links(HTMLParser):
             if name in ("src", "href") and value:
                 self.found.append(value)
             if tag == "img":
-                assert any(key == "alt" for key, _ in attrs), (
-                    "a picture without a text for those who cannot see it"
-                )
+                assert any(key == "alt" for key, _ in attrs), "a picture without a text for those who cannot see it"
 
 
 def test_every_failure_has_a_page_and_no_link_leads_nowhere_or_outside(small_run: Path) -> None:
@@ -198,9 +191,7 @@ def test_running_again_trains_nothing_and_gives_the_same(
     assert first == second
 
 
-def test_an_interrupted_run_resumes_to_the_same_result(
-    small_run: Path, tmp_path: Path, scheduler: str
-) -> None:
+def test_an_interrupted_run_resumes_to_the_same_result(small_run: Path, tmp_path: Path, scheduler: str) -> None:
     """A seed, an evaluation, windows and bank members are lost: only they are done again, to the same numbers."""
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
@@ -214,9 +205,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(
         member.unlink()
     before = {path: path.stat().st_mtime_ns for path in members[3:]}
     commands.run(small_run.parent / "task.yaml", copy, scheduler=scheduler)
-    assert {path: path.stat().st_mtime_ns for path in members[3:]} == before, (
-        "a finished member was trained again"
-    )
+    assert {path: path.stat().st_mtime_ns for path in members[3:]} == before, "a finished member was trained again"
     for name in (
         "evaluations/test/episodes.parquet",
         "bank/test/outcomes.parquet",
@@ -257,23 +246,17 @@ def test_attribution_order_starts_with_the_causal_groups(small_run: Path) -> Non
     level_set = LevelSet(size=4, levels=24, moved=12, bug=12, harmless=6)
     causal = {str(n) for n in range(24) if make_level(level_set, n).bug}
     run = open_run(small_run)
-    rewards = [stages.reward_summary(run.folder, seed) for seed in range(5)]
+    rewards = [reward_summary(run.folder, seed) for seed in range(5)]
     effects = effect_table(read(small_run, "influence/test/groups.parquet"))
     order = attribution_order(effects, verify.wrong_groups(rewards))
     assert len(order) == 18 and area_under_curve(order, causal) > 0.75
 
 
-def test_command_line_reports_a_run(
-    small_run: Path, tmp_path: Path, scheduler: str, aitia_command: Any
-) -> None:
+def test_command_line_reports_a_run(small_run: Path, tmp_path: Path, scheduler: str, aitia_command: Any) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "reports")
     done: Finished = aitia_command("report", copy, "--illustrate", "1", "--scheduler", scheduler)
-    assert (
-        done.code == 0 and "outer" in done.out and str(copy / "reports" / "test" / "index.html") in done.out
-    )
-    strips = [
-        page.read_text().count('class="strip"') for page in (copy / "reports/test/failures").glob("*.html")
-    ]
+    assert done.code == 0 and "outer" in done.out and str(copy / "reports" / "test" / "index.html") in done.out
+    strips = [page.read_text().count('class="strip"') for page in (copy / "reports/test/failures").glob("*.html")]
     assert sum(strips) == 1 and len(strips) > 5, "one failure has pictures, all have a page"
