@@ -23,10 +23,9 @@ bench: $(VENV)/.installed
 
 install: $(VENV)/.installed
 
-# The CPU build of torch is taken first where the index offers it: an open range pulls CUDA packages.
+# torch first, at the version that was measured: an open range can pull several GB of CUDA packages.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --prefer-binary "torch==2.13.0"
 	$(BIN)/python -m pip install --quiet --prefer-binary --editable ".[test]"
 	touch $@

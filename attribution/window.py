@@ -243,8 +243,8 @@ def _top_transitions(
 
 def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     """Return the rows of the k largest positive values; ties by row number, so that nothing else decides."""
-    order = np.argsort(-values, kind="stable")[:k]
-    return order[values[order] > 0.0].astype(np.int64)
+    positive = np.flatnonzero(values > 0.0)
+    return positive[np.argsort(-values[positive], kind="stable")[:k]]
 
 
 def keep_top(table: pa.Table, k: int) -> pa.Table:

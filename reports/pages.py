@@ -13,6 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoesca
 
 from ..datasets.store import write_text
 from .findings import SetFindings
+from .statistics import percent
 from .verdict import Verdict
 from .words import RULES, WORDS
 
@@ -153,7 +154,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.0%}"
+    environment.filters["percent"] = lambda value: "–" if value is None else percent(value)
     environment.filters["interval"] = _interval
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2e}"
@@ -165,5 +166,5 @@ def _interval(value: Mapping[str, float | None]) -> str:
     if value["value"] is None:
         return "not measured"
     if value["low"] is None or value["high"] is None:
-        return f"{value['value']:.0%} [unbounded]"
-    return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
+        return f"{percent(value['value'])} [unbounded]"
+    return f"{percent(value['value'])} [{percent(value['low'])}, {percent(value['high'])}]"

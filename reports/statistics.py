@@ -31,6 +31,11 @@ class Interval(NamedTuple):
 NOTHING = Interval(None, None, None)
 
 
+def percent(value: float) -> str:
+    """Write a share in whole percent, without a minus before zero."""
+    return f"{round(100 * value) + 0:d}%"
+
+
 def rate_interval(rates: Sequence[float]) -> Interval:
     """Return the mean of one rate a seed with its t-interval, clipped to [0, 1].
 

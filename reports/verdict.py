@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..datasets.rewards import WRONG_REWARD
-from .statistics import NOTHING, Interval, exceeds_zero, rate_interval, seeds_needed, share_interval
+from .statistics import NOTHING, Interval, exceeds_zero, percent, rate_interval, seeds_needed, share_interval
 
 Basis = Literal["corrective", "arbitrary"]
 
@@ -313,5 +313,5 @@ def _percent(interval: Interval) -> str:
     if interval.value is None:
         return "an unknown share"
     if interval.low is None or interval.high is None:
-        return f"{interval.value:.0%} [unbounded]"
-    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+        return f"{percent(interval.value)} [unbounded]"
+    return f"{percent(interval.value)} [{percent(interval.low)}, {percent(interval.high)}]"

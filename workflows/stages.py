@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -188,13 +189,20 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     return make_targets(steps, episodes.filter(keep), task.target, describe(task.training_env).first_action)
 
 
+@lru_cache(maxsize=1)
+def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[str, ...], stamp: int) -> TargetSteps:
+    """Return the targets that all windows of a call share; read once a process, again if the steps change."""
+    return load_targets(RunFolder(root), Task.model_validate_json(task_json), set_name, failures)
+
+
 def _attribute_window(piece: WindowPiece) -> None:
     folder, task = RunFolder(piece.root), piece.task
     path = folder.transitions_path(piece.seed, piece.window)
     window = read_window(path, describe(task.training_env).first_action)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
     policy = load_policy(task.agent, task.training_env, parameters)
-    targets = load_targets(folder, task, piece.set_name, piece.failures)
+    stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns
+    targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, stamp)
     influence = attribute_window(window, policy, targets, piece.estimator)
     write_table(piece.top_path, influence.top)
     sums = {
