@@ -1,0 +1,1 @@
+"""Measurements against baselines; never part of the tests."""
