@@ -20,6 +20,8 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         tell: info keys it tells.
         continuous: continuous actions.
         intended_error: what the intended reward differs from the paid one by.
+        cells: observe one of so many cells one-hot; 0: as two numbers.
+        goal: outcome at the right end.
         components: sum of `reward_components` relative to the reward; None: not told.
     """
 
@@ -34,6 +36,7 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         intended_error: float = 0.0,
         components: float | None = None,
         cells: int = 0,
+        goal: str = "goal",
     ) -> None:
         self.render_mode = None
         self.length, self.limit, self.step_reward = length, limit, step_reward
@@ -43,7 +46,7 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
             intended_error,
             components,
         )
-        self.one_hot = cells
+        self.one_hot, self.goal = cells, goal
         shape = (cells,) if cells else (2,)
         self.observation_space = gym.spaces.Box(-1.0, 1.0, shape, np.float32)
         self.action_space = gym.spaces.Box(-1, 1, (1,)) if continuous else gym.spaces.Discrete(2)
@@ -72,7 +75,7 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         if self.components is not None:
             info["reward_components"] = {"a": reward * self.components, "b": 0.0}
         if (terminated or truncated) and "outcome" in self.tell:
-            info["outcome"] = "goal" if self.cell == self.length else "pit" if self.cell == 0 else "timeout"
+            info["outcome"] = self.goal if self.cell == self.length else "pit" if self.cell == 0 else "timeout"
         return self._observe(), reward, terminated, truncated, info
 
     def _observe(self) -> NDArray[np.float32]:

@@ -182,9 +182,10 @@ def test_an_environment_that_tells_little_gets_an_honest_report(
     tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
 ) -> None:
     """Only `outcome`: no intended reward, no labels, no context, no pictures; each absence is said in words."""
+    tells = {"tell": ["outcome"], "goal": "<script>alert(1)</script>"}
     task = write_task(
-        env="toy_environments:Corridor", train_kwargs={"tell": ["outcome"]}, test_kwargs={"tell": ["outcome"]},
-        outcomes={"desired": ["pit"], "misbehaved": ["goal"]}, seeds=5,
+        env="toy_environments:Corridor", train_kwargs=tells, test_kwargs=tells,
+        outcomes={"desired": ["pit"], "misbehaved": [tells["goal"]]}, seeds=5,
     )  # fmt: skip
     done = aitia_command("run", task, "--out", tmp_path / "run", "--scheduler", scheduler)
     assert done.code == 0, done.err
@@ -199,3 +200,6 @@ def test_an_environment_that_tells_little_gets_an_honest_report(
         "does not draw",
     ):
         assert words in page
+    for path in [tmp_path / "run/reports/test/index.html", *(tmp_path / "run/reports/test/failures").glob("*.html")]:
+        text = path.read_text()
+        assert "<script" not in text and "&lt;script&gt;" in text, "text from environments must be escaped"
