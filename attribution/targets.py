@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..datasets.errors import InputError, TaskError
+from ..datasets.outcomes import failure_ids
 from ..datasets.schema import array_format, decode_arrays, failure_id
 
 Kind = Literal["labels", "log-odds"]
@@ -30,7 +31,7 @@ class UserSteps(NamedTuple):
 
     Attributes:
         observations: [T, ...].
-        actions: int64 [T], counted from 0.
+        actions: int64 [T].
         labels: int8 [T, A]; zeros without labels.
     """
 
@@ -51,7 +52,7 @@ class TargetSteps:
         kinds: what each target is, length F.
         failure: int64 [T], index of the failure of each step, ascending.
         observations: [T, ...].
-        actions: int64 [T], counted from 0.
+        actions: int64 [T].
         labels: int8 [T, A].
         decisive: bool [T].
         user: a user's own function, instead of the built-in ones.
@@ -118,31 +119,30 @@ def decisive_steps(labels: NDArray[np.int8], actions: NDArray[np.int64]) -> NDAr
     return np.asarray(both & (taken > 0), dtype=np.bool_)
 
 
-def make_targets(steps: pa.Table, failures: pa.Table, target: str, first_action: int = 0) -> TargetSteps:
+def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetSteps:
     """Collect the target steps of failures.
 
     Args:
         steps: the steps table of an evaluation set (repeat 0).
         failures: rows of the episodes table that failed (`seed`, `episode`).
         target: `auto`, `labels`, `log-odds` or `module:callable`.
-        first_action: the number of the environment's first action.
 
     Raises:
         TaskError: an unknown target, or `labels` for an environment without labels.
     """
-    user = _user_target(target)
+    user = user_target(target)
     keys = list(zip(failures["seed"].to_pylist(), failures["episode"].to_pylist(), strict=True))
     rows = _rows_of(steps, keys)
     index = np.repeat(np.arange(len(keys)), [len(r) for r in rows])
     order = np.concatenate(rows) if rows else np.empty(0, np.int64)
     chosen = steps.take(pa.array(order))
     observations = decode_arrays(chosen["observation"], array_format(steps.schema, "observation"))
-    actions = chosen["action"].to_numpy() - first_action
+    actions = chosen["action"].to_numpy()
     labels = _labels(chosen, int((steps.schema.metadata or {}).get(b"actions", b"0")))
     decisive = decisive_steps(labels, actions)
     has_decisive = np.bincount(index[decisive], minlength=len(keys)) > 0
-    kinds = tuple(_kind(target, bool(has), failure_id(*key)) for key, has in zip(keys, has_decisive, strict=True))
-    ids = tuple(failure_id(*key) for key in keys)
+    ids = tuple(failure_ids(failures))
+    kinds = tuple(_kind(target, bool(has), name) for name, has in zip(ids, has_decisive, strict=True))
     return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user)
 
 
@@ -157,13 +157,18 @@ def _kind(target: str, has_decisive: bool, failure: str) -> str:
     return target
 
 
-def _user_target(target: str) -> UserTarget | None:
+def user_target(target: str) -> UserTarget | None:
+    """Return the function that a task names as target; None for a built-in one.
+
+    Raises:
+        TaskError: there is no such function.
+    """
     if target in BUILT_IN:
         return None
     module_name, _, name = target.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise TaskError(
             f"target: `{target}` was given, expected {', '.join(BUILT_IN)} or module:callable ({error})"
         ) from error

@@ -37,7 +37,7 @@ class WindowRows:
 
     Attributes:
         observations: [U, ...] distinct rows.
-        actions: int64 [U], counted from 0.
+        actions: int64 [U].
         counts: [U], how often each occurs.
         row: int64 [N], the distinct row of each transition.
     """

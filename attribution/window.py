@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.errors import NonFiniteError, RunFolderError
-from ..datasets.rewards import corrections
-from ..datasets.schema import NO_CONTEXT, array_format, decode_arrays, metadata_of
+from ..datasets.rewards import corrections, group_names, reward_events
+from ..datasets.schema import array_format, decode_arrays, metadata_of
 from ..datasets.store import read_table, read_table_schema
 from .adjoint import Advantages, RewardInfluence, reward_influence
 from .targets import TargetSteps
@@ -46,8 +46,7 @@ class Window:
     @property
     def is_event(self) -> NDArray[np.bool_]:
         """Reward events: r != 0 or r* != 0."""
-        paid = self.reward != 0.0
-        return np.asarray(paid if self.intended is None else paid | (self.intended != 0.0), dtype=np.bool_)
+        return reward_events(self.reward, self.reward if self.intended is None else self.intended)
 
 
 _COLUMNS = (
@@ -56,7 +55,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def read_window(path: Path, first_action: int = 0) -> Window:
+def read_window(path: Path) -> Window:
     """Read one window of transitions.
 
     Raises:
@@ -78,13 +77,12 @@ def read_window(path: Path, first_action: int = 0) -> Window:
     actions = table["action"].to_numpy().astype(np.int64)
     observations = decode_arrays(table["observation"], array_format(read_table_schema(path), "observation"))
     ended = table["terminated"].to_numpy() | table["truncated"].to_numpy()
-    context = table["context"]
     unknown = table["intended_reward"].null_count > 0
     return Window(
         name=f"{path.parent.name}/{path.stem}",
         seed=int(table["seed"][0].as_py()),
         number=int(table["window"][0].as_py()),
-        rows=WindowRows.of(observations, actions - first_action),
+        rows=WindowRows.of(observations, actions),
         advantages=Advantages(
             raw=column("advantage"),
             ended=np.asarray(ended, dtype=np.bool_),
@@ -96,7 +94,7 @@ def read_window(path: Path, first_action: int = 0) -> Window:
         ),
         reward=column("reward"),
         intended=None if unknown else column("intended_reward"),
-        group=np.array([NO_CONTEXT] * table.num_rows if context.null_count else context.to_pylist()),
+        group=group_names(table["context"]),
         action=actions,
     )
 
@@ -258,7 +256,7 @@ def keep_top(table: pa.Table, k: int) -> pa.Table:
     failure = table["failure"].combine_chunks().dictionary_encode().indices.to_numpy()
     tau, reward = table["tau"].to_numpy(), table["reward"].to_numpy()
     intended = table["intended_reward"].to_numpy(zero_copy_only=False).astype(np.float64)
-    event = (reward != 0.0) | (np.nan_to_num(intended) != 0.0)
+    event = reward_events(reward, intended)
     kept = np.zeros(table.num_rows, dtype=bool)
     for value in (np.abs(tau) * event, -corrections(reward, intended) * tau):
         order = np.lexsort((np.arange(len(value)), -value, failure))

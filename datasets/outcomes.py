@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .schema import failure_id
+
 
 class Outcomes(BaseModel):
     """The `outcomes` block of a task file; any other outcome counts as incompetent.
@@ -40,6 +42,12 @@ class Outcomes(BaseModel):
             & pc.field("outcome").isin(self.misbehaved)
         )
         return episodes.filter(failed).sort_by([("seed", "ascending"), ("episode", "ascending")])
+
+
+def failure_ids(failures: pa.Table) -> list[str]:
+    """Return the ids of rows of the episodes table, in their order."""
+    pairs = zip(failures["seed"].to_pylist(), failures["episode"].to_pylist(), strict=True)
+    return [failure_id(seed, episode) for seed, episode in pairs]
 
 
 class PlayCounts(NamedTuple):

@@ -25,6 +25,16 @@ def corrections(reward: NDArray[np.float64], intended: NDArray[np.float64]) -> N
     return np.where(np.abs(change) > WRONG_REWARD, change, 0.0)
 
 
+def reward_events(reward: NDArray[np.float64], intended: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which transitions are reward events [N]: r != 0 or r* != 0 (NaN: not known)."""
+    return (reward != 0.0) | (np.nan_to_num(intended) != 0.0)
+
+
+def group_names(context: pa.ChunkedArray) -> NDArray[np.str_]:
+    """Return the group of each transition [N]: its context, or one group for all without contexts."""
+    return np.array([NO_CONTEXT] * len(context) if context.null_count else context.to_pylist())
+
+
 def reward_summary(folder: RunFolder, seed: int) -> pa.Table:
     """Return one row a group of what a seed's training paid; computed once, then read.
 
@@ -65,14 +75,10 @@ def _summarise(windows: list[Path], seed: int) -> pa.Table:
         intended_known &= known
         intended = table["intended_reward"].to_numpy() if known else np.full(len(reward), np.nan)
         episode, t = table["episode"].to_numpy(), table["t"].to_numpy()
-        context = table["context"]
-        names, member = np.unique(
-            np.array([NO_CONTEXT] * len(reward) if context.null_count else context.to_pylist()),
-            return_inverse=True,
-        )
+        names, member = np.unique(group_names(table["context"]), return_inverse=True)
         change = corrections(reward, intended)
         wrong = change != 0.0
-        event = (reward != 0.0) | (np.nan_to_num(intended) != 0.0)
+        event = reward_events(reward, intended)
         first_wrong = np.zeros(len(reward), dtype=bool)
         for row in np.flatnonzero(wrong):
             first_wrong[row] = int(episode[row]) not in wrong_episodes

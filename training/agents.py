@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -40,6 +40,14 @@ class AgentSpec(BaseModel):
             "ent_coef": 0.01,
         }
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, values: Any) -> Any:
+        """The default hyperparameters are PPO's; another algorithm begins with its own."""
+        if isinstance(values, dict) and values.get("algorithm", "PPO") != "PPO":
+            return {"hyperparameters": {}, **values}
+        return values
 
     @field_validator("algorithm")
     @classmethod
@@ -91,12 +99,23 @@ def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPo
     spec.require_valid()
     vec_env = DummyVecEnv([make_env] * spec.n_envs)
     try:
-        return ALGORITHMS[spec.algorithm](
+        model = ALGORITHMS[spec.algorithm](
             spec.policy, vec_env, seed=seed, device="cpu", verbose=0, **spec.hyperparameters
         )
     except (TypeError, ValueError, AssertionError) as error:
         vec_env.close()
         raise TaskError(f"{spec.algorithm} refuses agent.hyperparameters {spec.hyperparameters}: {error}") from error
+    vec_env.seed(env_seed(spec, seed, 0))
+    return model
+
+
+def env_seed(spec: AgentSpec, seed: int, env: int) -> int:
+    """Return the seed of environment `env` of an agent's training.
+
+    SB3's own choice, seed + env, would give neighbouring seeds of an ensemble nearly the same environments,
+    and the tests over seeds take them as independent.
+    """
+    return seed * spec.n_envs + env
 
 
 def load_policy(spec: AgentSpec, env: EnvSpec, parameters: Mapping[str, Tensor]) -> ActorCriticPolicy:

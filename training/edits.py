@@ -47,7 +47,8 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
             EnvironmentError_: a transition to be corrected has no `intended_reward`.
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if self.edit.applies(str(info.get("context", NO_CONTEXT))):
+        context = info.get("context")
+        if self.edit.applies(NO_CONTEXT if context is None else str(context)):
             if info.get("intended_reward") is None:
                 raise EnvironmentError_(
                     "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "

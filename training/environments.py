@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.preprocessing import is_image_space
 
 from ..datasets.errors import EnvironmentError_
 from .contract import InfoReader
@@ -99,15 +100,9 @@ class EnvFacts(NamedTuple):
     action_space: gym.spaces.Discrete
     action_names: tuple[str, ...]
 
-    @property
-    def first_action(self) -> int:
-        """Number of the first action."""
-        return int(self.action_space.start)
-
     def action_name(self, action: int) -> str:
-        """Return the name of an action of the environment, or its number."""
-        index = action - self.first_action
-        return self.action_names[index] if 0 <= index < len(self.action_names) else str(action)
+        """Return the name of an action, or its number."""
+        return self.action_names[action] if action < len(self.action_names) else str(action)
 
 
 def describe(spec: EnvSpec) -> EnvFacts:
@@ -160,7 +155,7 @@ def probe(spec: EnvSpec) -> EnvProfile:
         env.reset(seed=0)
         episodes = 0
         for _ in range(_PROBE_STEPS):
-            action = np.int64(action_space.start + generator.integers(action_space.n))
+            action = np.int64(generator.integers(action_space.n))
             observation, reward, terminated, truncated, info = env.step(action)
             reader.read(info, float(reward), terminated or truncated)
             if not np.isfinite(np.asarray(observation, dtype=np.float64)).all():
@@ -191,9 +186,19 @@ def _require_spaces(env: Env, spec: EnvSpec) -> tuple[gym.spaces.Box, gym.spaces
             f"environment `{spec.id}` has actions {env.action_space}: only Discrete actions are supported so "
             "far (continuous ones come with later work). Use an environment with discrete actions, or wrap it"
         )
+    if env.action_space.start != 0:
+        raise EnvironmentError_(
+            f"environment `{spec.id}` has actions {env.action_space}: expected actions counted from 0, which is what "
+            "Stable-Baselines3 sends. Wrap it with gymnasium.wrappers.TransformAction"
+        )
     if not isinstance(env.observation_space, gym.spaces.Box):
         raise EnvironmentError_(
             f"environment `{spec.id}` has observations {env.observation_space}: only Box observations are "
             "supported so far. Flatten them, for instance with gymnasium.wrappers.FlattenObservation"
+        )
+    if is_image_space(env.observation_space):
+        raise EnvironmentError_(
+            f"environment `{spec.id}` observes images {env.observation_space}: image policies come with later work. "
+            "Observe features, or floats from 0 to 1"
         )
     return env.observation_space, env.action_space

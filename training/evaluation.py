@@ -20,10 +20,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Categorical
 
 from ..datasets import schema
+from ..datasets.errors import EnvironmentError_
 from .contract import InfoReader, Told
 from .environments import EnvSpec
 
 _SLOTS = 64
+_MOST_STEPS = 100_000
 
 
 class EvaluationSpec(BaseModel):
@@ -75,6 +77,7 @@ def evaluate_policy(
         EnvironmentError_: the environment breaks the contract.
     """
     repeats = spec.repeats if policy is not None else 1
+    greedy = spec.deterministic and policy is not None  # a random policy has no most probable action
     plays = [Play(e, r) for e in range(spec.episodes) for r in range(repeats)]
     slots = [_Slot(env, f"{part} environment `{env.id}`") for _ in range(min(_SLOTS, len(plays)))]
     waiting = iter(plays)
@@ -84,7 +87,7 @@ def evaluate_policy(
         while active:
             decision = _decide(policy, np.stack([slot.observation for slot in active]), slots[0].actions)
             for index, slot in enumerate(active):
-                slot.act(decision.probabilities[index], decision.values[index], spec.deterministic)
+                slot.act(decision.probabilities[index], decision.values[index], greedy)
             for slot in [slot for slot in active if slot.ended]:
                 records.append(slot.record)
                 slot.begin(next(waiting, None))
@@ -126,7 +129,6 @@ class _Slot:
 
     def __init__(self, env: EnvSpec, where: str) -> None:
         self.env = env.make()
-        self.start = int(self.env.action_space.start)  # type: ignore[attr-defined]
         self.actions = int(self.env.action_space.n)  # type: ignore[attr-defined]
         self.reader = InfoReader(self.actions, where)
         self.ended = True
@@ -153,14 +155,19 @@ class _Slot:
         record = self.record
         if record.play.repeat == 0:
             record.observations.append(self.observation.copy())
-            record.actions.append(action + self.start)
+            record.actions.append(action)
             record.log_probs.append(float(np.log(max(probabilities[action], np.finfo(float).tiny))))
             record.values.append(float(value))
-        observation, reward, terminated, truncated, info = self.env.step(np.int64(action + self.start))
+        observation, reward, terminated, truncated, info = self.env.step(np.int64(action))
         self.ended = terminated or truncated
         self.observation = np.asarray(observation)
         record.reward += float(reward)
         record.told.append(self.reader.read(info, float(reward), self.ended))
+        if len(record.told) >= _MOST_STEPS and not self.ended:
+            raise EnvironmentError_(
+                f"{self.reader.where}: episode {record.play.episode} did not end within {_MOST_STEPS} steps; expected "
+                "a step limit, for instance gymnasium.wrappers.TimeLimit"
+            )
 
 
 def _episodes_table(records: Sequence[_PlayRecord], seed: int, part: str) -> pa.Table:

@@ -13,6 +13,7 @@ written once the window's update is done, for only then is it known which miniba
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 from torch import Tensor, as_tensor
 
 from ..datasets import schema
-from ..datasets.errors import EnvironmentError_, InputError
+from ..datasets.errors import AitiaError, EnvironmentError_, InputError
 from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
 from .contract import InfoReader, Told
 
@@ -108,12 +109,18 @@ class Recorder(BaseCallback):
         self.folder = out if isinstance(out, RunFolder) else RunFolder(Path(out))
         self.seed = seed
         self.published = False
-        self._staged = RunFolder(self.folder.parts_folder("train", f"seed={seed}"))
+        # a folder of this attempt's own: a training that was given up may still be running on a cluster
+        self._staged = RunFolder(self.folder.parts_folder("train", f"seed={seed}-{uuid.uuid4().hex[:8]}"))
         self._windows = 0
         self._pending: _Window | None = None
 
     def _init_callback(self) -> None:
         model = self.model
+        if self._windows:
+            raise InputError(
+                f"this recorder has already recorded a training as seed {self.seed}; expected one `learn` a recorder. "
+                "Make another with another seed"
+            )
         if not isinstance(model, OnPolicyAlgorithm) or type(model.rollout_buffer) not in (
             RolloutBuffer,
             RecordingRolloutBuffer,
@@ -127,7 +134,7 @@ class Recorder(BaseCallback):
             old.buffer_size, old.observation_space, old.action_space, old.device,
             gae_lambda=old.gae_lambda, gamma=old.gamma, n_envs=old.n_envs,
         )  # fmt: skip
-        shutil.rmtree(self._staged.root, ignore_errors=True)
+        self._staged.root.mkdir(parents=True)
         env = model.get_env()
         assert env is not None
         self._normalize = unwrap_vec_normalize(env)
@@ -272,6 +279,8 @@ class Recorder(BaseCallback):
         window = self._pending
         if window is None:
             return
+        if not self._staged.root.exists():
+            raise AitiaError(f"{self._staged.root} was removed while seed {self.seed} was training; it is given up")
         buffer = self._model.rollout_buffer
         assert isinstance(buffer, RecordingRolloutBuffer)
         rows = len(window.columns["seed"])

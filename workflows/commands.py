@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..datasets.errors import InputError
+from .attribute import DEFAULT_ESTIMATOR, attribute_stage
 from .report import DEFAULT_ILLUSTRATED, report_stage
 from .runs import Run, begin_run, open_run
-from .stages import attribute_stage, evaluate_stage, train_stage
 from .task import TEST_SET
-from .verify import DEFAULT_ESTIMATOR, verify_stage
+from .train import evaluate_stage, train_stage
+from .verify import verify_stage
 from .workers import Workers
 
 DEMO_TASKS = ("arrow-maze-outer", "arrow-maze-inner")
@@ -174,12 +175,12 @@ def _report(opened: Run, set_name: str, illustrate: Illustrate, pool: Workers) -
 
 @contextlib.contextmanager
 def _new_run_removed_on_bad_input(out: str | Path) -> Iterator[None]:
-    """Remove a run folder that this call began, if its input is bad and nothing in it is finished.
+    """Remove what this call began in a new or empty folder, if its input is bad and nothing is finished.
 
     Entered before the workers, so that they have ended when the folder is removed.
     """
     folder = Path(out)
-    existed = folder.exists()
+    existed = folder.is_dir() and any(folder.iterdir())
     try:
         yield
     except InputError:

@@ -17,6 +17,7 @@ from ..datasets.schema import array_format, decode_arrays, metadata_of
 from ..datasets.store import RunFolder, read_table, read_table_schema
 from ..reports.figures import write_frame
 from ..reports.pages import FrameView
+from ..training.agents import env_seed
 from ..training.environments import EnvSpec, describe
 from ..training.replay import replay_test_episode, replay_training_env
 from .runs import Run
@@ -116,7 +117,14 @@ def _draw_moments(piece: PicturePiece) -> dict[Moment, str]:
             step: decode_arrays(tables[m.window]["observation"].slice(env * n_steps + m.step, 1), form)[0]
             for step, m in moments.items()
         }
-        frames = replay_training_env(spec, piece.seed + env, actions.tolist(), ended.tolist(), expected, list(moments))
+        frames = replay_training_env(
+            spec,
+            env_seed(piece.task.agent, piece.seed, env),
+            actions.tolist(),
+            ended.tolist(),
+            expected,
+            list(moments),
+        )
         pictures |= {moments[step]: write_frame(out, frame) for step, frame in frames.items()}
     return pictures
 
@@ -127,7 +135,7 @@ def episode_frames(
     """Draw a failing test episode step by step; empty if the environment does not draw or repeat itself."""
     rows = np.flatnonzero(targets.failure == index)
     facts = describe(spec)
-    actions = (targets.actions[rows] + facts.first_action).tolist()
+    actions = targets.actions[rows].tolist()
     drawn = replay_test_episode(spec, episode["episode"], actions, targets.observations[rows])
     if drawn is None:
         return []

@@ -17,8 +17,9 @@ from ..attribution.order import EffectTable, effect_table
 from ..attribution.targets import TargetSteps
 from ..datasets.errors import InputError
 from ..datasets.manifest import installed_versions
+from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import intended_known, reward_summary
-from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
+from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.store import RunFolder, read_table, write_json, write_table
 from ..reports.evidence import Bank
 from ..reports.figures import write_correction_curve, write_group_effects
@@ -40,11 +41,11 @@ from ..reports.pages import (
     write_index_page,
 )
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
+from .attribute import attributed_tables, load_targets
 from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
 from .runs import Run
-from .stages import load_targets
 from .task import Task
-from .verify import DEFAULT_ESTIMATOR, read_bank, wrong_groups
+from .verify import read_bank, wrong_groups
 from .workers import Workers
 
 DEFAULT_ILLUSTRATED = 20
@@ -54,7 +55,7 @@ _CHUNK = 32
 
 @dataclass(frozen=True)
 class PagePiece:
-    """Entries and pages of some failures."""
+    """Entries and pages of some failures; `written` is when the stage began."""
 
     root: Path
     task: Task
@@ -62,6 +63,7 @@ class PagePiece:
     failures: tuple[str, ...]
     illustrated: frozenset[str]
     pictures: Mapping[Moment, str]
+    written: str
 
 
 class PageResult(NamedTuple):
@@ -79,15 +81,16 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     """
     if illustrate != "all" and illustrate < 0:
         raise InputError(f"--illustrate {illustrate} was given, expected a number from 0, or all")
+    began = datetime.now(UTC)
     run.require_trained()
     folder, task = run.folder, run.task
+    task.evaluation_env(set_name)
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
     rewards = {seed: reward_summary(folder, seed) for seed in task.seeds}
     bank = read_bank(folder, set_name)
     findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds)
-    failures = task.outcomes.failures(episodes)
-    names = [failure_id(row["seed"], row["episode"]) for row in failures.select(["seed", "episode"]).to_pylist()]
-    attributed = _attributed(folder, set_name, names)
+    names = failure_ids(task.outcomes.failures(episodes))
+    attributed = attributed_tables(folder, set_name, names)
     page = _page_context(run, set_name, findings, list(rewards.values()))
     effects = effect_table(attributed["groups"])
     out = folder.reports_folder(set_name)
@@ -98,13 +101,14 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
     pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
     pieces = [
-        PagePiece(folder.root, task, page, tuple(names[i : i + _CHUNK]), frozenset(chosen), pictures)
+        PagePiece(folder.root, task, page, tuple(names[i : i + _CHUNK]), frozenset(chosen), pictures, began.isoformat())
         for i in range(0, len(names), _CHUNK)
     ]
     results = workers.map(_write_pages, pieces, f"report {task.name}")
     entries = [entry for result in results for entry in result.entries]
     thumbnails = {name: asset for result in results for name, asset in result.thumbnails.items()}
-    summary = summarise(findings, entries, _trainings(task, bank), run.manifest.seconds)
+    seconds = {**run.manifest.seconds, "report": round((datetime.now(UTC) - began).total_seconds(), 2)}
+    summary = summarise(findings, entries, _trainings(task, bank), seconds)
     groups = _suspected_groups(effects, rewards)
     if groups:
         write_group_effects(
@@ -115,26 +119,6 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     write_index_page(out, page, summary, entries, groups[:_SHOWN_GROUPS], thumbnails)
     write_json(out / "summary.json", summary)
     return summary
-
-
-def _attributed(folder: RunFolder, set_name: str, names: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the influence tables of the default estimator.
-
-    Raises:
-        InputError: some failures were not attributed.
-    """
-    tables = {
-        name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == DEFAULT_ESTIMATOR)
-        for name in ("groups", "transitions")
-    }
-    known = set(pc.unique(tables["groups"]["failure"].cast(pa.string())).to_pylist())
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(names)} failures were not attributed (the first is {missing[0]}); run "
-            f"`aitia attribute {folder.root} --set {set_name}` first"
-        )
-    return tables
 
 
 def _page_context(run: Run, set_name: str, findings: SetFindings, rewards: Sequence[pa.Table]) -> PageContext:
@@ -206,11 +190,13 @@ class _SetTables:
 
 
 @lru_cache(maxsize=1)
-def _set_tables(root: Path, task_json: str, set_name: str, stamp: float) -> _SetTables:
+def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _SetTables:
+    """Read the tables of a set; `written` names the call, so that a later one reads them again."""
     task, folder = Task.model_validate_json(task_json), RunFolder(root)
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
-    failures = {failure_id(row["seed"], row["episode"]): row for row in task.outcomes.failures(episodes).to_pylist()}
-    attributed = _attributed(folder, set_name, list(failures))
+    failed = task.outcomes.failures(episodes)
+    failures = dict(zip(failure_ids(failed), failed.to_pylist(), strict=True))
+    attributed = attributed_tables(folder, set_name, list(failures))
     return _SetTables(
         failures,
         own_rates(
@@ -228,8 +214,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, stamp: float) -> _Set
 def _write_pages(piece: PagePiece) -> PageResult:
     """Label failures and write their pages."""
     folder, task, page = RunFolder(piece.root), piece.task, piece.page
-    stamp = folder.influence_path(page.set_name, "groups").stat().st_mtime
-    tables = _set_tables(piece.root, task.model_dump_json(), page.set_name, stamp)
+    tables = _set_tables(piece.root, task.model_dump_json(), page.set_name, piece.written)
     out = folder.reports_folder(page.set_name)
     entries, thumbnails = [], {}
     for name in piece.failures:

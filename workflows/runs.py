@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..datasets.errors import EnvironmentError_, RunFolderError
-from ..datasets.manifest import Manifest
+from ..datasets.manifest import Manifest, installed_versions
 from ..datasets.rewards import missing_file
 from ..datasets.store import RunFolder
 from ..training.environments import probe
 from .task import TEST_SET, Task, add_import_path, load_task, make_task
+
+log = logging.getLogger("aitia")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def open_run(path: str | Path) -> Run:
     Raises:
         RunFolderError: it is not a run of this version.
     """
-    folder = RunFolder(Path(path))
+    folder = RunFolder(Path(path).resolve())  # workers may have another working directory
     manifest = Manifest.read(folder)
     if manifest.task_folder is not None:
         add_import_path(Path(manifest.task_folder))
@@ -69,7 +72,7 @@ def begin_run(task_path: str | Path, out: str | Path) -> Run:
         EnvironmentError_: an environment does not exist or breaks the contract.
         RunFolderError: the folder holds a run of another task, or something else.
     """
-    task, folder = load_task(task_path), RunFolder(Path(out))
+    task, folder = load_task(task_path), RunFolder(Path(out).resolve())
     if folder.manifest_path.exists():
         manifest = Manifest.read(folder)
         differences = task.differences(manifest.task)
@@ -79,6 +82,7 @@ def begin_run(task_path: str | Path, out: str | Path) -> Run:
                 + "; ".join(differences)
                 + ". Give another --out, or the task file that the run was made with"
             )
+        _warn_of_other_versions(manifest)
         manifest.task, manifest.hashes, manifest.seeds = task.resolved(), task.hashes(), task.seeds
     elif folder.root.exists() and (not folder.root.is_dir() or any(folder.root.iterdir())):
         raise RunFolderError(
@@ -91,6 +95,14 @@ def begin_run(task_path: str | Path, out: str | Path) -> Run:
     manifest.task_folder = str(Path(task_path).resolve().parent)
     manifest.write(folder)
     return Run(folder, task, manifest)
+
+
+def _warn_of_other_versions(manifest: Manifest) -> None:
+    """Say where a run goes on with other versions than it began with: results may differ in the last digits."""
+    now = installed_versions()
+    changed = [f"{name} {old} -> {now[name]}" for name, old in manifest.versions.items() if now.get(name, old) != old]
+    if changed:
+        log.warning("this run was begun with other versions: %s", ", ".join(changed))
 
 
 def require_environments(task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Stages train, evaluate and attribute: pieces of work on Dask, each written whole and never done again."""
+"""Stage attribute: failures to the rewards of every window of every seed, merged into two tables."""
 
 from __future__ import annotations
 
@@ -19,81 +19,24 @@ from ..attribution.trak import LAMBDAS
 from ..attribution.window import ESTIMATORS, TOP_K, attribute_window, keep_top, read_window
 from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
-from ..datasets.rewards import reward_summary
-from ..datasets.schema import GROUP_EFFECTS, RANDOM_POLICY_SEED, TOP_TRANSITIONS, failure_id
+from ..datasets.outcomes import failure_ids
+from ..datasets.rewards import intended_known, reward_summary
+from ..datasets.schema import GROUP_EFFECTS, TOP_TRANSITIONS, metadata_of, with_metadata
 from ..datasets.store import (
     RunFolder,
     read_table,
+    read_table_schema,
     read_tensor_metadata,
     read_tensors,
     write_table,
     write_tensors,
-    write_text,
 )
 from ..training.agents import load_policy
-from ..training.ensemble import train_recorded
-from ..training.environments import describe
-from ..training.evaluation import evaluate_policy
 from .runs import Run
 from .task import Task
 from .workers import Workers
 
-
-@dataclass(frozen=True)
-class SeedPiece:
-    """One training, or the plays of one agent, of a run."""
-
-    root: Path
-    task: Task
-    seed: int
-    set_name: str = ""
-
-
-def train_stage(run: Run, workers: Workers) -> None:
-    """Train and record every seed that is not whole yet."""
-    open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
-    for seed in open_seeds:
-        (run.folder.parts_folder("rewards") / f"seed={seed}.parquet").unlink(missing_ok=True)
-    pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
-    workers.map(_train_seed, pieces, f"train {run.task.name}")
-
-
-def _train_seed(piece: SeedPiece) -> None:
-    folder = RunFolder(piece.root)
-    train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder)
-    reward_summary(folder, piece.seed)
-
-
-def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
-    """Play test and training episodes with every agent and once with a random policy."""
-    run.require_trained()
-    run.task.evaluation_env(set_name)
-    seeds = [*run.task.seeds, RANDOM_POLICY_SEED]
-    pieces = [
-        SeedPiece(run.folder.root, run.task, seed, set_name)
-        for seed in seeds
-        if not _evaluation_part(run.folder, set_name, seed, "episodes").exists()
-    ]
-    workers.map(_evaluate_seed, pieces, f"evaluate {run.task.name}")
-    for table in ("steps", "episodes"):
-        parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
-        write_table(run.folder.evaluation_path(set_name, table), pa.concat_tables(parts))
-
-
-def _evaluation_part(folder: RunFolder, set_name: str, seed: int, table: str) -> Path:
-    return folder.parts_folder("evaluations", set_name) / f"seed={seed}.{table}.parquet"
-
-
-def _evaluate_seed(piece: SeedPiece) -> None:
-    task, folder = piece.task, RunFolder(piece.root)
-    policy = None
-    if piece.seed != RANDOM_POLICY_SEED:
-        policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
-    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), task.evaluation, piece.seed, "test")
-    train, _ = evaluate_policy(policy, task.training_env, task.evaluation, piece.seed, "train")
-    write_table(_evaluation_part(folder, piece.set_name, piece.seed, "steps"), steps)
-    episodes = pa.concat_tables([test, train])
-    write_table(_evaluation_part(folder, piece.set_name, piece.seed, "episodes"), episodes)
+DEFAULT_ESTIMATOR = "trak"
 
 
 @dataclass(frozen=True)
@@ -111,23 +54,23 @@ class WindowPiece:
     @property
     def folder(self) -> Path:
         """Folder of the finished pieces of one call: they fit only the same failures, target and seeds."""
-        call = [self.failures, self.task.target, self.estimator, self.task.seeds, LAMBDAS, TOP_K]
-        return RunFolder(self.root).parts_folder("influence", self.set_name, digest(call)[:16])
-
-    @property
-    def part(self) -> Path:
-        """Path of the finished piece, without its ending."""
-        return self.folder / f"seed={self.seed}" / f"window={self.window:05d}"
+        call = digest([self.failures, self.estimator, attribution_key(self.task)])[:16]
+        return RunFolder(self.root).parts_folder("influence", self.set_name, call)
 
     @property
     def sums_path(self) -> Path:
         """Group sums; written last, so it marks the piece as finished."""
-        return self.part.with_suffix(".safetensors")
+        return self.folder / f"seed={self.seed}" / f"window={self.window:05d}.safetensors"
 
     @property
     def top_path(self) -> Path:
         """Top transitions."""
-        return self.part.with_suffix(".parquet")
+        return self.sums_path.with_suffix(".parquet")
+
+
+def attribution_key(task: Task) -> str:
+    """Return the digest of what all attributions of a run share: rows with another key are out of date."""
+    return digest([task.target, task.seeds, LAMBDAS, TOP_K])[:16]
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
@@ -156,37 +99,64 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
                 f"--failure {name} was given; {run.folder.root} has {len(known)} failures in set `{set_name}` "
                 f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
             )
-    chosen = tuple(failures) or tuple(known)
+    chosen = tuple(name for name in known if not failures or name in failures)
+    if _is_attributed(run, set_name, chosen, estimator):
+        return
     pieces = [
         WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window)
         for seed in run.task.seeds
         for window in range(run.folder.window_count(seed))
     ]
-    done = pieces[0].folder.with_suffix(".done")
-    if done.exists() and run.folder.influence_path(set_name, "groups").exists():
-        return
     if chosen:
         waiting = [piece for piece in pieces if not piece.sums_path.exists()]
         workers.map(_attribute_window, waiting, f"attribute {run.task.name}")
-    _merge(run, set_name, chosen, estimator, pieces)
+    _merge(run, known, pieces)
     shutil.rmtree(pieces[0].folder, ignore_errors=True)
-    write_text(done, "")
 
 
 def failures_of(run: Run, set_name: str) -> list[str]:
     """Return the ids of the failures of an evaluated set."""
-    episodes = run.task.outcomes.failures(read_table(run.folder.evaluation_path(set_name, "episodes")))
-    pairs = zip(episodes["seed"].to_pylist(), episodes["episode"].to_pylist(), strict=True)
-    return [failure_id(seed, episode) for seed, episode in pairs]
+    run.task.evaluation_env(set_name)
+    return failure_ids(run.task.outcomes.failures(read_table(run.folder.evaluation_path(set_name, "episodes"))))
 
 
 def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> TargetSteps:
-    """Collect the targets of failures from the tables of a run."""
+    """Collect the targets of failures from the tables of a run, in the order of the episodes table."""
     episodes = task.outcomes.failures(read_table(folder.evaluation_path(set_name, "episodes")))
     steps = read_table(folder.evaluation_path(set_name, "steps"))
-    names = [failure_id(row["seed"], row["episode"]) for row in episodes.select(["seed", "episode"]).to_pylist()]
-    keep = pa.array([name in set(failures) for name in names], pa.bool_())
-    return make_targets(steps, episodes.filter(keep), task.target, describe(task.training_env).first_action)
+    keep = pa.array([name in set(failures) for name in failure_ids(episodes)], pa.bool_())
+    return make_targets(steps, episodes.filter(keep), task.target)
+
+
+def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
+    """Return the influence tables of the default estimator: `groups` and `transitions`.
+
+    Raises:
+        InputError: some of the failures were not attributed.
+    """
+    tables = {
+        name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == DEFAULT_ESTIMATOR)
+        for name in ("groups", "transitions")
+    }
+    known = set(pc.unique(tables["groups"]["failure"].cast(pa.string())).to_pylist())
+    missing = [name for name in failures if name not in known]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(failures)} failures were not attributed (the first is {missing[0]}); run "
+            f"`aitia attribute {folder.root} --set {set_name}` first"
+        )
+    return tables
+
+
+def _is_attributed(run: Run, set_name: str, failures: Sequence[str], estimator: str) -> bool:
+    """Return whether the influence tables are up to date and hold all these failures."""
+    paths = [run.folder.influence_path(set_name, name) for name in ("groups", "transitions")]
+    if not all(path.exists() for path in paths):
+        return False
+    if metadata_of(read_table_schema(paths[0])).get("key") != attribution_key(run.task):
+        return False
+    table = read_table(paths[0], ["failure", "estimator"]).filter(pc.field("estimator") == estimator)
+    return set(failures) <= set(pc.unique(table["failure"].cast(pa.string())).to_pylist())
 
 
 @lru_cache(maxsize=1)
@@ -197,8 +167,7 @@ def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[s
 
 def _attribute_window(piece: WindowPiece) -> None:
     folder, task = RunFolder(piece.root), piece.task
-    path = folder.transitions_path(piece.seed, piece.window)
-    window = read_window(path, describe(task.training_env).first_action)
+    window = read_window(folder.transitions_path(piece.seed, piece.window))
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
     policy = load_policy(task.agent, task.training_env, parameters)
     stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns
@@ -212,30 +181,30 @@ def _attribute_window(piece: WindowPiece) -> None:
     write_tensors(piece.sums_path, sums, {"groups": json.dumps(influence.sums.groups)})
 
 
-def _merge(run: Run, set_name: str, failures: tuple[str, ...], estimator: str, pieces: Sequence[WindowPiece]) -> None:
-    """Sum the pieces over windows, keep the top transitions, and replace these failures' earlier rows."""
+def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> None:
+    """Sum the pieces of a call over windows, keep the top transitions, and add what is still up to date."""
+    set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator
     top = TOP_TRANSITIONS.empty_table()
     tables = []
-    summaries = {seed: reward_summary(run.folder, seed) for seed in run.task.seeds}
     for seed in run.task.seeds:
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
-        tables.append(_merge_sums(mine, summaries[seed], seed, failures, estimator))
+        tables.append(_merge_sums(mine, reward_summary(run.folder, seed), seed, failures, estimator))
         for piece in mine:
             top = pa.concat_tables([top, read_table(piece.top_path).cast(TOP_TRANSITIONS)])
         top = keep_top(top, TOP_K)
-    merged = {"groups": pa.concat_tables(tables), "transitions": top}
-    for name, table in merged.items():
+    for name, found in (("transitions", top), ("groups", pa.concat_tables(tables))):
         path = run.folder.influence_path(set_name, name)
-        write_table(path, pa.concat_tables([*_earlier(path, failures, estimator), table]).unify_dictionaries())
+        table = pa.concat_tables([*_still_valid(path, run.task, known, pieces[0]), found])
+        write_table(path, with_metadata(table.unify_dictionaries(), {"key": attribution_key(run.task)}))
 
 
-def _earlier(path: Path, failures: tuple[str, ...], estimator: str) -> list[pa.Table]:
-    """Return the rows of other failures and other estimators that are already there."""
-    if not path.exists() or not failures:
+def _still_valid(path: Path, task: Task, known: Sequence[str], call: WindowPiece) -> list[pa.Table]:
+    """Return earlier rows of other failures and estimators, if they were made with the same target and seeds."""
+    if not path.exists() or metadata_of(read_table_schema(path)).get("key") != attribution_key(task):
         return []
-    table = read_table(path)
-    same = pc.field("failure").cast(pa.string()).isin(list(failures)) & (pc.field("estimator") == estimator)
-    return [table.filter(~same)]
+    failure = pc.field("failure").cast(pa.string())
+    replaced = failure.isin(list(call.failures)) & (pc.field("estimator") == call.estimator)
+    return [read_table(path).filter(failure.isin(list(known)) & ~replaced).replace_schema_metadata(None)]
 
 
 def _merge_sums(
@@ -255,8 +224,7 @@ def _merge_sums(
     rows = int(np.prod(shape))
     failure = np.broadcast_to(np.arange(len(failures), dtype=np.int32)[None, :, None], shape).reshape(-1)
     group = np.broadcast_to(np.arange(len(groups), dtype=np.int32)[None, None, :], shape).reshape(-1)
-    known = (summary.schema.metadata or {}).get(b"intended_known") == b"true"
-    no_effect = None if known else np.ones(rows, dtype=bool)
+    no_effect = None if intended_known([summary]) else np.ones(rows, dtype=bool)
 
     def counts(name: str) -> pa.Array:
         return pa.array(summary[name].to_numpy()[group])

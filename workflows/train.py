@@ -1,0 +1,85 @@
+"""Stages train and evaluate: one piece an agent, each written whole and never done again."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from ..datasets.rewards import reward_summary
+from ..datasets.schema import RANDOM_POLICY_SEED
+from ..datasets.store import RunFolder, read_table, read_tensors, write_table
+from ..training.agents import load_policy
+from ..training.ensemble import train_recorded
+from ..training.evaluation import evaluate_policy
+from .runs import Run
+from .task import Task
+from .workers import Workers
+
+
+@dataclass(frozen=True)
+class SeedPiece:
+    """One training, or the plays of one agent, of a run."""
+
+    root: Path
+    task: Task
+    seed: int
+    set_name: str = ""
+
+
+def train_stage(run: Run, workers: Workers) -> None:
+    """Train and record every seed that is not whole yet."""
+    open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
+    for seed in open_seeds:
+        _forget(run.folder, seed)
+    pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
+    workers.map(_train_seed, pieces, f"train {run.task.name}")
+
+
+def _forget(folder: RunFolder, seed: int) -> None:
+    """Remove what was derived from an earlier training of a seed: it would not fit the next one."""
+    (folder.parts_folder("rewards") / f"seed={seed}.parquet").unlink(missing_ok=True)
+    for part in folder.parts_folder("evaluations").glob(f"*/seed={seed}.*"):
+        part.unlink()
+    shutil.rmtree(folder.root / "influence", ignore_errors=True)
+    shutil.rmtree(folder.parts_folder("influence"), ignore_errors=True)
+
+
+def _train_seed(piece: SeedPiece) -> None:
+    folder = RunFolder(piece.root)
+    train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder)
+    reward_summary(folder, piece.seed)
+
+
+def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
+    """Play test and training episodes with every agent and once with a random policy."""
+    run.require_trained()
+    run.task.evaluation_env(set_name)
+    seeds = [*run.task.seeds, RANDOM_POLICY_SEED]
+    pieces = [
+        SeedPiece(run.folder.root, run.task, seed, set_name)
+        for seed in seeds
+        if not _evaluation_part(run.folder, set_name, seed, "episodes").exists()
+    ]
+    workers.map(_evaluate_seed, pieces, f"evaluate {run.task.name}")
+    for table in ("steps", "episodes"):
+        parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
+        write_table(run.folder.evaluation_path(set_name, table), pa.concat_tables(parts))
+
+
+def _evaluation_part(folder: RunFolder, set_name: str, seed: int, table: str) -> Path:
+    return folder.parts_folder("evaluations", set_name) / f"seed={seed}.{table}.parquet"
+
+
+def _evaluate_seed(piece: SeedPiece) -> None:
+    task, folder = piece.task, RunFolder(piece.root)
+    policy = None
+    if piece.seed != RANDOM_POLICY_SEED:
+        policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
+    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), task.evaluation, piece.seed, "test")
+    train, _ = evaluate_policy(policy, task.training_env, task.evaluation, piece.seed, "train")
+    write_table(_evaluation_part(folder, piece.set_name, piece.seed, "steps"), steps)
+    episodes = pa.concat_tables([test, train])
+    write_table(_evaluation_part(folder, piece.set_name, piece.seed, "episodes"), episodes)
