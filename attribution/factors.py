@@ -36,15 +36,9 @@ class LayerFactors(NamedTuple):
 
 @dataclass(frozen=True)
 class Factors:
-    """Factored per-sample gradients of N scalars.
-
-    Attributes:
-        layers: one entry a linear layer on the way from observation to action probabilities.
-        rows: N.
-    """
+    """Factored per-sample gradients of N scalars: one entry a linear layer from observation to actions."""
 
     layers: tuple[LayerFactors, ...]
-    rows: int
 
     def inner(self, other: Factors) -> Tensor:
         """Return the inner products of gradients, [N, M], N rows here and M rows there."""
@@ -57,15 +51,6 @@ class Factors:
             total = product if total is None else total.add_(product)
         assert total is not None
         return total
-
-    def dense(self) -> Tensor:
-        """Return the gradients themselves, [N, P]: for tests and small policies only."""
-        parts = []
-        for layer in self.layers:
-            parts.append(torch.einsum("no,ni->noi", layer.derivatives, layer.inputs).flatten(1))
-            if layer.bias:
-                parts.append(layer.derivatives)
-        return torch.cat(parts, dim=1)
 
 
 def log_probabilities(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
@@ -100,7 +85,7 @@ def gradient_factors(policy: ActorCriticPolicy, observations: Tensor, functional
         LayerFactors(inputs.detach(), derivative, layer.bias is not None)
         for (layer, inputs, _), derivative in zip(seen, derivatives, strict=True)
     )
-    return Factors(layers, len(observations))
+    return Factors(layers)
 
 
 def require_factored(policy: ActorCriticPolicy) -> None:

@@ -24,7 +24,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from ..datasets.errors import NonFiniteError
-from .factors import Factors, gradient_factors
+from .factors import gradient_factors
 from .targets import TargetSteps
 
 DEFAULT_LAMBDA = 1e-2
@@ -99,21 +99,19 @@ def window_gradients(
     rows: WindowRows,
     targets: TargetSteps,
     where: str,
-    dtype: torch.dtype = torch.float64,
 ) -> WindowGradients:
-    """Compute the inner products that all scores of a window are made of.
+    """Compute the inner products that all scores of a window are made of, in float64.
 
     Args:
-        policy: the policy with the parameters that collected the window; converted to `dtype`.
+        policy: the policy with the parameters that collected the window; converted to float64.
         rows: the window's distinct rows.
         targets: the failures' target steps.
         where: names the window in messages.
-        dtype: precision of gradients and solves.
 
     Raises:
         NonFiniteError: a gradient is NaN or infinite; names window and row.
     """
-    policy.to(dtype)
+    policy.double()
     actions = torch.as_tensor(rows.actions)
     window = gradient_factors(
         policy,
@@ -124,7 +122,7 @@ def window_gradients(
     gram = window.inner(window)
     _require_finite(gram.diagonal(), rows, where)
     per_step = window.inner(steps)
-    cross = torch.zeros(len(gram), targets.failures, dtype=dtype)
+    cross = torch.zeros(len(gram), targets.failures, dtype=gram.dtype)
     cross.index_add_(1, torch.as_tensor(targets.failure), per_step)
     if not torch.isfinite(cross).all():
         failure = int((~torch.isfinite(cross)).any(dim=0).nonzero()[0])
@@ -140,6 +138,3 @@ def _require_finite(norms: Tensor, rows: WindowRows, where: str) -> None:
             f"{where}, row {row}: the gradient of log pi is not finite. The training diverged at this window, "
             "or an observation is not finite; nothing is repaired silently"
         )
-
-
-__all__ = ["DEFAULT_LAMBDA", "LAMBDAS", "Factors", "WindowGradients", "WindowRows", "window_gradients"]

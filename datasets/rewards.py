@@ -27,7 +27,7 @@ def corrections(reward: NDArray[np.float64], intended: NDArray[np.float64]) -> N
 
 def reward_events(reward: NDArray[np.float64], intended: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which transitions are reward events [N]: r != 0 or r* != 0 (NaN: not known)."""
-    return (reward != 0.0) | (np.nan_to_num(intended) != 0.0)
+    return np.asarray((reward != 0.0) | (np.nan_to_num(intended) != 0.0), dtype=np.bool_)
 
 
 def group_names(context: pa.ChunkedArray) -> NDArray[np.str_]:

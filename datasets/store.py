@@ -209,14 +209,18 @@ def publish_folder(staged: Path, final: Path) -> None:
 
 def _require_exists(path: Path) -> None:
     if not path.exists():
-        raise RunFolderError(
-            f"{path} is missing: it was expected from an earlier stage. Run that stage again "
-            "(finished pieces are kept), or restore the file"
-        )
+        raise RunFolderError(f"{path} is missing: {_writer(path)} writes it. Run that first (finished pieces are kept)")
+
+
+def _writer(path: Path) -> str:
+    """Return the command that writes a file of a run folder."""
+    stages = {"evaluations": "evaluate", "influence": "attribute", "bank": "verify", "reports": "report"}
+    found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
+    return f"`aitia {found}`"
 
 
 def _damaged(path: Path, error: Exception) -> RunFolderError:
     return RunFolderError(
         f"{path} cannot be read ({error}): it is damaged or was not written by aitia. "
-        "Delete it and run the stage that writes it again (finished pieces are kept)"
+        f"Delete it and run {_writer(path)} again (finished pieces are kept)"
     )

@@ -156,6 +156,8 @@ def ease(
     halfway = 0.5 * (rates[0] + rates[-1])
     index = next(i for i, rate in enumerate(rates) if rate <= halfway)
     weight = (rates[index - 1] - halfway) / (rates[index - 1] - rates[index])
+    if len(nested) == 2:
+        weight = 1.0  # no nested set was verified: everything is the smallest known to suffice
     before, after = (np.array(nested[i].corrected) for i in (index - 1, index))
     units = before + weight * (after - before)
     whole = np.array(all_units(summaries))

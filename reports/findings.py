@@ -22,7 +22,6 @@ from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide
 
 CLUSTER = 0  # version 1: one cluster of failures an evaluation set
 _TOP_GROUPS = 10
-_EMPTY = {"value": None, "low": None, "high": None}
 
 
 @dataclass(frozen=True)

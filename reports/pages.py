@@ -80,7 +80,6 @@ class PageContext:
         task: the task as resolved.
         set_name: the evaluation set.
         findings: of the set.
-        summary: contents of `summary.json`.
         told: in words, what the environment does not tell and what follows.
         has_curve: whether there is a correction curve to show.
         provenance: versions, git SHA and the like.
@@ -107,6 +106,7 @@ def write_index_page(
     summary: Mapping[str, Any],
     entries: Sequence[Mapping[str, Any]],
     groups: Sequence[Mapping[str, Any]],
+    wrong_groups: int,
     thumbnails: Mapping[str, str],
 ) -> None:
     """Write `index.html` and the style sheet.
@@ -116,14 +116,15 @@ def write_index_page(
         page: shared context.
         summary: contents of `summary.json`.
         entries: all failures' entries.
-        groups: what to correct: group, mean effect, wrong transitions, paid and intended sums.
+        groups: the most suspected wrong groups: group, mean effect, wrong transitions a run, error.
+        wrong_groups: number of groups with wrong rewards.
         thumbnails: asset of the first frame of each illustrated failure.
     """
     thresholds = asdict(page.findings.thresholds)
     rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
     text = _templates().get_template("index.html").render(
-        page=page, summary=summary, entries=entries, groups=groups, thumbnails=thumbnails, rules=rules,
-        words=WORDS[Verdict(summary["verdict"])], budget=_cheapest_budget(page.findings), root="",
+        page=page, summary=summary, entries=entries, groups=groups, wrong_groups=wrong_groups,
+        thumbnails=thumbnails, rules=rules,        words=WORDS[Verdict(summary["verdict"])], budget=_cheapest_budget(page.findings), root="",
     )  # fmt: skip
     write_text(folder / "index.html", text)
     style = files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")

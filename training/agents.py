@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -17,6 +17,16 @@ from ..datasets.errors import InputError, TaskError, nearest
 from .environments import Env, EnvSpec, describe
 
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"PPO": PPO, "A2C": A2C}
+PPO_DEFAULTS: dict[str, Any] = {
+    "n_steps": 128,
+    "batch_size": 256,
+    "n_epochs": 4,
+    "learning_rate": 0.001,
+    "gamma": 0.97,
+    "gae_lambda": 0.95,
+    "ent_coef": 0.01,
+}
+LARGEST_WINDOW = 8192  # the exact attribution of a window holds a matrix of its distinct rows, at most 512 MiB
 _NOT_HYPERPARAMETERS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log"}
 
 
@@ -29,25 +39,7 @@ class AgentSpec(BaseModel):
     policy: str = "MlpPolicy"
     total_timesteps: int = Field(default=81920, ge=1)
     n_envs: int = Field(default=16, ge=1)
-    hyperparameters: dict[str, Any] = Field(
-        default_factory=lambda: {
-            "n_steps": 128,
-            "batch_size": 256,
-            "n_epochs": 4,
-            "learning_rate": 0.001,
-            "gamma": 0.97,
-            "gae_lambda": 0.95,
-            "ent_coef": 0.01,
-        }
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_defaults(cls, values: Any) -> Any:
-        """The default hyperparameters are PPO's; another algorithm begins with its own."""
-        if isinstance(values, dict) and values.get("algorithm", "PPO") != "PPO":
-            return {"hyperparameters": {}, **values}
-        return values
+    hyperparameters: dict[str, Any] = Field(default_factory=dict, validate_default=True)
 
     @field_validator("algorithm")
     @classmethod
@@ -58,6 +50,12 @@ class AgentSpec(BaseModel):
                 f"algorithms of Stable-Baselines3; others come with later work).{nearest(value, ALGORITHMS)}"
             )
         return value
+
+    @field_validator("hyperparameters")
+    @classmethod
+    def _with_defaults(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Fill in aitia's own defaults of PPO; another algorithm has those of Stable-Baselines3."""
+        return {**PPO_DEFAULTS, **value} if info.data.get("algorithm") == "PPO" else value
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -81,12 +79,16 @@ class AgentSpec(BaseModel):
                     f"agent.hyperparameters: {self.algorithm} has no `{name}`; it takes "
                     f"{', '.join(self.parameters)}.{nearest(name, self.parameters)}"
                 )
-        aliases = ALGORITHMS[self.algorithm].policy_aliases
-        if self.policy not in aliases or self.policy == "MultiInputPolicy":
-            known = [name for name in aliases if name != "MultiInputPolicy"]
+        if self.policy != "MlpPolicy":
             raise TaskError(
-                f"agent.policy: `{self.policy}` was given, expected one of {', '.join(known)}."
-                f"{nearest(self.policy, known)}"
+                f"agent.policy: `{self.policy}` was given, expected MlpPolicy (image and dictionary policies come with "
+                f"later work).{nearest(self.policy, ['MlpPolicy'])}"
+            )
+        window = self.hyperparameter("n_steps") * self.n_envs
+        if isinstance(window, int) and window > LARGEST_WINDOW:
+            raise TaskError(
+                f"agent: n_steps x n_envs = {self.hyperparameter('n_steps')} x {self.n_envs} transitions a window, "
+                f"expected at most {LARGEST_WINDOW} so far: lower n_steps or n_envs"
             )
 
 

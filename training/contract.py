@@ -112,7 +112,12 @@ class InfoReader:
         components = info.get("reward_components")
         if components is None:
             return None
-        values = {str(name): float(value) for name, value in components.items()}
+        try:
+            values = {str(name): float(value) for name, value in components.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise EnvironmentError_(
+                f"{self.where}: info['reward_components'] is {components!r}, expected a dict of numbers"
+            ) from error
         total = sum(values.values())
         if not abs(total - reward) <= _SUM_TOLERANCE * max(1.0, abs(reward)):
             raise EnvironmentError_(
@@ -125,10 +130,13 @@ class InfoReader:
         labels = info.get("action_labels")
         if labels is None:
             return None
-        values = [int(label) for label in labels]
+        try:
+            values = [int(label) for label in labels]
+        except (TypeError, ValueError):
+            values = []
         if self.actions is not None and (len(values) != self.actions or not set(values) <= {-1, 0, 1}):
             raise EnvironmentError_(
-                f"{self.where}: info['action_labels'] is {values}, expected {self.actions} numbers, one an "
+                f"{self.where}: info['action_labels'] is {labels!r}, expected {self.actions} numbers, one an "
                 "action: +1 misbehaving, -1 desired, 0 neutral"
             )
         return values

@@ -29,16 +29,11 @@ class RewardEdit:
 
 
 class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
-    """Pays the intended reward wherever the edit applies; everything else is untouched.
-
-    Attributes:
-        edited: transitions whose reward was changed so far.
-    """
+    """Pays the intended reward wherever the edit applies; everything else is untouched."""
 
     def __init__(self, env: Env, edit: RewardEdit) -> None:
         super().__init__(env)
         self.edit = edit
-        self.edited = 0
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and correct the reward if the transition's group is to be corrected.
@@ -54,7 +49,5 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
                     "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
                     "every step of the training environment"
                 )
-            intended = float(info["intended_reward"])
-            self.edited += intended != float(reward)
-            reward = intended
+            reward = float(info["intended_reward"])
         return observation, reward, terminated, truncated, info

@@ -79,7 +79,7 @@ class EnvSpec:
             return None
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:
             raise EnvironmentError_(
                 f"environment `{self.id}`: module `{module_name}` cannot be imported ({error}). Modules are "
                 "looked for in the working directory, beside the task file and among installed packages"
@@ -130,14 +130,12 @@ class EnvProfile(NamedTuple):
     Attributes:
         observation_space, action_space: its spaces.
         keys: the step keys its infos carry.
-        episodes: episodes that ended during the probe (0: none within the probe's step limit).
         renders: whether it can draw itself (`rgb_array`).
     """
 
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Discrete
     keys: frozenset[str]
-    episodes: int
     renders: bool
 
 
@@ -165,7 +163,12 @@ def probe(spec: EnvSpec) -> EnvProfile:
                 if episodes == _PROBE_EPISODES:
                     break
                 env.reset()
-        return EnvProfile(observation_space, action_space, reader.keys or frozenset(), episodes, can_render(spec))
+        if not episodes:
+            raise EnvironmentError_(
+                f"environment `{spec.id}`: no episode ended within {_PROBE_STEPS} random steps; expected a step limit, "
+                "for instance max_episode_steps or gymnasium.wrappers.TimeLimit"
+            )
+        return EnvProfile(observation_space, action_space, reader.keys or frozenset(), can_render(spec))
     finally:
         env.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +42,7 @@ from ..reports.pages import (
     write_failure_page,
     write_index_page,
 )
+from ..reports.statistics import percent
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
 from .attribute import attributed_tables, load_targets
 from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
@@ -48,6 +51,7 @@ from .task import Task
 from .verify import read_bank, wrong_groups
 from .workers import Workers
 
+log = logging.getLogger("aitia")
 DEFAULT_ILLUSTRATED = 20
 _SHOWN_GROUPS = 20
 _CHUNK = 32
@@ -91,12 +95,12 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds)
     names = failure_ids(task.outcomes.failures(episodes))
     attributed = attributed_tables(folder, set_name, names)
-    page = _page_context(run, set_name, findings, list(rewards.values()))
+    page = _page_context(run, set_name, findings, list(rewards.values()), episodes)
     effects = effect_table(attributed["groups"])
     out = folder.reports_folder(set_name)
     if page.has_curve:
         write_correction_curve(
-            out / "assets" / "correction-curve.svg", findings.curve, findings.thresholds, "levels (contexts)"
+            out / "assets" / "correction-curve.svg", findings.curve, findings.thresholds, "groups (contexts)"
         )
     chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
     pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
@@ -112,23 +116,25 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     groups = _suspected_groups(effects, rewards)
     if groups:
         write_group_effects(
-            out / "assets" / "group-effects.svg", [group["effect"] for group in groups], "levels (contexts)"
+            out / "assets" / "group-effects.svg", [group["effect"] for group in groups], "groups (contexts)"
         )
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
-    write_index_page(out, page, summary, entries, groups[:_SHOWN_GROUPS], thumbnails)
+    write_index_page(out, page, summary, entries, groups[:_SHOWN_GROUPS], len(groups), thumbnails)
     write_json(out / "summary.json", summary)
     return summary
 
 
-def _page_context(run: Run, set_name: str, findings: SetFindings, rewards: Sequence[pa.Table]) -> PageContext:
+def _page_context(
+    run: Run, set_name: str, findings: SetFindings, rewards: Sequence[pa.Table], episodes: pa.Table
+) -> PageContext:
     provenance = {
         **installed_versions(),
         "git_sha": run.manifest.git_sha or "unknown",
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     has_curve = len(findings.curve) > 1
-    told = _told(probe(run.task.evaluation_env(set_name)), rewards)
+    told = [*_told(probe(run.task.evaluation_env(set_name)), rewards), *_undeclared(run.task, episodes)]
     return PageContext(run.task.resolved(), set_name, findings, told, has_curve, provenance)
 
 
@@ -144,6 +150,24 @@ def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:
         told.append("The environment tells no intended reward: no reward could be called wrong or corrected.")
     if not profile.renders:
         told.append("The environment does not draw itself (rgb_array): there are no pictures.")
+    return told
+
+
+def _undeclared(task: Task, episodes: pa.Table) -> list[str]:
+    """Say which outcomes the task does not declare, and which declared ones never happened."""
+    test = episodes.filter((pc.field("part") == "test") & (pc.field("seed") != RANDOM_POLICY_SEED))
+    counts = Counter(test["outcome"].to_pylist())
+    declared = [*task.outcomes.desired, *task.outcomes.misbehaved]
+    shares = [f"{name} ({percent(n / test.num_rows)} of plays)" for name, n in counts.items() if name not in declared]
+    never = [name for name in declared if name not in set(episodes["outcome"].to_pylist())]
+    told = []
+    if shares:
+        told.append(f"Outcomes that the task does not declare count as incompetent: {', '.join(sorted(shares))}.")
+    if never:
+        told.append(
+            f"Declared, but no play ended so, not even a random policy's: {', '.join(never)}. Check the spelling."
+        )
+        log.warning("report %s: no play ended as %s; check `outcomes` in the task", task.name, ", ".join(never))
     return told
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..attribution.targets import user_target
 from ..datasets.errors import EnvironmentError_, RunFolderError
 from ..datasets.manifest import Manifest, installed_versions
 from ..datasets.rewards import missing_file
@@ -68,7 +69,7 @@ def begin_run(task_path: str | Path, out: str | Path) -> Run:
     """Begin a run, or continue one of the same task; checks task and environments before writing.
 
     Raises:
-        TaskError: the task file.
+        TaskError: the task file, or the target function that it names.
         EnvironmentError_: an environment does not exist or breaks the contract.
         RunFolderError: the folder holds a run of another task, or something else.
     """
@@ -91,6 +92,7 @@ def begin_run(task_path: str | Path, out: str | Path) -> Run:
         )
     else:
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
+    user_target(task.target)
     require_environments(task)
     manifest.task_folder = str(Path(task_path).resolve().parent)
     manifest.write(folder)

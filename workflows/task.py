@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from ..attribution.targets import BUILT_IN
@@ -24,7 +24,7 @@ TEST_SET = "test"
 DEFAULT_SEEDS = 8
 LATER_KEYS = ("hooks", "biases", "causes")
 _TRAINING_KEYS = ("env", "train_kwargs", "agent")
-_FREE_KEYS = ("name", "seeds", "verify", "verdict")  # may change between calls on one run folder
+_FREE_KEYS = ("name", "seeds", "target", "verify", "verdict")  # may change between calls on one run folder
 
 
 class _Model(BaseModel):
@@ -51,6 +51,15 @@ class VerdictSpec(_Model):
     few: float = Field(default=0.10, ge=0, le=1)
     outer_share: float = Field(default=0.5, gt=0, lt=1)
     inner_share: float = Field(default=0.2, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> VerdictSpec:
+        if self.inner_share >= self.outer_share:
+            raise ValueError(
+                f"inner_share {self.inner_share} and outer_share {self.outer_share} were given, expected inner_share "
+                "below outer_share"
+            )
+        return self
 
     @property
     def thresholds(self) -> Thresholds:
@@ -195,7 +204,7 @@ def make_task(values: object, where: str) -> Task:
 def add_import_path(path: Path) -> None:
     """Let modules beside the task file be imported."""
     if str(path) not in sys.path:
-        sys.path.insert(0, str(path))
+        sys.path.append(str(path))
 
 
 def _explain(item: ErrorDetails) -> str:

@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..attribution.order import attribution_order, effect_table, nested_sizes, random_order
 from ..datasets.manifest import digest
+from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import reward_summary
 from ..datasets.schema import BANK_OUTCOMES, MASKS
 from ..datasets.store import RunFolder, read_table, write_table
@@ -22,12 +23,12 @@ from ..reports.verdict import decide
 from ..training.edits import RewardEdit
 from ..training.ensemble import train_agent
 from ..training.evaluation import evaluate_policy
+from .attribute import attributed_tables
 from .runs import Run
 from .task import Task
 from .workers import Workers
 
 log = logging.getLogger("aitia")
-DEFAULT_ESTIMATOR = "trak"
 _LAST_RULE_WITHOUT_RETRAINING = 6
 
 
@@ -50,7 +51,8 @@ class Mask:
 
     def member(self, seed: int) -> str:
         """Return the name of the agent trained with this mask and seed."""
-        return f"{self.order}-{len(self.groups):05d}-seed={seed}"
+        size = "" if self.order == "all" else f"-{len(self.groups):05d}"
+        return f"{self.order}{size}-seed={seed}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     everything brings the misbehaviour rate below `1 - inner_share` of the uncorrected.
     """
     run.require_trained()
+    run.task.evaluation_env(set_name)
     episodes = read_table(run.folder.evaluation_path(set_name, "episodes"))
     rewards = [reward_summary(run.folder, seed) for seed in run.task.seeds]
     before = decide(collect_evidence(episodes, rewards, None, run.task.outcomes), run.task.verdict.thresholds)
@@ -87,11 +90,12 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
         _write_bank(run, set_name, episodes, [])
         return
     wrong = wrong_groups(rewards)
+    masks = _nested_masks(run, set_name, episodes, wrong)  # first: it needs attributions, and says so if there are none
     done: list[MemberPiece] = []
     _extend(run, set_name, [Mask("all", tuple(sorted(wrong)))], done, workers)
     _write_bank(run, set_name, episodes, done)
     if _correction_helps(run, set_name, episodes, rewards):
-        _extend(run, set_name, _nested_masks(run, set_name, wrong), done, workers)
+        _extend(run, set_name, masks, done, workers)
         _write_bank(run, set_name, episodes, done)
 
 
@@ -105,23 +109,24 @@ def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
     }
 
 
-def _nested_masks(run: Run, set_name: str, wrong: set[str]) -> list[Mask]:
-    sums = read_table(run.folder.influence_path(set_name, "groups"))
-    order = attribution_order(effect_table(sums.filter(pc.field("estimator") == DEFAULT_ESTIMATOR)), wrong)
+def _nested_masks(run: Run, set_name: str, episodes: pa.Table, wrong: set[str]) -> list[Mask]:
+    failures = failure_ids(run.task.outcomes.failures(episodes))
+    sums = attributed_tables(run.folder, set_name, failures)["groups"]
+    order = attribution_order(effect_table(sums), wrong)
     orders = {"attribution": order, "random": random_order(wrong)}
     sizes = nested_sizes(len(wrong), run.task.verify.points)
     return [Mask(name, tuple(groups[:size])) for size in sizes for name, groups in orders.items()]
 
 
 def _extend(run: Run, set_name: str, masks: Sequence[Mask], done: list[MemberPiece], workers: Workers) -> None:
-    """Train the agents of masks, as many as the budget allows, and add them to `done`."""
-    pieces = [
-        MemberPiece(run.folder.root, run.task, set_name, mask, seed) for mask in masks for seed in run.task.paired_seeds
-    ]
-    budget = run.task.verify.budget
-    if budget is not None and len(done) + len(pieces) > budget:
-        log.warning("verify %s: the budget of %d trainings ends the bank early", run.task.name, budget)
-        pieces = pieces[: max(budget - len(done), 0)]
+    """Train the agents of masks, as many whole masks as the budget allows, and add them to `done`."""
+    seeds, budget = run.task.paired_seeds, run.task.verify.budget
+    if budget is not None:
+        allowed = max(budget - len(done), 0) // len(seeds)  # a mask without all its seeds could not be compared
+        if allowed < len(masks):
+            log.warning("verify %s: the budget of %d trainings ends the bank early", run.task.name, budget)
+        masks = masks[:allowed]
+    pieces = [MemberPiece(run.folder.root, run.task, set_name, mask, seed) for mask in masks for seed in seeds]
     waiting = [piece for piece in pieces if not piece.path.exists()]
     workers.map(_train_member, waiting, f"verify {run.task.name}")
     done.extend(pieces)

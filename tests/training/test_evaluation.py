@@ -105,7 +105,7 @@ def test_an_edit_pays_the_intended_reward_in_its_groups_only() -> None:
             _, reward, terminated, truncated, _ = env.step(2 if state[0] < 3 else 1)
             rewards.append(float(reward))
             ended = terminated or truncated
-        assert rewards[-1] == expected and env.edited == (expected == 1.0)
+        assert rewards[-1] == expected
 
 
 def test_correcting_nothing_trains_the_same_agent_and_correcting_all_another() -> None:

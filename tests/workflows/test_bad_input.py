@@ -116,6 +116,7 @@ def test_a_truncated_file_is_named(small_run: Path, tmp_path: Path, aitia_comman
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / ".parts")
+    shutil.rmtree(copy / "influence")
     path = copy / "transitions/seed=1/window=00002.parquet"
     path.write_bytes(path.read_bytes()[:500])
     refused(aitia_command("attribute", copy, "--scheduler", scheduler), path.name, "damaged")
@@ -127,7 +128,11 @@ def test_stages_out_of_order_say_which_comes_first(
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "influence")
-    refused(aitia_command("report", copy, "--scheduler", scheduler), "influence/test/groups.parquet is missing")
+    refused(
+        aitia_command("report", copy, "--scheduler", scheduler),
+        "influence/test/groups.parquet is missing",
+        "`aitia attribute`",
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from command_line import Finished
 from aitia.datasets.rewards import reward_summary
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, GROUP_EFFECTS, MASKS
 from aitia.datasets.store import RunFolder
-from aitia.workflows import commands, stages, verify
+from aitia.workflows import attribute, commands, verify
 from aitia.workflows.runs import open_run
 from aitia.workflows.workers import Workers
 
@@ -87,8 +87,8 @@ def test_group_sums_add_up_over_windows(small_run: Path) -> None:
     from aitia.training.agents import load_policy
 
     run = open_run(small_run)
-    names = stages.failures_of(run, "test")[:3]
-    targets = stages.load_targets(run.folder, run.task, "test", names)
+    names = attribute.failures_of(run, "test")[:3]
+    targets = attribute.load_targets(run.folder, run.task, "test", names)
     total: dict[str, np.ndarray[Any, Any]] = {}
     for window in range(run.folder.window_count(2)):
         policy = load_policy(run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window)))
@@ -218,7 +218,7 @@ def test_the_number_of_workers_changes_nothing(small_run: Path, tmp_path: Path) 
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "influence")
-    shutil.rmtree(copy / ".parts" / "influence")
+    shutil.rmtree(copy / ".parts" / "influence", ignore_errors=True)
     commands.attribute(copy, workers=1)
     for name in ("influence/test/groups.parquet", "influence/test/transitions.parquet"):
         assert read(copy, name).equals(read(small_run, name)), name
