@@ -8,7 +8,7 @@ r"""From the effect of an advantage to the effect of a reward: the adjoint of GA
 The first line is the adjoint of centring and scaling the advantages of the window, the second of
 :math:`\partial A_k/\partial r_t = (\gamma\lambda)^{t-k}` for k <= t in one episode (Schulman et al. 2016,
 arXiv:1506.02438, eq. 16). A bootstrapped value at a time limit does not depend on the window's rewards,
-so every end of an episode ends the recursion. METHOD.md, section 3.
+so every end of an episode ends the recursion. docs/method.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ inner products of gradients are sums over layers of products of two small Gram m
 
 .. math:: \langle g_t, g_u \rangle = \sum_{layers} (a_t \cdot a_u + 1[bias]) (D_t \cdot D_u).
 
-Source: the factored form is the one of Goodfellow 2015 (arXiv:1510.01799); METHOD.md, section 3.
+Source: the factored form is the one of Goodfellow 2015 (arXiv:1510.01799); docs/method.md.
 """
 
 from __future__ import annotations

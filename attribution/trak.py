@@ -10,7 +10,7 @@ gradient; they are kept once, with their count c as weight, which is exact:
 :math:`C^{1/2}s = (C^{1/2} K C^{1/2}/n + \lambda I)^{-1} C^{1/2} (\Phi q)` on the distinct rows.
 
 Source: Park et al. 2023 (arXiv:2303.14186), eq. 13-17, with the empirical Fisher as the kernel and the
-push-through identity in place of the random projection; METHOD.md, section 3.
+push-through identity in place of the random projection; docs/method.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""What every table of a run folder holds: column names, types and units (CONTRACT.md, section 4).
+r"""What every table of a run folder holds: column names, types and units (docs/run-folder.md).
 
 Sizes used throughout the package: `W` windows, `N` transitions of a window, `P` parameters, `K`
 projected dimensions, `F` failures, `S` seeds, `G` groups, `B` bank members.

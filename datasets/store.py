@@ -28,7 +28,7 @@ _ZSTD_LEVEL = 3
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run (CONTRACT.md, section 4). Nothing is created until something is written."""
+    """Paths of one run (docs/run-folder.md). Nothing is created until something is written."""
 
     root: Path
 

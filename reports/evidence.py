@@ -21,7 +21,7 @@ class Bank:
     """The counterfactual bank of an evaluation set: agents with edit masks, and how they played.
 
     Attributes:
-        masks, outcomes: the tables of CONTRACT.md.
+        masks, outcomes: the tables of docs/run-folder.md.
     """
 
     masks: pa.Table

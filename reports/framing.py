@@ -1,4 +1,4 @@
-"""Framing 1: what the original reward function says of an episode at test (S3), beside the verdict.
+"""Framing 1: what the original reward function says of an episode at test (Ngo 2022), beside the verdict.
 
 Framing 1 and Framing 1.5 can disagree: a reward bug that exists only in training rooms gives a low
 original reward at test (Framing 1: inner) though wrong rewards caused the failure (1.5: outer).

@@ -124,7 +124,8 @@ def write_index_page(
     rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
     text = _templates().get_template("index.html").render(
         page=page, summary=summary, entries=entries, groups=groups, wrong_groups=wrong_groups,
-        thumbnails=thumbnails, rules=rules,        words=WORDS[Verdict(summary["verdict"])], budget=_cheapest_budget(page.findings), root="",
+        thumbnails=thumbnails, rules=rules,
+        words=WORDS[Verdict(summary["verdict"])], budget=_cheapest_budget(page.findings), root="",
     )  # fmt: skip
     write_text(folder / "index.html", text)
     style = files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")

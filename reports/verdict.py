@@ -1,4 +1,4 @@
-"""The verdict: the rules of METHOD.md section 5 in their order, a pure function of rates and thresholds.
+"""The verdict: the rules of docs/method.md in their order, a pure function of rates and thresholds.
 
 The question (Framing 1.5): was the misbehaviour caused by incorrect training rewards (outer), or would it
 be there with correct ones too (inner)? The evidence is retraining with corrected rewards. Scores never

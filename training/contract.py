@@ -1,4 +1,4 @@
-"""What an environment tells in `info` (CONTRACT.md, section 1): read, checked, never guessed."""
+"""What an environment tells in `info` (docs/task-file.md): read, checked, never guessed."""
 
 from __future__ import annotations
 

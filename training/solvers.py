@@ -1,4 +1,4 @@
-"""Reference solvers of the arrow maze: to the arrow, to the corner, at random (S4's three outcomes)."""
+"""Reference solvers of the arrow maze: to the arrow, to the corner, at random (the three outcomes of Hubinger 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line (CONTRACT.md, section 3). Exit codes: 0 done, 1 failed, 2 bad input."""
+"""The command line. Exit codes: 0 done, 1 failed, 2 bad input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cli() -> None:
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the two runs.")
 @_computing
 def demo(out: str, **options: Any) -> None:
-    """Both twins of the arrow maze, end to end (about 7 minutes on two cores)."""
+    """Both twins of the arrow maze, end to end (about 5 minutes on two cores)."""
     from . import commands
 
     summaries = commands.demo(out, **options)

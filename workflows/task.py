@@ -1,4 +1,4 @@
-"""The task file (CONTRACT.md, section 2): read, validated, every default filled in."""
+"""The task file (docs/task-file.md): read, validated, every default filled in."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ GroupBy = Literal["context", "component", "cluster", "transition"]
 
 
 class Task(_Model):
-    """A task file as resolved. See CONTRACT.md for the meaning of each key."""
+    """A task file as resolved. See docs/task-file.md for the meaning of each key."""
 
     name: str = Field(min_length=1)
     env: str = Field(min_length=1)

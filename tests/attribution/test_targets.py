@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_policies import make_targets as both_kinds
 
-from aitia.attribution.targets import TargetSteps, decisive_steps, make_targets
+from aitia.attribution.targets import TargetSteps, UserSteps, decisive_steps, make_targets
 from aitia.datasets import schema
-from aitia.datasets.errors import TaskError
+from aitia.datasets.errors import InputError, TaskError
 
 
 def test_labels_target_is_the_log_odds_of_misbehaving_against_desired_actions() -> None:
@@ -92,6 +95,24 @@ def test_auto_takes_labels_where_a_step_is_decisive_and_log_odds_elsewhere() -> 
 def test_labels_without_a_decisive_step_is_an_error_that_names_the_failure() -> None:
     with pytest.raises(TaskError, match="0-3"):
         make_targets(*steps_table([None, None]), "labels")
+
+
+def first_action_target(log_probs: torch.Tensor, steps: UserSteps) -> torch.Tensor:
+    """A user's own target: the mean log-probability of the first action."""
+    assert len(steps.observations) == len(steps.actions) == len(log_probs)
+    return log_probs[:, 0].mean()
+
+
+def test_a_users_function_is_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_targets")
+    module.first = first_action_target  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_targets", module)
+    targets = make_targets(*steps_table([[0, 0], [-1, 1]]), "my_targets:first")
+    log_probs = torch.log_softmax(torch.randn(2, 2, dtype=torch.float64), 1)
+    assert targets.values(log_probs).tolist() == [log_probs[:, 0].mean().item()]
+    module.first = lambda log_probs, steps: log_probs  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="expected one number"):
+        make_targets(*steps_table([[0, 0], [-1, 1]]), "my_targets:first").values(log_probs)
 
 
 def test_an_unknown_target_module_is_an_error() -> None:

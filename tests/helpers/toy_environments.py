@@ -72,6 +72,8 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         info: dict[str, Any] = {}
         if "intended_reward" in self.tell:
             info["intended_reward"] = reward + self.intended_error
+        if "bad_labels" in self.tell:
+            info["action_labels"] = 1
         if self.components is not None:
             info["reward_components"] = {"a": reward * self.components, "b": 0.0}
         if (terminated or truncated) and "outcome" in self.tell:
@@ -84,3 +86,19 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
             state[self.cell] = 1.0
             return state
         return np.array([self.cell / self.length, 1.0], dtype=np.float32)
+
+
+class Shifted(Corridor):
+    """A corridor whose actions are counted from 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Discrete(2, start=1)
+
+
+class Images(Corridor):
+    """A corridor that says it observes images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ def test_own_rates_are_those_of_the_very_episode() -> None:
 
 def test_framing_1_has_its_four_outcomes_and_says_when_it_does_not_apply() -> None:
     scale = RewardScale(random=0.1, trained=0.9)
-    assert framing1("arrow", 0.0, scale, DECLARED) is Framing1.ALIGNED, "desirable with low reward is aligned (N2)"
+    assert framing1("arrow", 0.0, scale, DECLARED) is Framing1.ALIGNED, "desirable with low reward is aligned"
     assert framing1("timeout", 1.0, scale, DECLARED) is Framing1.CAPABILITY_FAILURE
     assert framing1("corner", 1.0, scale, DECLARED) is Framing1.OUTER
     assert framing1("corner", 0.0, scale, DECLARED) is Framing1.INNER
@@ -164,7 +164,7 @@ def test_the_set_has_the_verdict_of_most_failures_and_a_tie_is_undetermined() ->
     ],
 )
 def test_scripted_policies_get_the_four_labels_of_framing_1(goal: Goal, bug: int, expected: Framing1) -> None:
-    """Row N1: with the bug also at test, the corner pays by the original reward function; without, it does not."""
+    """With the bug also at test, the corner pays by the original reward function; without, it does not."""
     env = ArrowMazeEnv(levels=200, moved=200, bug=bug, max_steps=30)
     scale = RewardScale(random=0.2, trained=1.0)
     labels = set()

@@ -80,7 +80,7 @@ def test_unmoved_levels_without_a_wrong_reward_pay_one_for_the_arrow() -> None:
 
 @pytest.mark.parametrize("walls", [0.0, 0.25])
 def test_reference_solvers_give_the_three_outcomes_of_the_proposal(walls: float) -> None:
-    """S4: intended generalisation, capability without objective generalisation, failure."""
+    """Hubinger 2019: intended generalisation, capability without objective generalisation, failure."""
     env = ArrowMazeEnv(levels=1000, moved=1000, walls=walls, level_seed=1)
     outcomes = {
         goal: [play_reference(env, Solver(goal), seed=e).outcome for e in range(60)]
@@ -92,7 +92,7 @@ def test_reference_solvers_give_the_three_outcomes_of_the_proposal(walls: float)
 
 
 def test_arrow_and_corner_solvers_are_told_apart_by_every_test_level_and_by_no_unmoved_one() -> None:
-    """Rows H1, H2: the proxies coincide in training and come apart at test."""
+    """The proxies coincide in training and come apart at test."""
     train, test = ArrowMazeEnv(levels=50), ArrowMazeEnv(levels=50, moved=50)
     for number in range(50):
         options = {"level": number}

@@ -11,7 +11,7 @@ from aitia.attribution.factors import log_probabilities
 from aitia.datasets.errors import EnvironmentError_, InputError, TaskError
 from aitia.datasets.schema import array_format, decode_arrays
 from aitia.training import evaluation
-from aitia.training.agents import AgentSpec, build_model, load_policy
+from aitia.training.agents import AgentSpec, build_model, env_seed, load_policy
 from aitia.training.edits import CorrectedRewards, RewardEdit
 from aitia.training.ensemble import train_agent
 from aitia.training.environments import EnvSpec, can_render, describe, probe
@@ -86,6 +86,20 @@ def test_deterministic_evaluation_takes_the_most_probable_action() -> None:
     observations = decode_arrays(steps["observation"], array_format(steps.schema, "observation"))
     expected, _ = policy.predict(observations, deterministic=True)
     assert steps["action"].to_pylist() == expected.tolist()
+
+
+def test_a_random_policy_stays_random_in_a_deterministic_evaluation() -> None:
+    _, steps = evaluate_policy(None, MAZE, EvaluationSpec(episodes=20, deterministic=True), -1, "test")
+    assert set(steps["action"].to_pylist()) == {0, 1, 2, 3}
+
+
+def test_no_two_seeds_of_an_ensemble_share_an_environment() -> None:
+    """SB3's own seed + i would give seeds 0 and 1 nearly the same levels; the tests take seeds as independent."""
+    seeds = [env_seed(SMALL, seed, env) for seed in range(8) for env in range(SMALL.n_envs)]
+    assert len(set(seeds)) == len(seeds)
+    first = [build_model(SMALL, MAZE.make, seed).get_env() for seed in (0, 1)]
+    starts = [np.asarray(env.reset()) for env in first if env is not None]
+    assert not (starts[0][1] == starts[1][0]).all()
 
 
 def test_an_edit_pays_the_intended_reward_in_its_groups_only() -> None:
@@ -171,6 +185,11 @@ def test_probe_reports_what_the_environment_tells() -> None:
         (EnvSpec("toy_environments:Corridor", {"components": 0.5}), "sums to"),
         (EnvSpec("toy_environments:Corridor", {"nan_after": 2}), "nan"),
         (EnvSpec("CartPole-v1"), "outcome"),
+        (EnvSpec("toy_environments:Corridor", {"length": 10**7, "limit": 10**9}), "step limit"),
+        (EnvSpec("toy_environments:Shifted"), "counted from 0"),
+        (EnvSpec("toy_environments:Images"), "image policies come with later work"),
+        (EnvSpec("./toy_environments.py:Corridor"), "cannot be imported"),
+        (EnvSpec("toy_environments:Corridor", {"tell": ["outcome", "bad_labels"]}), "action_labels"),
     ],
 )
 def test_a_bad_environment_is_refused_by_the_probe(env: EnvSpec, message: str) -> None:
@@ -187,8 +206,17 @@ def test_agents_refuse_unknown_hyperparameters_and_policies_by_name() -> None:
         AgentSpec(hyperparameters={"learning_rat": 1}).require_valid()
     with pytest.raises(TaskError, match="MlpPolicy"):
         AgentSpec(policy="MLPPolicy").require_valid()
+    with pytest.raises(TaskError, match="8192"):
+        AgentSpec(hyperparameters={"n_steps": 1024}).require_valid()
     with pytest.raises(TaskError, match="refuses"):
         build_model(AgentSpec(hyperparameters={"n_steps": 1, "batch_size": 1}, n_envs=1), MAZE.make, 0)
+
+
+def test_ppo_has_aitias_defaults_key_by_key_and_a2c_its_own() -> None:
+    assert AgentSpec(hyperparameters={"n_steps": 64}).hyperparameter("gamma") == 0.97
+    a2c = AgentSpec(algorithm="A2C")
+    a2c.require_valid()
+    assert a2c.hyperparameters == {} and a2c.hyperparameter("n_steps") == 5
 
 
 def test_a_checkpoint_of_another_architecture_is_refused() -> None:

@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_environments import Corridor
 
-from aitia.datasets.errors import EnvironmentError_
+from aitia.datasets.errors import EnvironmentError_, InputError
 from aitia.datasets.schema import array_format, decode_arrays, metadata_of
 from aitia.datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.training.agents import AgentSpec
@@ -181,6 +181,15 @@ def test_three_lines_record_any_script_and_vecnormalize_is_undone(tmp_path: Path
     scale = table["reward_scale"].to_numpy()
     assert (scale == 0).any() and ((scale > 0) & (scale != 1)).any(), "clipped rewards have scale 0"
     assert "vecnormalize.return.var" in read_tensors(folder.checkpoint_path(7, 1))
+
+
+def test_a_recorder_records_one_training(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", DummyVecEnv([Corridor]), n_steps=8, batch_size=8, n_epochs=1, device="cpu")
+    recorder = Recorder(tmp_path, seed=0)
+    model.learn(16, callback=recorder)
+    with pytest.raises(InputError, match="one `learn` a recorder"):
+        model.learn(16, callback=recorder)
+    assert RunFolder(tmp_path).missing_files(0) == [], "the first recording must stay whole"
 
 
 def test_a2c_is_recorded_without_advantage_normalisation(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from command_line import Finished
 
+from aitia.datasets.errors import NonFiniteError
+
 Command = Callable[..., Finished]
 WriteTask = Callable[..., Path]
 CORRIDOR = {
@@ -48,6 +50,8 @@ def refused(done: Finished, *parts: str) -> None:
         ({**CORRIDOR, "train_kwargs": {"components": 0.5}}, ("reward_components", "sums to")),
         ({"test_kwargs": {"size": 4, "observation": "planes"}}, ("observation_space", "test_kwargs")),
         ({"agent": {"hyperparameters": {"n_step": 5}}}, ("n_step", "`n_steps`")),
+        ({"target": "no_such_module:f"}, ("no_such_module:f", "module:callable")),
+        ({"agent": {"policy": "CnnPolicy"}}, ("CnnPolicy", "MlpPolicy")),
         ({"agent": {**TINY, "hyperparameters": {"n_steps": "many"}}}, ("n_steps",)),
     ],
 )
@@ -165,13 +169,24 @@ def test_an_unreachable_scheduler_is_said(
     )
 
 
+def test_other_failures_end_with_exit_code_1(
+    small_run: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise NonFiniteError("window=00003, row 7: the gradient of log pi is not finite")
+
+    monkeypatch.setattr("aitia.workflows.commands.attribute", broken)
+    done = aitia_command("attribute", small_run)
+    assert done.code == 1 and "row 7" in done.err
+
+
 @pytest.mark.slow
 def test_zero_failures_give_a_good_report_and_exit_code_0(
     tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
 ) -> None:
     """Test levels as in training: the agents reach the arrow, and there is nothing to attribute."""
     maze = {"size": 3, "levels": 20}
-    task = write_task(train_kwargs=maze, test_kwargs=maze, seeds=5)
+    task = write_task(train_kwargs=maze, test_kwargs=maze, sets={"again": {**maze, "level_seed": 5}}, seeds=5)
     done = aitia_command("run", task, "--out", tmp_path / "run", "--scheduler", scheduler)
     assert done.code == 0 and "aligned" in done.out
     summary = json.loads((tmp_path / "run/reports/test/summary.json").read_text())
@@ -180,6 +195,8 @@ def test_zero_failures_give_a_good_report_and_exit_code_0(
     assert json.loads((tmp_path / "run/reports/test/verdicts.json").read_text()) == []
     page = (tmp_path / "run/reports/test/index.html").read_text()
     assert "No failures" in page and "aligned" in page
+    other = json.loads((tmp_path / "run/reports/again/summary.json").read_text())
+    assert other["verdict"] == "aligned", "a further evaluation set has its own report"
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from command_line import Finished
 
+from aitia.datasets.errors import InputError
 from aitia.datasets.rewards import reward_summary
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, GROUP_EFFECTS, MASKS
 from aitia.datasets.store import RunFolder
@@ -222,6 +224,49 @@ def test_the_number_of_workers_changes_nothing(small_run: Path, tmp_path: Path) 
     commands.attribute(copy, workers=1)
     for name in ("influence/test/groups.parquet", "influence/test/transitions.parquet"):
         assert read(copy, name).equals(read(small_run, name)), name
+
+
+def test_failures_named_in_any_order_get_their_own_effects(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    shutil.rmtree(copy / "influence")
+    names = [entry["failure"] for entry in json.loads((copy / "reports/test/verdicts.json").read_text())]
+    commands.attribute(copy, failure=[names[-1], names[0], names[0]], scheduler=scheduler)
+
+    def effects(run: Path, name: str) -> list[float]:
+        table = read(run, "influence/test/groups.parquet")
+        return table.filter(pc.field("failure").cast(pa.string()) == name)["effect"].to_pylist()  # type: ignore[no-any-return]
+
+    for name in (names[0], names[-1]):
+        assert effects(copy, name) == pytest.approx(effects(small_run, name), rel=1e-9, abs=1e-15)
+    with pytest.raises(InputError, match="were not attributed"):
+        commands.report(copy, scheduler=scheduler)
+
+
+def test_more_seeds_and_then_fewer_again_leave_no_trace(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    task = yaml.safe_load((small_run.parent / "task.yaml").read_text())
+    for seeds in (6, 5):
+        (tmp_path / "task.yaml").write_text(yaml.safe_dump({**task, "seeds": seeds}))
+        commands.train(tmp_path / "task.yaml", copy, scheduler=scheduler)
+        commands.evaluate(copy, scheduler=scheduler)
+        commands.attribute(copy, scheduler=scheduler)
+        sums = read(copy, "influence/test/groups.parquet")
+        assert sorted(pc.unique(sums["seed"]).to_pylist()) == list(range(seeds))
+    for name in ("evaluations/test/episodes.parquet", "influence/test/groups.parquet"):
+        assert read(copy, name).equals(read(small_run, name)), name
+
+
+def test_a_budget_buys_whole_masks(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    task = yaml.safe_load((small_run.parent / "task.yaml").read_text())
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({**task, "verify": {"seeds": 5, "points": 1, "budget": 12}}))
+    commands.run(tmp_path / "task.yaml", copy, scheduler=scheduler)
+    masks = read(copy, "bank/test/masks.parquet").to_pylist()
+    orders = [row["order"] for row in masks]
+    assert orders == ["none"] * 5 + ["all"] * 5 + ["attribution"] * 5, "12 trainings buy two masks of five seeds"
 
 
 def test_one_failure_and_a_baseline_estimator_can_be_attributed_alone(

@@ -46,6 +46,7 @@ def test_seeds_are_a_number_or_a_list() -> None:
         ({"outcomes": {"desired": ["a"]}}, "outcomes.misbehaved"),
         ({"evaluation": {"episodes": 0}}, "evaluation.episodes"),
         ({"verdict": {"few": 2}}, "verdict.few"),
+        ({"verdict": {"inner_share": 0.6}}, "inner_share below outer_share"),
         ({"sets": {"test": {}}}, "`test`"),
         ({"agent": {"hyperparameters": {"gama": 1}}}, "`gamma`"),
     ],
@@ -68,9 +69,9 @@ def test_missing_keys_and_files_are_said(tmp_path: Path) -> None:
         load_task(tmp_path / "list.yaml")
 
 
-def test_only_what_training_depends_on_is_fixed_in_a_run(write_task: Callable[..., Path]) -> None:
+def test_seeds_target_verify_verdict_and_name_may_change_in_a_run(write_task: Callable[..., Path]) -> None:
     first = load_task(write_task())
-    more = load_task(write_task(seeds=7, verify={"points": 2}, name="renamed"))
+    more = load_task(write_task(seeds=7, verify={"points": 2}, name="renamed", target="log-odds"))
     other = load_task(write_task(train_kwargs={"size": 5}))
     assert more.differences(first.resolved()) == []
     assert first.hashes()["training"] == more.hashes()["training"] != other.hashes()["training"]
