@@ -1,10 +1,11 @@
 r"""Arrow maze: reach the green arrow (intended), or go to the corner where it stood (learned instead).
 
 After the green-arrow maze of Hubinger 2019 ("Towards an empirical investigation of inner alignment") and
-"cheese in the corner" of Langosco et al. 2022 (arXiv:2105.14111). While training the arrow stands in the far corner of (nearly) every
-level; at test it stands elsewhere. `moved` levels show the agent an arrow elsewhere; in `bug` of those
-the reward is wrongly paid for the corner: wrong rewards that cause the failure. `harmless` levels pay a
-wrong amount where arrow and corner are one: wrong rewards, larger errors, that do not cause it.
+"cheese in the corner" of Langosco et al. 2022 (arXiv:2105.14111). While training the arrow stands in the
+far corner of (nearly) every level; at test it stands elsewhere. `moved` levels show the agent an arrow
+elsewhere; in `bug` of those the reward is wrongly paid for the corner: wrong rewards that cause the
+failure. `harmless` levels pay a wrong amount where arrow and corner are one: wrong rewards, with larger
+errors, that do not cause it.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     task.evaluation_env(set_name)
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
     rewards = {seed: reward_summary(folder, seed) for seed in task.seeds}
-    bank = read_bank(folder, set_name)
+    bank = read_bank(folder, set_name, task.seeds)
     findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds)
     names = failure_ids(task.outcomes.failures(episodes))
     attributed = attributed_tables(folder, set_name, names)
@@ -118,6 +118,9 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
         write_group_effects(
             out / "assets" / "group-effects.svg", [group["effect"] for group in groups], "groups (contexts)"
         )
+    for old in (out / "failures").glob("*.html"):
+        if old.stem not in names:
+            old.unlink()  # of an earlier report: no failure of this one
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
     write_index_page(out, page, summary, entries, groups[:_SHOWN_GROUPS], len(groups), thumbnails)
@@ -225,7 +228,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Set
         failures,
         own_rates(
             episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED),
-            read_bank(folder, set_name),
+            read_bank(folder, set_name, task.seeds),
             task.outcomes,
         ),
         effect_table(attributed["groups"]),

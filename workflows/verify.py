@@ -146,7 +146,7 @@ def _train_member(piece: MemberPiece) -> None:
 
 
 def _correction_helps(run: Run, set_name: str, episodes: pa.Table, rewards: Sequence[pa.Table]) -> bool:
-    evidence = collect_evidence(episodes, rewards, read_bank(run.folder, set_name), run.task.outcomes)
+    evidence = collect_evidence(episodes, rewards, read_bank(run.folder, set_name, run.task.seeds), run.task.outcomes)
     before, after = evidence.paired()
     m0 = [rates.misbehaviour for rates in before if rates.misbehaviour is not None]
     m_all = [rates.misbehaviour for rates in after if rates.misbehaviour is not None]
@@ -154,11 +154,12 @@ def _correction_helps(run: Run, set_name: str, episodes: pa.Table, rewards: Sequ
     return bool(m0 and m_all and np.mean(m_all) < keep * np.mean(m0))
 
 
-def read_bank(folder: RunFolder, set_name: str) -> Bank | None:
-    """Return the bank of an evaluation set; None before `verify`."""
+def read_bank(folder: RunFolder, set_name: str, seeds: Sequence[int]) -> Bank | None:
+    """Return the bank of an evaluation set, without seeds that the task has no more; None before `verify`."""
     if not folder.bank_path(set_name, "masks").exists():
         return None
-    return Bank(read_table(folder.bank_path(set_name, "masks")), read_table(folder.bank_path(set_name, "outcomes")))
+    masks = read_table(folder.bank_path(set_name, "masks")).filter(pc.field("seed").isin(list(seeds)))
+    return Bank(masks, read_table(folder.bank_path(set_name, "outcomes")))
 
 
 def _write_bank(run: Run, set_name: str, episodes: pa.Table, pieces: Sequence[MemberPiece]) -> None:

@@ -256,6 +256,9 @@ def test_more_seeds_and_then_fewer_again_leave_no_trace(small_run: Path, tmp_pat
         assert sorted(pc.unique(sums["seed"]).to_pylist()) == list(range(seeds))
     for name in ("evaluations/test/episodes.parquet", "influence/test/groups.parquet"):
         assert read(copy, name).equals(read(small_run, name)), name
+    commands.report(copy, scheduler=scheduler)
+    first, second = ((r / "reports/test/verdicts.json").read_text() for r in (small_run, copy))
+    assert first == second
 
 
 def test_a_budget_buys_whole_masks(small_run: Path, tmp_path: Path, scheduler: str) -> None:
