@@ -2,7 +2,8 @@ r"""Targets: the misbehaviour functional f of a failure, as a differentiable fun
 
 `labels`: the mean over decisive steps of log sum pi(misbehaving actions) - log sum pi(desired actions).
 A step is decisive if its labels hold both signs and the action taken misbehaves. `log-odds`: the mean of
-log p/(1-p) of the actions taken. `auto` takes labels where a failure has a decisive step, else log-odds.
+log p/(1-p) of the actions taken. A failure without a decisive step has the log-odds target in any case;
+`auto` also accepts an environment that tells no labels at all.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
         target: `auto`, `labels`, `log-odds` or `module:callable`.
 
     Raises:
-        TaskError: an unknown target, or `labels` for an environment without labels.
+        TaskError: an unknown target, or `labels` for an environment that tells none.
     """
     user = user_target(target)
     keys = list(zip(failures["seed"].to_pylist(), failures["episode"].to_pylist(), strict=True))
@@ -138,22 +139,23 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
     chosen = steps.take(pa.array(order))
     observations = decode_arrays(chosen["observation"], array_format(steps.schema, "observation"))
     actions = chosen["action"].to_numpy()
+    if target == "labels" and steps["action_labels"].null_count:
+        raise TaskError(
+            "target: `labels` was given, but the environment tells no `action_labels`. Use `auto` or `log-odds`, or "
+            "let the environment tell them with every step"
+        )
     labels = _labels(chosen, int((steps.schema.metadata or {}).get(b"actions", b"0")))
     decisive = decisive_steps(labels, actions)
     has_decisive = np.bincount(index[decisive], minlength=len(keys)) > 0
     ids = tuple(failure_ids(failures))
-    kinds = tuple(_kind(target, bool(has), name) for name, has in zip(ids, has_decisive, strict=True))
+    kinds = tuple(_kind(target, bool(has)) for has in has_decisive)
     return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user)
 
 
-def _kind(target: str, has_decisive: bool, failure: str) -> str:
-    if target == "auto":
+def _kind(target: str, has_decisive: bool) -> str:
+    """Return what the target of one failure is: without a decisive step also `labels` is the log-odds."""
+    if target in ("auto", "labels"):
         return "labels" if has_decisive else "log-odds"
-    if target == "labels" and not has_decisive:
-        raise TaskError(
-            f"target: `labels` was given, but failure {failure} has no decisive step (labels of both signs and "
-            "a misbehaving action taken). Use `auto`, which falls back to log-odds, or `log-odds`"
-        )
     return target
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoesca
 
 from ..datasets.store import write_text
 from .findings import SetFindings
-from .statistics import percent
+from .statistics import Interval, percent
 from .verdict import Verdict
 from .words import RULES, WORDS
 
@@ -157,16 +157,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else percent(value)
-    environment.filters["interval"] = _interval
+    environment.filters["interval"] = lambda value: Interval(**value).as_percent()
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2e}"
     return environment
-
-
-def _interval(value: Mapping[str, float | None]) -> str:
-    """Write `{value, low, high}` in percent."""
-    if value["value"] is None:
-        return "not measured"
-    if value["low"] is None or value["high"] is None:
-        return f"{percent(value['value'])} [unbounded]"
-    return f"{percent(value['value'])} [{percent(value['low'])}, {percent(value['high'])}]"

@@ -27,6 +27,14 @@ class Interval(NamedTuple):
         """Return `{value, low, high}` as the contract writes it."""
         return self._asdict()
 
+    def as_percent(self) -> str:
+        """Write it in percent: `57% [52%, 61%]`."""
+        if self.value is None:
+            return "not measured"
+        if self.low is None or self.high is None:
+            return f"{percent(self.value)} [unbounded]"
+        return f"{percent(self.value)} [{percent(self.low)}, {percent(self.high)}]"
+
 
 NOTHING = Interval(None, None, None)
 

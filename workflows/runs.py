@@ -114,6 +114,10 @@ def require_environments(task: Task) -> None:
         EnvironmentError_: one of them breaks the contract, or their spaces differ.
     """
     training = probe(task.training_env)
+    if task.target == "labels" and "action_labels" not in probe(task.evaluation_env(TEST_SET)).keys:
+        raise EnvironmentError_(
+            f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"
+        )
     for name in (TEST_SET, *task.sets):
         found = probe(task.evaluation_env(name))
         for kind in ("observation_space", "action_space"):

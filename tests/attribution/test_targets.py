@@ -92,9 +92,10 @@ def test_auto_takes_labels_where_a_step_is_decisive_and_log_odds_elsewhere() -> 
     assert make_targets(*steps_table([None, None]), "auto").kinds == ("log-odds",)
 
 
-def test_labels_without_a_decisive_step_is_an_error_that_names_the_failure() -> None:
-    with pytest.raises(TaskError, match="0-3"):
+def test_labels_need_an_environment_that_tells_them() -> None:
+    with pytest.raises(TaskError, match="tells no `action_labels`"):
         make_targets(*steps_table([None, None]), "labels")
+    assert make_targets(*steps_table([[0, 0], [1, -1]]), "labels").kinds == ("log-odds",)
 
 
 def first_action_target(log_probs: torch.Tensor, steps: UserSteps) -> torch.Tensor:

@@ -51,6 +51,7 @@ def refused(done: Finished, *parts: str) -> None:
         ({"test_kwargs": {"size": 4, "observation": "planes"}}, ("observation_space", "test_kwargs")),
         ({"agent": {"hyperparameters": {"n_step": 5}}}, ("n_step", "`n_steps`")),
         ({"target": "no_such_module:f"}, ("no_such_module:f", "module:callable")),
+        ({**CORRIDOR, "train_kwargs": {}, "target": "labels"}, ("action_labels", "`log-odds`")),
         ({"agent": {"policy": "CnnPolicy"}}, ("CnnPolicy", "MlpPolicy")),
         ({"agent": {**TINY, "hyperparameters": {"n_steps": "many"}}}, ("n_steps",)),
     ],
