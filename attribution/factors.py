@@ -53,14 +53,17 @@ class Factors:
         return total
 
 
-def log_probabilities(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
-    """Return log pi(.|s), [N, A], differentiable, in the dtype of the policy's parameters."""
+def features(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
+    """Return the latent features of the actor, the input of its last layer, [N, H]."""
     dtype = next(policy.parameters()).dtype
     prepared = preprocess_obs(observations, policy.observation_space, policy.normalize_images)
     assert isinstance(prepared, Tensor)
-    features = policy.pi_features_extractor(prepared.to(dtype))
-    latent = policy.mlp_extractor.forward_actor(features)
-    logits: Tensor = policy.action_net(latent)
+    return policy.mlp_extractor.forward_actor(policy.pi_features_extractor(prepared.to(dtype)))
+
+
+def log_probabilities(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
+    """Return log pi(.|s), [N, A], differentiable, in the dtype of the policy's parameters."""
+    logits: Tensor = policy.action_net(features(policy, observations))
     return torch.log_softmax(logits, dim=1)
 
 

@@ -83,12 +83,17 @@ class TargetSteps:
         taken = torch.nn.functional.one_hot(torch.as_tensor(self.actions), log_probs.shape[1]).bool()
         by_action = _log_sum(log_probs, taken) - _log_sum(log_probs, ~taken)
         labelled = np.array([kind == "labels" for kind in self.kinds])[self.failure]
-        used = np.where(labelled, self.decisive, True)
         per_step = torch.where(torch.as_tensor(labelled), by_labels, by_action)
-        count = np.bincount(self.failure[used], minlength=self.failures)
-        weight = torch.as_tensor(used / count[self.failure], dtype=log_probs.dtype)
+        weight = torch.as_tensor(self.step_weights(), dtype=log_probs.dtype)
         values = torch.zeros(self.failures, dtype=log_probs.dtype)
         return values.index_add(0, torch.as_tensor(self.failure), weight * per_step)
+
+    def step_weights(self) -> NDArray[np.float64]:
+        """Return the weight of each step in the mean of its failure, [T]: 0 where it does not count."""
+        labelled = np.array([kind == "labels" for kind in self.kinds])[self.failure]
+        used = np.where(labelled, self.decisive, True)
+        count = np.bincount(self.failure[used], minlength=self.failures)
+        return np.asarray(used / count[self.failure], dtype=np.float64)
 
     def functional(self) -> Callable[[Tensor], Tensor]:
         """Return the sum of all targets, whose derivative by a step is that of the step's own failure."""
@@ -138,7 +143,7 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
     order = np.concatenate(rows) if rows else np.empty(0, np.int64)
     chosen = steps.take(pa.array(order))
     observations = decode_arrays(chosen["observation"], array_format(steps.schema, "observation"))
-    actions = chosen["action"].to_numpy()
+    actions = np.array(chosen["action"].to_numpy())  # a copy: torch wants it writable
     if target == "labels" and steps["action_labels"].null_count:
         raise TaskError(
             "target: `labels` was given, but the environment tells no `action_labels`. Use `auto` or `log-odds`, or "

@@ -71,7 +71,7 @@ class WindowGradients:
     rows: WindowRows
 
     def trak(self, lam: float) -> NDArray[np.float64]:
-        r"""Return TRAK scores s [N, F]: :math:`g_t \cdot (\hat F + \lambda I)^{-1} \nabla f`.
+        r"""Return TRAK scores s of the distinct rows [U, F]: :math:`g \cdot (\hat F + \lambda I)^{-1} \nabla f`.
 
         Args:
             lam: damping, absolute, in the unit of the Fisher matrix.
@@ -81,17 +81,13 @@ class WindowGradients:
         system = self.gram * (root * root.T) / counts.sum()
         system.diagonal().add_(lam)
         factor = torch.linalg.cholesky(system)
-        scores = torch.cholesky_solve(root * self.targets, factor) / root
-        return self._expand(scores)
+        scores: NDArray[np.float64] = (torch.cholesky_solve(root * self.targets, factor) / root).numpy()
+        return scores
 
     def gradient_product(self) -> NDArray[np.float64]:
-        r"""Return TracIn-style scores s [N, F]: :math:`g_t \cdot \nabla f`, nothing preconditioned."""
-        return self._expand(self.targets)
-
-    def _expand(self, scores: Tensor) -> NDArray[np.float64]:
-        values = scores.double().numpy()
-        found: NDArray[np.float64] = values[self.rows.row]
-        return found
+        r"""Return TracIn-style scores of the distinct rows [U, F]: :math:`g \cdot \nabla f`."""
+        products: NDArray[np.float64] = self.targets.numpy()
+        return products
 
 
 def window_gradients(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import aitia
-from aitia.attribution.order import area_under_curve, attribution_order, effect_table, random_order
-from aitia.attribution.trak import LAMBDAS
+from aitia.attribution.estimators import estimators
+from aitia.attribution.order import area_under_curve, attribution_order, effect_table
+from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.errors import InputError
 from aitia.datasets.rewards import reward_summary
 from aitia.datasets.store import read_table
@@ -36,39 +38,35 @@ def causal_levels(run: Run) -> set[str]:
     return {str(n) for n in range(env.level_set.levels) if make_level(env.level_set, n).bug}
 
 
-def measure(run: Run) -> dict[str, float | int]:
+def measure(run: Run, names: Sequence[str]) -> dict[str, float | int]:
     """Return AUCs by estimator, and how many of the first k groups are causal, k the number of causal ones."""
     causal, rewards = causal_levels(run), [reward_summary(run.folder, seed) for seed in run.task.seeds]
     wrong = wrong_groups(rewards)
     sums = read_table(run.folder.influence_path("test", "groups"))
-    orders: dict[str, list[str]] = {}
-    singles: dict[str, list[float]] = {}
-    for estimator in ("trak", "tracin"):
-        mine = sums.filter(pc.field("estimator") == estimator)
-        raw = mine.drop_columns(["effect"]).append_column("effect", mine["effect_raw"])
-        for name, table, lam in [
-            *((f"{estimator}_lambda_{lam:g}", mine, lam) for lam in LAMBDAS),
-            (f"{estimator}_raw", raw, LAMBDAS[0]),
-        ]:
-            orders[name] = attribution_order(effect_table(table, lam), wrong)
-            by_seed = [table.filter(pc.field("seed") == seed) for seed in run.task.seeds]
-            singles[name] = [area_under_curve(attribution_order(effect_table(t, lam), wrong), causal) for t in by_seed]
-    error = (
-        pa.concat_tables(rewards).group_by("group").aggregate([("error", "sum")]).sort_by([("error_sum", "descending")])
-    )
-    orders["size"] = [group for group in error["group"].to_pylist() if group in wrong]
-    orders["random"] = random_order(wrong)
     found: dict[str, float | int] = {"causal": len(causal), "wrong": len(wrong), "seeds": len(run.task.seeds)}
     print(f"{'order by':24s} {'AUC':>6s} {'single seeds':>24s} {'causal in top ' + str(len(causal)):>18s}")
-    for name, order in orders.items():
+    for label, table, lam in _rankings(sums, names):
+        order = attribution_order(effect_table(table, lam), wrong)
         auc, top = area_under_curve(order, causal), sum(group in causal for group in order[: len(causal)])
-        found[f"auc_{name}"], found[f"top_{name}"] = round(auc, 4), top
-        single = ""
-        if name in singles:
-            found[f"auc_single_{name}"] = round(float(np.mean(singles[name])), 4)
-            single = f"{np.mean(singles[name]):.3f} ({min(singles[name]):.3f}-{max(singles[name]):.3f})"
-        print(f"{name:24s} {auc:6.3f} {single:>24s} {top:18d}")
+        by_seed = [table.filter(pc.field("seed") == seed) for seed in run.task.seeds]
+        single = [area_under_curve(attribution_order(effect_table(t, lam), wrong), causal) for t in by_seed]
+        key = label.replace(" ", "_")
+        found |= {f"auc_{key}": round(auc, 4), f"auc_single_{key}": round(float(np.mean(single)), 4), f"top_{key}": top}
+        spread = f"{np.mean(single):.3f} ({min(single):.3f}-{max(single):.3f})"
+        print(f"{label:24s} {auc:6.3f} {spread:>24s} {top:18d}")
     return found
+
+
+def _rankings(sums: pa.Table, names: Sequence[str]) -> Iterator[tuple[str, pa.Table, float]]:
+    """Yield label, group sums and damping of each ranking; `trak` at every damping, and without normalisation."""
+    for name in names:
+        mine = sums.filter(pc.field("estimator") == name)
+        if name != "trak":
+            yield name, mine, DEFAULT_LAMBDA
+            continue
+        for lam in LAMBDAS:
+            yield f"trak lambda {lam:g}", mine, lam
+        yield "trak raw", mine.drop_columns(["effect"]).append_column("effect", mine["effect_raw"]), DEFAULT_LAMBDA
 
 
 def main() -> None:
@@ -76,8 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--run", type=Path, default=Path("runs/arrow-maze-outer"), help="a run of `make demo`")
     folder = parser.parse_args().run
-    aitia.attribute(folder, estimator="tracin")  # the baseline beside the demo's own attribution
-    print(json.dumps(measure(open_run(folder))))
+    names = ["trak", *(name for name in estimators() if name not in ("trak", "trak-projected"))]
+    for name in names:
+        aitia.attribute(folder, estimator=name)  # beside the demo's own; what is done is not done again
+    print(json.dumps(measure(open_run(folder), names)))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from ..attribution.estimators import find_estimator
+from ..attribution.influence import TOP_K, attribute_window, keep_top
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import LAMBDAS
-from ..attribution.window import ESTIMATORS, TOP_K, attribute_window, keep_top, read_window
+from ..attribution.window import read_window
 from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
@@ -80,17 +82,13 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         run: an evaluated run.
         set_name: the evaluation set.
         failures: ids; empty: all failures of the set.
-        estimator: a name of `ESTIMATORS`.
+        estimator: name of an estimator.
         workers: where the pieces run.
 
     Raises:
         InputError: an unknown failure or estimator, or a missing window.
     """
-    if estimator not in ESTIMATORS:
-        raise InputError(
-            f"--estimator {estimator} was given, expected one of {', '.join(ESTIMATORS)}."
-            f"{nearest(estimator, ESTIMATORS)}"
-        )
+    find_estimator(estimator)
     run.require_trained()
     known = failures_of(run, set_name)
     for name in failures:
@@ -172,7 +170,7 @@ def _attribute_window(piece: WindowPiece) -> None:
     policy = load_policy(task.agent, task.training_env, parameters)
     stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns
     targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, stamp)
-    influence = attribute_window(window, policy, targets, piece.estimator)
+    influence = attribute_window(window, policy, targets, find_estimator(piece.estimator))
     write_table(piece.top_path, influence.top)
     sums = {
         "effect": torch.from_numpy(influence.sums.effect),

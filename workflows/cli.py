@@ -97,7 +97,7 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
 @_run
 @_set
 @click.option("--failure", metavar="ID", multiple=True, help="Only this failure (SEED-EPISODE); may be repeated.")
-@click.option("--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or the baseline tracin.")
+@click.option("--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or a baseline beside it.")
 @_computing
 def attribute(run: Path, set_: str, failure: tuple[str, ...], estimator: str, **options: Any) -> None:
     """Attribute failures to training rewards."""

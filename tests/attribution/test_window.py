@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_policies import distinct, make_policy, make_rows, make_targets
+from small_policies import make_policy, make_targets, make_window
 
-from aitia.attribution import window as window_module
-from aitia.attribution.adjoint import Advantages, reward_influence
+from aitia.attribution import influence as influence_module
+from aitia.attribution.adjoint import reward_influence
+from aitia.attribution.estimators import Trak
+from aitia.attribution.influence import attribute_window, keep_top
 from aitia.attribution.order import (
     EffectTable,
     area_under_curve,
@@ -21,38 +23,18 @@ from aitia.attribution.order import (
     random_order,
 )
 from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS, window_gradients
-from aitia.attribution.window import Window, attribute_window, keep_top
+from aitia.attribution.window import Window
 from aitia.datasets.schema import TOP_TRANSITIONS
 
 
-def make_window(intended: bool = True) -> Window:
-    generator = np.random.default_rng(2)
-    observations, actions = make_rows(40, 30)
-    reward = generator.choice([0.0, 1.0], 40)
-    right = reward + generator.choice([0.0, 0.0, 1.5, -1.0], 40)
-    advantages = Advantages(generator.normal(size=40), generator.random(40) < 0.2, 4, 0.97, 0.95, True, np.ones(40))
-    group = generator.choice(["a", "b", "c"], 40)
-    return Window(
-        "w",
-        0,
-        0,
-        distinct(observations, actions),
-        advantages,
-        reward,
-        right if intended else None,
-        group,
-        actions,
-    )
-
-
 def dense_tau(window: Window) -> NDArray[np.float64]:
-    scores = window_gradients(make_policy(), window.rows, make_targets(), "w").trak(DEFAULT_LAMBDA)
+    scores = window_gradients(make_policy(), window.rows, make_targets(), "w").trak(DEFAULT_LAMBDA)[window.rows.row]
     return reward_influence(scores, window.advantages).tau
 
 
 def test_group_sums_are_sums_of_corrections_times_influence() -> None:
     window = make_window()
-    sums = attribute_window(window, make_policy(), make_targets(), "trak").sums
+    sums = attribute_window(window, make_policy(), make_targets(), Trak()).sums
     tau, change = dense_tau(window), window.correction
     assert change is not None and window.intended is not None
     for index, group in enumerate(sums.groups):
@@ -62,9 +44,9 @@ def test_group_sums_are_sums_of_corrections_times_influence() -> None:
 
 
 def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = attribute_window(make_window(), make_policy(), make_targets(7), "trak")
-    monkeypatch.setattr(window_module, "_CHUNK", 2)
-    parts = attribute_window(make_window(), make_policy(), make_targets(7), "trak")
+    whole = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
+    monkeypatch.setattr(influence_module, "_CHUNK", 2)
+    parts = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
     np.testing.assert_allclose(parts.sums.effect, whole.sums.effect, rtol=1e-9, atol=1e-14)
     assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(whole.top.drop_columns(["tau", "tau_raw", "s"]))
     np.testing.assert_allclose(parts.top["tau"].to_numpy(), whole.top["tau"].to_numpy(), rtol=1e-9)
@@ -72,7 +54,7 @@ def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_top_transitions_are_those_of_the_dense_influence() -> None:
     window = make_window()
-    top = attribute_window(window, make_policy(), make_targets(), "trak", top_k=3).top
+    top = attribute_window(window, make_policy(), make_targets(), Trak(), top_k=3).top
     tau, change = dense_tau(window), window.correction
     assert change is not None
     for failure in range(4):
@@ -83,7 +65,7 @@ def test_top_transitions_are_those_of_the_dense_influence() -> None:
 
 
 def test_without_intended_rewards_there_are_no_sums_but_influence() -> None:
-    influence = attribute_window(make_window(intended=False), make_policy(), make_targets(), "trak")
+    influence = attribute_window(make_window(intended=False), make_policy(), make_targets(), Trak())
     assert influence.sums.groups == [] and influence.top.num_rows > 0
     assert influence.top["intended_reward"].null_count == influence.top.num_rows
 

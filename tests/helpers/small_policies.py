@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+from aitia.attribution.adjoint import Advantages
 from aitia.attribution.factors import log_probabilities
 from aitia.attribution.targets import TargetSteps, UserSteps
 from aitia.attribution.trak import WindowRows
+from aitia.attribution.window import Window
 
 ACTIONS = 3
 SHAPE = (5,)
@@ -96,3 +98,23 @@ def primal_scores(
 
 def distinct(observations: NDArray[np.float32], actions: NDArray[np.int64]) -> WindowRows:
     return WindowRows.of(observations, actions)
+
+
+def make_window(intended: bool = True) -> Window:
+    generator = np.random.default_rng(2)
+    observations, actions = make_rows(40, 30)
+    reward = generator.choice([0.0, 1.0], 40)
+    right = reward + generator.choice([0.0, 0.0, 1.5, -1.0], 40)
+    advantages = Advantages(generator.normal(size=40), generator.random(40) < 0.2, 4, 0.97, 0.95, True, np.ones(40))
+    group = generator.choice(["a", "b", "c"], 40)
+    return Window(
+        "w",
+        0,
+        0,
+        distinct(observations, actions),
+        advantages,
+        reward,
+        right if intended else None,
+        group,
+        actions,
+    )

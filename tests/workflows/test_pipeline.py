@@ -84,7 +84,9 @@ def test_every_failure_has_a_group_sum_for_every_group_seed_and_lambda(small_run
 
 def test_group_sums_add_up_over_windows(small_run: Path) -> None:
     """The merged sums equal the sums of each window's own attribution."""
-    from aitia.attribution.window import attribute_window, read_window
+    from aitia.attribution.estimators import Trak
+    from aitia.attribution.influence import attribute_window
+    from aitia.attribution.window import read_window
     from aitia.datasets.store import read_tensors
     from aitia.training.agents import load_policy
 
@@ -94,7 +96,7 @@ def test_group_sums_add_up_over_windows(small_run: Path) -> None:
     total: dict[str, np.ndarray[Any, Any]] = {}
     for window in range(run.folder.window_count(2)):
         policy = load_policy(run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window)))
-        found = attribute_window(read_window(run.folder.transitions_path(2, window)), policy, targets, "trak").sums
+        found = attribute_window(read_window(run.folder.transitions_path(2, window)), policy, targets, Trak()).sums
         for index, group in enumerate(found.groups):
             total[group] = total.get(group, np.zeros(3)) + found.effect[0, :, index]
     sums = read(small_run, "influence/test/groups.parquet").filter(

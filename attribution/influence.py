@@ -1,0 +1,154 @@
+"""Attribution of one window: sums for groups and the top transitions of each failure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ..datasets.rewards import corrections, reward_events
+from .estimators import Estimator, Influence
+from .targets import TargetSteps
+from .trak import DEFAULT_LAMBDA, LAMBDAS
+from .window import Window
+
+TOP_K = 16
+_CHUNK = 512  # failures whose [N, F] arrays are held at once
+
+
+class GroupSums(NamedTuple):
+    """Effects of correcting each group that has a wrong reward in the window.
+
+    Attributes:
+        groups: [G].
+        effect, effect_raw: float64 [L, F, G], one plane a lambda: sum of dr * tau, and of dr * tau_raw.
+    """
+
+    groups: list[str]
+    effect: NDArray[np.float64]
+    effect_raw: NDArray[np.float64]
+
+
+class WindowInfluence(NamedTuple):
+    """What the attribution of one window leaves: group sums and the top transitions (a table)."""
+
+    sums: GroupSums
+    top: pa.Table
+
+
+def attribute_window(
+    window: Window, policy: ActorCriticPolicy, targets: TargetSteps, estimator: Estimator, top_k: int = TOP_K
+) -> WindowInfluence:
+    """Attribute F failures to the rewards of one window.
+
+    Args:
+        window: the window's transitions.
+        policy: the policy with the parameters that collected it.
+        targets: the failures' targets.
+        estimator: how.
+        top_k: transitions kept a failure: the k with the largest correction effect and the k with the
+            largest influence |tau| among reward events.
+
+    Raises:
+        NonFiniteError: a gradient is not finite.
+    """
+    prepared = estimator.prepare(window, policy, targets)
+    groups, sums = _empty_sums(window, targets.failures)
+    tops: list[pa.Table] = []
+    for plane, lam in enumerate(LAMBDAS):
+        for start in range(0, targets.failures, _CHUNK):
+            part = slice(start, min(start + _CHUNK, targets.failures))
+            influence = prepared.influence(lam, part)
+            _add_sums(window, groups, influence, sums, plane, part)
+            if lam == DEFAULT_LAMBDA:
+                tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k))
+    return WindowInfluence(GroupSums(groups, *sums), pa.concat_tables(tops))
+
+
+def _empty_sums(window: Window, failures: int) -> tuple[list[str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    change = window.correction
+    groups = [] if change is None else sorted(set(window.group[change != 0.0].tolist()))
+    shape = (len(LAMBDAS), failures, len(groups))
+    return groups, (np.zeros(shape), np.zeros(shape))
+
+
+def _add_sums(
+    window: Window,
+    groups: list[str],
+    influence: Influence,
+    sums: tuple[NDArray[np.float64], NDArray[np.float64]],
+    plane: int,
+    failures: slice,
+) -> None:
+    change = window.correction
+    if change is None or not groups:
+        return
+    rows = np.flatnonzero(change)
+    member = np.searchsorted(groups, window.group[rows])
+    indicator = np.zeros((len(groups), len(rows)))
+    indicator[member, np.arange(len(rows))] = change[rows]
+    for values, total in zip((influence.tau, influence.tau_raw), sums, strict=True):
+        total[plane, failures] = (indicator @ values[rows]).T
+
+
+def _top_transitions(window: Window, ids: Sequence[str], influence: Influence, estimator: str, top_k: int) -> pa.Table:
+    """Return the top transitions of each failure in this window, as rows of the top-k table."""
+    change, event = window.correction, window.is_event
+    steps = window.steps
+    size = np.abs(influence.tau) * event[:, None]
+    kept_rows, kept_failures = [], []
+    for failure in range(len(ids)):
+        chosen = _largest(size[:, failure], top_k)
+        if change is not None:
+            chosen = np.union1d(chosen, _largest(-change * influence.tau[:, failure], top_k))
+        kept_rows.append(chosen)
+        kept_failures.append(np.full(len(chosen), failure))
+    row, failure_of = np.concatenate(kept_rows), np.concatenate(kept_failures)
+    intended = np.full(len(row), np.nan) if window.intended is None else window.intended[row]
+    return pa.table(
+        {
+            "failure": pa.array(np.array(ids)[failure_of]),
+            "seed": pa.array(np.full(len(row), window.seed, np.int32)),
+            "window": pa.array(np.full(len(row), window.number, np.int32)),
+            "step": pa.array((row % steps).astype(np.int32)),
+            "env": pa.array((row // steps).astype(np.int32)),
+            "tau": pa.array(influence.tau[row, failure_of]),
+            "tau_raw": pa.array(influence.tau_raw[row, failure_of]),
+            "s": pa.array(influence.scores[row, failure_of]),
+            "reward": pa.array(window.reward[row]),
+            "intended_reward": pa.array(intended, from_pandas=True),
+            "context": pa.array(window.group[row]),
+            "action": pa.array(window.action[row]),
+            "estimator": pa.array([estimator] * len(row)),
+        }
+    )
+
+
+def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Return the rows of the k largest positive values; ties by row number, so that nothing else decides."""
+    positive = np.flatnonzero(values > 0.0)
+    return positive[np.argsort(-values[positive], kind="stable")[:k]]
+
+
+def keep_top(table: pa.Table, k: int) -> pa.Table:
+    """Keep, of each failure, the k transitions with the largest |tau| among reward events, and the k whose
+    correction is predicted to help most (-dr * tau); the streaming step of merging windows.
+
+    Args:
+        table: rows of the top-k table, in the order of seed, window and row (it breaks ties).
+        k: how many.
+    """
+    failure = table["failure"].combine_chunks().dictionary_encode().indices.to_numpy()
+    tau, reward = table["tau"].to_numpy(), table["reward"].to_numpy()
+    intended = table["intended_reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+    event = reward_events(reward, intended)
+    kept = np.zeros(table.num_rows, dtype=bool)
+    for value in (np.abs(tau) * event, -corrections(reward, intended) * tau):
+        order = np.lexsort((np.arange(len(value)), -value, failure))
+        rank = np.arange(len(value)) - np.searchsorted(failure[order], failure[order])
+        kept[order[(rank < k) & (value[order] > 0.0)]] = True
+    return table.filter(pa.array(kept))
