@@ -27,11 +27,10 @@ Functional = Callable[[Tensor], Tensor]
 
 
 class LayerFactors(NamedTuple):
-    """Factors of one linear layer: inputs [N, I], derivatives by the outputs [N, O], has a bias."""
+    """Factors of one linear layer: inputs [N, I] (a column of ones appended for a bias), derivatives [N, O]."""
 
     inputs: Tensor
     derivatives: Tensor
-    bias: bool
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,7 @@ class Factors:
         """Return the inner products of gradients, [N, M], N rows here and M rows there."""
         total: Tensor | None = None
         for mine, theirs in zip(self.layers, other.layers, strict=True):
-            product = mine.inputs @ theirs.inputs.T
-            if mine.bias:
-                product += 1.0
-            product *= mine.derivatives @ theirs.derivatives.T
+            product = (mine.inputs @ theirs.inputs.T).mul_(mine.derivatives @ theirs.derivatives.T)
             total = product if total is None else total.add_(product)
         assert total is not None
         return total
@@ -85,10 +81,17 @@ def gradient_factors(policy: ActorCriticPolicy, observations: Tensor, functional
         total = functional(log_probabilities(policy, observations))
         derivatives = torch.autograd.grad(total, [output for _, _, output in seen])
     layers = tuple(
-        LayerFactors(inputs.detach(), derivative, layer.bias is not None)
+        LayerFactors(_with_bias(inputs.detach(), layer), derivative)
         for (layer, inputs, _), derivative in zip(seen, derivatives, strict=True)
     )
     return Factors(layers)
+
+
+def _with_bias(inputs: Tensor, layer: nn.Linear) -> Tensor:
+    """Append a column of ones where the layer has a bias: its gradient is that of a weight on 1."""
+    if layer.bias is None:
+        return inputs
+    return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
 
 
 def require_factored(policy: ActorCriticPolicy) -> None:

@@ -48,8 +48,8 @@ def test_factored_gradients_equal_a_loop_over_samples() -> None:
     log_probs = log_probabilities(policy, torch.as_tensor(observations))
     for row in (0, 7, 39):
         expected = flat_gradient(policy, log_probs[row, actions[row]])
-        layers = [(x.derivatives[row][:, None] * x.inputs[row], x.derivatives[row]) for x in factors.layers]
-        found = torch.cat([part.reshape(-1) for layer in layers for part in layer])
+        outer = [x.derivatives[row][:, None] * x.inputs[row] for x in factors.layers]  # last column: the bias
+        found = torch.cat([part.reshape(-1) for x in outer for part in (x[:, :-1], x[:, -1])])
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -164,3 +164,17 @@ def test_a_policy_with_other_layers_is_refused_by_name() -> None:
     policy.mlp_extractor.policy_net = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
     with pytest.raises(InputError, match="LayerNorm"):
         gradient_factors(policy, torch.zeros(1, 5), lambda lp: lp.sum())
+
+
+@pytest.mark.parametrize("lam", LAMBDAS)
+def test_large_windows_are_scored_in_float32_within_one_in_ten_thousand(
+    lam: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observations, actions = make_rows(300, 260)
+    rows = distinct(observations, actions)
+    exact = window_gradients(make_policy(), rows, make_targets(), "w").trak(lam)
+    monkeypatch.setattr("aitia.attribution.trak.DOUBLE_ROWS", 100)
+    gradients = window_gradients(make_policy(), rows, make_targets(), "w")
+    assert gradients.gram.dtype == torch.float32
+    error = np.abs(gradients.trak(lam) - exact).max() / np.abs(exact).max()
+    assert 0 < error < 1e-4
