@@ -14,8 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoesca
 from ..datasets.store import write_text
 from .findings import SetFindings
 from .statistics import Interval, percent
-from .verdict import Verdict
-from .words import RULES, WORDS
+from .words import RULES, words_for
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,13 @@ class PageContext:
 def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any], view: FailureView) -> None:
     """Write `failures/ID.html`."""
     template = _templates().get_template("failure.html")
-    text = template.render(page=page, entry=entry, view=view, words=WORDS[Verdict(entry["verdict"])], root="../")
+    text = template.render(
+        page=page,
+        entry=entry,
+        view=view,
+        words=words_for(entry["verdict"], entry["rule"]),
+        root="../",
+    )
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
 
 
@@ -125,7 +130,7 @@ def write_index_page(
     text = _templates().get_template("index.html").render(
         page=page, summary=summary, entries=entries, groups=groups, wrong_groups=wrong_groups,
         thumbnails=thumbnails, rules=rules,
-        words=WORDS[Verdict(summary["verdict"])], budget=_cheapest_budget(page.findings), root="",
+        words=words_for(summary["verdict"], summary["rule"]), budget=_cheapest_budget(page.findings), root="",
     )  # fmt: skip
     write_text(folder / "index.html", text)
     style = files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")

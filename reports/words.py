@@ -54,6 +54,19 @@ WORDS: dict[Verdict, Words] = {
 }
 
 
+_NEXT_BY_RULE = {
+    4: "Train more seeds: raise seeds in the task and run it again; what is finished is kept.",
+    5: "Let the environment tell info['intended_reward'] at every step: what should have been paid.",
+    7: "Train the corrected agents to the competence of the others (more steps), then verify again.",
+}
+
+
+def words_for(verdict: str, rule: int) -> Words:
+    """Return the words of a verdict, with what to do next by the rule that gave it."""
+    words = WORDS[Verdict(verdict)]
+    return words._replace(next_step=_NEXT_BY_RULE.get(rule, words.next_step))
+
+
 class Rule(NamedTuple):
     """A rule of the verdict in words; the braces name fields of `Thresholds`."""
 

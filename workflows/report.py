@@ -261,7 +261,7 @@ def _failure_view(
     spec = piece.task.evaluation_env(piece.page.set_name)
     index = tables.targets.ids.index(name)
     frames: list[FrameView] = []
-    reason = "This failure was not chosen for pictures; `aitia report RUN --illustrate all` draws every one."
+    reason = "This failure was not chosen for pictures; aitia report RUN --illustrate all draws every one."
     if name in piece.illustrated:
         frames = episode_frames(spec, episode, tables.targets, index, out / "assets" / "frames")
         reason = "The environment does not draw itself, or did not repeat itself when played again: no pictures."

@@ -34,6 +34,7 @@ def train_stage(run: Run, workers: Workers) -> None:
     open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
     for seed in open_seeds:
         _forget(run.folder, seed)
+    shutil.rmtree(run.folder.parts_folder("train"), ignore_errors=True)  # what interrupted trainings left
     pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
 
