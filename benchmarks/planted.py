@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import aitia
-from aitia.attribution.estimators import estimators
 from aitia.attribution.order import area_under_curve, attribution_order, effect_table
+from aitia.attribution.registry import estimators
 from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.errors import InputError
 from aitia.datasets.rewards import reward_summary

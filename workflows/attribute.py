@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ..attribution.estimators import find_estimator
 from ..attribution.influence import TOP_K, attribute_window, keep_top
+from ..attribution.registry import find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import LAMBDAS
 from ..attribution.window import read_window

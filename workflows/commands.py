@@ -70,7 +70,7 @@ def attribute(
         run: an evaluated run folder.
         set: name of the evaluation set.
         failure: ids of failures; none given: all.
-        estimator: `trak`, or a baseline (`aitia.attribution.estimators`); verdicts use `trak`.
+        estimator: `trak`, or a baseline (`aitia.attribution.registry`); verdicts use `trak`.
         workers, scheduler: see `train`.
     """
     opened = open_run(run)

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from small_policies import log_prob_target, make_policy, make_targets, make_window
 
-from aitia.attribution import estimators as estimators_module
+from aitia.attribution import registry
 from aitia.attribution.adjoint import Scores
-from aitia.attribution.estimators import BUILT_IN, Random, Size, TdError, Trak, estimators, find_estimator
+from aitia.attribution.baselines import Baseline, Random, Size, TdError
+from aitia.attribution.estimators import Estimator, Trak
 from aitia.attribution.influence import attribute_window
 from aitia.attribution.projected import TrakProjected
+from aitia.attribution.registry import BUILT_IN, estimators, find_estimator
 from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS
 from aitia.attribution.window import Window
 from aitia.datasets.errors import InputError
@@ -22,7 +24,7 @@ from aitia.datasets.errors import InputError
 ALL = slice(0, 4)
 
 
-def scores_of(estimator: estimators_module.Estimator, lam: float = DEFAULT_LAMBDA) -> Scores:
+def scores_of(estimator: Estimator, lam: float = DEFAULT_LAMBDA) -> Scores:
     return estimator.prepare(make_window(), make_policy(), make_targets()).influence(lam, ALL).scores
 
 
@@ -46,7 +48,7 @@ def test_projected_refuses_a_target_that_need_not_be_a_sum_over_steps() -> None:
 
 @pytest.mark.parametrize("estimator", [e for e in BUILT_IN if e.summary.startswith("baseline")], ids=lambda e: e.name)
 def test_a_baselines_group_effect_is_minus_the_blame_of_its_wrong_transitions(
-    estimator: type[estimators_module.Estimator],
+    estimator: type[Estimator],
 ) -> None:
     window = make_window()
     sums = attribute_window(window, make_policy(), make_targets(), estimator()).sums
@@ -84,7 +86,7 @@ def test_chance_is_the_same_at_every_call() -> None:
     np.testing.assert_array_equal(Random().blame(make_window()), Random().blame(make_window()))
 
 
-class Mine(estimators_module.Baseline):
+class Mine(Baseline):
     """A user's own estimator."""
 
     name = "mine"
@@ -95,9 +97,9 @@ class Mine(estimators_module.Baseline):
 
 
 def test_a_users_estimator_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("mine", f"{__name__}:Mine", estimators_module.ENTRY_POINTS)
+    point = EntryPoint("mine", f"{__name__}:Mine", registry.ENTRY_POINTS)
     monkeypatch.setattr(EntryPoint, "load", lambda self: Mine)
-    monkeypatch.setattr(estimators_module, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     assert isinstance(find_estimator("mine"), Mine)
     monkeypatch.setattr(EntryPoint, "load", lambda self: Trak)
     with pytest.raises(InputError, match="which is taken"):
