@@ -95,15 +95,20 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
 
 @cli.command()
 @_run
+@click.argument("further", nargs=-1, metavar="[ID ...]")
 @_set
-@click.option("--failure", metavar="ID", multiple=True, help="Only this failure (SEED-EPISODE); may be repeated.")
+@click.option("--failure", metavar="ID ...", multiple=True, help="Only these failures (SEED-EPISODE).")
 @click.option("--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or a baseline beside it.")
 @_computing
-def attribute(run: Path, set_: str, failure: tuple[str, ...], estimator: str, **options: Any) -> None:
+def attribute(
+    run: Path, further: tuple[str, ...], set_: str, failure: tuple[str, ...], estimator: str, **options: Any
+) -> None:
     """Attribute failures to training rewards."""
     from . import commands
 
-    commands.attribute(run, set_, failure, estimator, **options)
+    if further and not failure:
+        raise click.UsageError(f"{' '.join(further)} was given after RUN; to name failures, write --failure ID ...")
+    commands.attribute(run, set_, (*failure, *further), estimator, **options)
 
 
 @cli.command()

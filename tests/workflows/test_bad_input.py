@@ -144,6 +144,8 @@ def test_stages_out_of_order_say_which_comes_first(
     ("arguments", "parts"),
     [
         (("attribute", "RUN", "--failure", "9-999"), ("9-999", "SEED-EPISODE")),
+        (("attribute", "RUN", "--failure", "0-0", "9-998"), ("9-998", "SEED-EPISODE")),
+        (("attribute", "RUN", "0-0"), ("--failure ID ...",)),
         (("attribute", "RUN", "--estimator", "track"), ("track", "`trak`")),
         (("evaluate", "RUN", "--set", "tset"), ("tset", "`test`")),
         (("report", "RUN", "--illustrate", "some"), ("some", "a number from 0, or all")),
