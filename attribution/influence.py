@@ -57,42 +57,37 @@ def attribute_window(
         NonFiniteError: a gradient is not finite.
     """
     prepared = estimator.prepare(window, policy, targets)
-    groups, sums = _empty_sums(window, targets.failures)
+    wrong = _wrong_rows(window)
+    shape = (len(LAMBDAS), targets.failures, len(wrong.groups))
+    effect, effect_raw = np.zeros(shape), np.zeros(shape)
     tops: list[pa.Table] = []
     for plane, lam in enumerate(LAMBDAS):
         for start in range(0, targets.failures, _CHUNK):
             part = slice(start, min(start + _CHUNK, targets.failures))
             influence = prepared.influence(lam, part)
-            _add_sums(window, groups, influence, sums, plane, part)
+            effect[plane, part] = (wrong.change @ influence.tau[wrong.rows]).T
+            effect_raw[plane, part] = (wrong.change @ influence.tau_raw[wrong.rows]).T
             if lam == DEFAULT_LAMBDA:
                 tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k))
-    return WindowInfluence(GroupSums(groups, *sums), pa.concat_tables(tops))
+    return WindowInfluence(GroupSums(wrong.groups, effect, effect_raw), pa.concat_tables(tops))
 
 
-def _empty_sums(window: Window, failures: int) -> tuple[list[str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+class _WrongRows(NamedTuple):
+    """Transitions to correct: their rows [M], their groups, and dr by group [G, M], one entry a column."""
+
+    rows: NDArray[np.int64]
+    groups: list[str]
+    change: NDArray[np.float64]
+
+
+def _wrong_rows(window: Window) -> _WrongRows:
     change = window.correction
-    groups = [] if change is None else sorted(set(window.group[change != 0.0].tolist()))
-    shape = (len(LAMBDAS), failures, len(groups))
-    return groups, (np.zeros(shape), np.zeros(shape))
-
-
-def _add_sums(
-    window: Window,
-    groups: list[str],
-    influence: Influence,
-    sums: tuple[NDArray[np.float64], NDArray[np.float64]],
-    plane: int,
-    failures: slice,
-) -> None:
-    change = window.correction
-    if change is None or not groups:
-        return
-    rows = np.flatnonzero(change)
-    member = np.searchsorted(groups, window.group[rows])
-    indicator = np.zeros((len(groups), len(rows)))
-    indicator[member, np.arange(len(rows))] = change[rows]
-    for values, total in zip((influence.tau, influence.tau_raw), sums, strict=True):
-        total[plane, failures] = (indicator @ values[rows]).T
+    rows = np.flatnonzero(change) if change is not None else np.empty(0, np.int64)
+    groups, member = np.unique(window.group[rows], return_inverse=True)
+    by_group = np.zeros((len(groups), len(rows)))
+    if change is not None:
+        by_group[member, np.arange(len(rows))] = change[rows]
+    return _WrongRows(rows, groups.tolist(), by_group)
 
 
 def _top_transitions(window: Window, ids: Sequence[str], influence: Influence, estimator: str, top_k: int) -> pa.Table:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ from ..datasets.errors import InputError, TaskError
 from ..datasets.outcomes import failure_ids
 from ..datasets.schema import array_format, decode_arrays, failure_id
 
-Kind = Literal["labels", "log-odds"]
 BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds")
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..datasets.errors import NonFiniteError, RunFolderError
 from ..datasets.rewards import corrections, group_names, reward_events
 from ..datasets.schema import array_format, decode_arrays, metadata_of
-from ..datasets.store import read_table, read_table_schema
+from ..datasets.store import read_table
 from .adjoint import Advantages
 from .trak import WindowRows
 
@@ -69,8 +69,8 @@ def read_window(path: Path) -> Window:
         RunFolderError: the file is missing, damaged or empty.
         NonFiniteError: an advantage or a reward is not finite.
     """
-    metadata = metadata_of(read_table_schema(path))
     table = read_table(path, _COLUMNS)
+    metadata = metadata_of(table.schema)
     if table.num_rows == 0:
         raise RunFolderError(f"{path} holds no transitions: train again")
 
@@ -82,7 +82,7 @@ def read_window(path: Path) -> Window:
         if len(bad):
             raise NonFiniteError(f"{path}, row {bad[0]}: {name} is {column(name)[bad[0]]}; the training diverged")
     actions = table["action"].to_numpy().astype(np.int64)
-    observations = decode_arrays(table["observation"], array_format(read_table_schema(path), "observation"))
+    observations = decode_arrays(table["observation"], array_format(table.schema, "observation"))
     ended = table["terminated"].to_numpy() | table["truncated"].to_numpy()
     unknown = table["intended_reward"].null_count > 0
     return Window(

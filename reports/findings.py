@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ..attribution.order import EffectTable
 from ..datasets.outcomes import Outcomes, PlayCounts
@@ -71,7 +72,7 @@ def failure_entry(
     findings: SetFindings,
     own_rates: Mapping[str, float | None],
     effects: EffectTable,
-    group_counts: Mapping[str, tuple[float, float]],
+    group_counts: Mapping[str, tuple[float, ...]],
 ) -> dict[str, Any]:
     """Return the entry of one failure in `verdicts.json`.
 
@@ -102,7 +103,7 @@ def failure_entry(
     }
 
 
-def _top_groups(name: str, effects: EffectTable, counts: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+def _top_groups(name: str, effects: EffectTable, counts: Mapping[str, tuple[float, ...]]) -> list[dict[str, Any]]:
     if name not in effects.failures:
         return []
     row = effects.effect[effects.failures.index(name)]
@@ -118,16 +119,14 @@ def _top_groups(name: str, effects: EffectTable, counts: Mapping[str, tuple[floa
     ]
 
 
-def group_counts(rewards: Sequence[pa.Table]) -> dict[str, tuple[float, float]]:
-    """Return mean transitions and reward events of each group over the seeds' trainings."""
-    found: dict[str, list[float]] = {}
+def group_means(rewards: Sequence[pa.Table], columns: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Return columns of the reward summaries for each group, means over the seeds' trainings."""
+    found: dict[str, NDArray[np.float64]] = {}
     for table in rewards:
-        columns = (table[name].to_pylist() for name in ("group", "transitions", "reward_events"))
-        for group, transitions, events in zip(*columns, strict=True):
-            total = found.setdefault(group, [0.0, 0.0])
-            total[0] += transitions / len(rewards)
-            total[1] += events / len(rewards)
-    return {group: (total[0], total[1]) for group, total in found.items()}
+        values = np.stack([table[name].to_numpy() for name in columns], axis=1) / len(rewards)
+        for group, row in zip(table["group"].to_pylist(), values, strict=True):
+            found[group] = found.get(group, np.zeros(len(columns))) + row
+    return {group: tuple(total.tolist()) for group, total in found.items()}
 
 
 def own_rates(episodes: pa.Table, bank: Bank | None, declared: Outcomes) -> dict[int, dict[str, float | None]]:

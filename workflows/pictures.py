@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..attribution.targets import TargetSteps
 from ..datasets.schema import array_format, decode_arrays, metadata_of
-from ..datasets.store import RunFolder, read_table, read_table_schema
+from ..datasets.store import RunFolder, read_table
 from ..reports.figures import write_frame
 from ..reports.pages import FrameView
 from ..training.agents import env_seed
@@ -104,9 +104,9 @@ def _draw_moments(piece: PicturePiece) -> dict[Moment, str]:
     out = folder.reports_folder(piece.set_name) / "assets" / "frames"
     columns = ("env", "step", "action", "terminated", "truncated", "observation")
     paths = [folder.transitions_path(piece.seed, w) for w in range(max(m.window for m in piece.moments) + 1)]
-    form = array_format(read_table_schema(paths[0]), "observation")
-    n_steps = int(metadata_of(read_table_schema(paths[0]))["n_steps"])
     tables = [read_table(path, columns) for path in paths]
+    form = array_format(tables[0].schema, "observation")
+    n_steps = int(metadata_of(tables[0].schema)["n_steps"])
     pictures: dict[Moment, str] = {}
     for env in sorted({moment.env for moment in piece.moments}):
         moments = {m.window * n_steps + m.step: m for m in piece.moments if m.env == env}

@@ -30,7 +30,7 @@ from ..reports.findings import (
     entries_table,
     failure_entry,
     find_for_set,
-    group_counts,
+    group_means,
     own_rates,
     summarise,
 )
@@ -189,13 +189,7 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
 
 def _suspected_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> list[dict[str, Any]]:
     """Return the wrong groups, most suspected first, with what is wrong with them (means over seeds)."""
-    totals: dict[str, list[float]] = {}
-    for table in rewards.values():
-        columns = (table[name].to_pylist() for name in ("group", "wrong_transitions", "error"))
-        for group, wrong, error in zip(*columns, strict=True):
-            total = totals.setdefault(group, [0.0, 0.0])
-            total[0] += wrong / len(rewards)
-            total[1] += error / len(rewards)
+    totals = group_means(list(rewards.values()), ("wrong_transitions", "error"))
     mean = effects.mean()
     wrong_names = [group for group in wrong_groups(list(rewards.values())) if group in mean]
     return [
@@ -211,7 +205,7 @@ class _SetTables:
     episodes: dict[str, dict[str, Any]]
     rates: dict[int, dict[str, float | None]]
     effects: EffectTable
-    counts: dict[str, tuple[float, float]]
+    counts: dict[str, tuple[float, ...]]
     top: pa.Table
     targets: TargetSteps
 
@@ -232,7 +226,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Set
             task.outcomes,
         ),
         effect_table(attributed["groups"]),
-        group_counts([reward_summary(folder, seed) for seed in task.seeds]),
+        group_means([reward_summary(folder, seed) for seed in task.seeds], ("transitions", "reward_events")),
         attributed["transitions"],
         load_targets(folder, task, set_name, list(failures)),
     )
