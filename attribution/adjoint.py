@@ -7,7 +7,9 @@ r"""From the effect of an advantage to the effect of a reward: the adjoint of GA
 
 The first line is the adjoint of centring and scaling the advantages of the window, the second of
 :math:`\partial A_k/\partial r_t = (\gamma\lambda)^{t-k}` for k <= t in one episode (Schulman et al. 2016,
-arXiv:1506.02438, eq. 16). A bootstrapped value at a time limit does not depend on the window's rewards,
+arXiv:1506.02438, eq. 16). SB3 centres and scales the advantages of each minibatch, not of the window: with
+recorded minibatches the first line is taken for each of them and averaged, which is the exact adjoint; the
+window form is its approximation. A bootstrapped value at a time limit does not depend on the window's rewards,
 so every end of an episode ends the recursion. docs/method.md.
 """
 
@@ -18,8 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
 Scores = NDArray[np.float64]
+_SB3_EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Advantages:
         gamma, gae_lambda: of the algorithm.
         normalize: whether the algorithm centres and scales advantages.
         reward_scale: float64 [N], factor between the paid reward and the one that was learned from.
+        minibatches: int32 [N, E], minibatch of each row in each epoch, -1 if unused; None: not recorded.
     """
 
     raw: NDArray[np.float64]
@@ -42,6 +47,7 @@ class Advantages:
     gae_lambda: float
     normalize: bool
     reward_scale: NDArray[np.float64]
+    minibatches: NDArray[np.int32] | None = None
 
 
 class RewardInfluence(NamedTuple):
@@ -69,8 +75,62 @@ def reward_influence(scores: Scores, advantages: Advantages) -> RewardInfluence:
     raw = gae_adjoint(scores, advantages) * weight
     if not advantages.normalize:
         return RewardInfluence(raw, raw)
+    if advantages.minibatches is not None and advantages.minibatches.size:
+        by_advantage = minibatch_adjoint(scores, advantages.raw, advantages.minibatches)
+        return RewardInfluence(gae_adjoint(by_advantage, advantages) * advantages.reward_scale[:, None], raw)
     normalised = (advantages.raw - advantages.raw.mean()) / scale
     return RewardInfluence(gae_adjoint(normalisation_adjoint(scores, normalised), advantages) * weight, raw)
+
+
+def value_influence(scores: Scores, advantages: Advantages) -> Scores:
+    """Return the effect of one unit of reward through the value loss, [N, F].
+
+    The regression target of V is the return A + V, and no normalisation stands between it and the reward.
+
+    Args:
+        scores: effect of one unit of return, [N, F].
+        advantages: the window's advantages and episode ends.
+    """
+    weight: NDArray[np.float64] = advantages.reward_scale[:, None] / len(scores)
+    return gae_adjoint(scores, advantages) * weight
+
+
+def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDArray[np.int32]) -> Scores:
+    """Return the effect of one unit of raw advantage [N, F], mean over the recorded minibatches.
+
+    Of one minibatch B of n rows it is (s_t - mean_B(s) - A^_t sum_B(A^ s)/(n-1)) / (n (sigma_B + 1e-8)): the adjoint
+    of SB3's centring and scaling, which leaves a minibatch of one row as it is. The mean over minibatches has the
+    unit of the window form. A sum of a diagonal and two outer products a minibatch, applied as sparse matrices.
+
+    Args:
+        scores: effect of one unit of normalised advantage, [N, F].
+        raw: advantages [N].
+        minibatches: int32 [N, E], -1 where unused.
+    """
+    diagonal, columns = np.zeros(len(raw)), []
+    weights: list[float] = []
+    for epoch in minibatches.T:
+        for number in range(int(epoch.max(initial=-1)) + 1):
+            rows = np.flatnonzero(epoch == number)
+            count, spread = len(rows), float(np.std(raw[rows], ddof=1)) if len(rows) > 1 else 1.0
+            weights += [0.0, 0.0]
+            columns += [(rows, np.ones(count)), (rows, (raw[rows] - raw[rows].mean()) / (spread + _SB3_EPSILON))]
+            if count < 2:
+                diagonal[rows] += 1.0
+            elif spread > 0.0:
+                factor = 1.0 / (count * (spread + _SB3_EPSILON))
+                diagonal[rows] += factor
+                weights[-2:] = [factor / count, factor / (count - 1)]
+    outer = csc_array(
+        (
+            np.concatenate([values for _, values in columns]),
+            np.concatenate([rows for rows, _ in columns]),
+            np.cumsum([0, *(len(rows) for rows, _ in columns)]),
+        ),
+        shape=(len(raw), len(columns)),
+    )
+    adjoint: Scores = diagonal[:, None] * scores - outer @ (np.array(weights)[:, None] * (outer.T @ scores))
+    return adjoint / (len(columns) / 2)
 
 
 def normalisation_adjoint(scores: Scores, normalised: NDArray[np.float64]) -> Scores:

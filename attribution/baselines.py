@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from ..datasets.arrays import Array, flat_numbers
 from .adjoint import Scores
 from .estimators import Estimator, Influence, Prepared
-from .factors import features
+from .outputs import latent_features
 from .targets import TargetSteps
 from .window import Window
 
@@ -36,7 +36,8 @@ class BlamedWindow:
 
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the ranking for some failures; it does not depend on the damping."""
-        return Influence(self._blame[:, failures], self._tau[:, failures], self._tau[:, failures])
+        tau = self._tau[:, failures]
+        return Influence(self._blame[:, failures], tau, tau, np.broadcast_to(0.0, tau.shape))
 
 
 class Baseline(Estimator):
@@ -130,19 +131,13 @@ class NearestLatent(Estimator):
 
     def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
         """Measure distances between latent features."""
-        with torch.no_grad():
-            rows, steps = (
-                features(policy, torch.as_tensor(x)).double().numpy()
-                for x in (window.rows.observations, targets.observations)
-            )
+        rows, steps = (latent_features(policy, x) for x in (window.rows.observations, targets.observations))
         return _nearest(window, rows, steps, targets)
 
 
-def _nearest(
-    window: Window, rows: NDArray[np.generic], steps: NDArray[np.generic], targets: TargetSteps
-) -> BlamedWindow:
+def _nearest(window: Window, rows: Array, steps: Array, targets: TargetSteps) -> BlamedWindow:
     """Blame by 1 / (1 + distance to the nearest step of the failure), in units of the window's spread."""
-    x, y = (np.asarray(values, dtype=np.float64).reshape(len(values), -1) for values in (rows, steps))
+    x, y = (flat_numbers(values) for values in (rows, steps))
     spread = np.sqrt(np.average((x - x.mean(axis=0)) ** 2, axis=0, weights=window.rows.counts))
     unit = np.where(spread > 0.0, spread, 1.0)
     distance = cdist(x / unit, y / unit)

@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol
 
+import numpy as np
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from .adjoint import Scores, reward_influence
+from .adjoint import Scores, reward_influence, value_influence
 from .targets import TargetSteps
-from .trak import window_gradients
+from .trak import WindowGradients, policy_gradients, value_gradients
 from .window import Window
+
+Solve = Callable[[float], Scores]
 
 
 class Influence(NamedTuple):
@@ -21,11 +24,14 @@ class Influence(NamedTuple):
         scores: s, effect of one unit of (normalised) advantage; of a baseline, its blame.
         tau: effect of one unit of reward, with the adjoint of advantage normalisation.
         tau_raw: without it.
+        tau_value: effect of one unit of reward through the value loss: a second channel, zero where the value
+            loss moves no parameter that the failure's target depends on.
     """
 
     scores: Scores
     tau: Scores
     tau_raw: Scores
+    tau_value: Scores
 
 
 class Prepared(Protocol):
@@ -64,18 +70,36 @@ class ScoredWindow:
     Args:
         window: the window.
         solve: maps a damping to scores of the window's distinct rows, [U, F].
+        solve_value: the same for one unit of return; None: the value channel is zero.
     """
 
-    def __init__(self, window: Window, solve: Callable[[float], Scores]) -> None:
-        self._window, self._solve = window, solve
-        self._solved: tuple[float, Scores] | None = None
+    def __init__(self, window: Window, solve: Solve, solve_value: Solve | None = None) -> None:
+        self._window, self._solve, self._solve_value = window, solve, solve_value
+        self._solved: tuple[float, Scores, Scores | None] | None = None
 
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the influence on some failures at one damping."""
         if self._solved is None or self._solved[0] != lam:
-            self._solved = (lam, self._solve(lam))
-        scores = self._solved[1][:, failures][self._window.rows.row]
-        return Influence(scores, *reward_influence(scores, self._window.advantages))
+            self._solved = (lam, self._solve(lam), self._solve_value(lam) if self._solve_value else None)
+        _, policy, value = self._solved
+        rows, advantages = self._window.rows.row, self._window.advantages
+        scores = policy[:, failures][rows]
+        by_value = np.broadcast_to(0.0, scores.shape)
+        if value is not None:
+            by_value = value_influence(value[:, failures][rows], advantages)
+        return Influence(scores, *reward_influence(scores, advantages), by_value)
+
+
+def _channels(
+    window: Window, policy: ActorCriticPolicy, targets: TargetSteps, score: Callable[[WindowGradients, float], Scores]
+) -> ScoredWindow:
+    """Return a window scored in both channels by one way to turn inner products into scores."""
+    gradients = policy_gradients(policy, window.rows, targets, window.name)
+    scale = float(np.sqrt(2.0 * window.vf_coef))  # the value loss is vf_coef (R - V)^2: its curvature is scale^2 v v^T
+    value = value_gradients(policy, window.rows, targets, window.name, scale)
+    if value is None:
+        return ScoredWindow(window, lambda lam: score(gradients, lam))
+    return ScoredWindow(window, lambda lam: score(gradients, lam), lambda lam: scale * score(value, lam))
 
 
 class Trak(Estimator):
@@ -86,7 +110,7 @@ class Trak(Estimator):
 
     def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
         """Compute the Gram matrix of the window once; each damping is a solve."""
-        return ScoredWindow(window, window_gradients(policy, window.rows, targets, window.name).trak)
+        return _channels(window, policy, targets, WindowGradients.trak)
 
 
 class TracIn(Estimator):
@@ -97,5 +121,4 @@ class TracIn(Estimator):
 
     def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
         """Compute the products once; they know no damping."""
-        products = window_gradients(policy, window.rows, targets, window.name).gradient_product()
-        return ScoredWindow(window, lambda _: products)
+        return _channels(window, policy, targets, lambda gradients, _: gradients.gradient_product())

@@ -1,4 +1,4 @@
-r"""Per-sample gradients of a policy in factored form: no gradient is ever materialised.
+r"""Per-sample gradients of a policy in factored form: those of linear layers are never materialised.
 
 For a linear layer the gradient of a per-sample scalar is an outer product: `D_t a_t^T` for the weight
 and `D_t` for the bias, with `a_t` the layer's input and `D_t` the scalar's derivative by its output. So
@@ -6,133 +6,241 @@ inner products of gradients are sums over layers of products of two small Gram m
 
 .. math:: \langle g_t, g_u \rangle = \sum_{layers} (a_t \cdot a_u + 1[bias]) (D_t \cdot D_u).
 
+A convolution applies its weight at L places, an embedding at L indices: the gradient is the sum of L outer
+products. It is formed for a block of output channels at a time, and only the inner products are kept.
+
 Source: the factored form is the one of Goodfellow 2015 (arXiv:1510.01799); docs/method.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Protocol, Self
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor, nn
 
 from ..datasets.errors import InputError
+from .outputs import Inputs, Outputs
 
-Functional = Callable[[Tensor], Tensor]
+Functional = Callable[[Outputs], Tensor]
+SPREAD = "log_std"
+_BLOCK_BYTES = 2**27  # of materialised gradients at once
+_UNFOLDED_BYTES = 2**26  # of unfolded inputs at once
 
 
-class LayerFactors(NamedTuple):
-    """Factors of one linear layer: inputs [N, I] (a column of ones appended for a bias), derivatives [N, O]."""
+class LayerFactors(Protocol):
+    """Factored gradients of N scalars by the parameters of one layer."""
+
+    def inner(self, other: Self) -> Tensor:
+        """Return the inner products of gradients, [N, M]."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearFactors:
+    """A linear layer, used once a row: inputs [N, I] (a column of ones for a bias), derivatives [N, O]."""
 
     inputs: Tensor
     derivatives: Tensor
 
+    def inner(self, other: LinearFactors) -> Tensor:
+        """Return the inner products of gradients, [N, M]."""
+        return (self.inputs @ other.inputs.T).mul_(self.derivatives @ other.derivatives.T)
+
+
+@dataclass(frozen=True)
+class PlacesFactors:
+    """A layer that is used at L places of a row: a convolution, an embedding, a linear layer on a sequence.
+
+    Attributes:
+        inputs: as the layer took them, [N, ...].
+        derivatives: of the scalars by the layer's output, [N, O, L].
+        unfold: maps rows of inputs to [n, L, I], what the weight is multiplied with at each place (a column
+            of ones for a bias).
+    """
+
+    inputs: Tensor
+    derivatives: Tensor
+    unfold: Callable[[Tensor], Tensor]
+
+    def inner(self, other: PlacesFactors) -> Tensor:
+        """Return the inner products of gradients, [N, M]."""
+        total = self.derivatives.new_zeros(len(self.inputs), len(other.inputs))
+        for channels in self._blocks(max(len(self.inputs), len(other.inputs))):
+            mine = self.gradients(channels)
+            total.addmm_(mine, (mine if other is self else other.gradients(channels)).T)
+        return total
+
+    def _blocks(self, rows: int) -> Iterator[slice]:
+        """Yield blocks of output channels whose materialised gradients of so many rows fit."""
+        channels = self.derivatives.shape[1]
+        width = self.unfold(self.inputs[:1]).shape[2] * self.derivatives.element_size()
+        step = max(1, _BLOCK_BYTES // max(rows * width, 1))
+        for start in range(0, channels, step):
+            yield slice(start, min(start + step, channels))
+
+    def gradients(self, channels: slice) -> Tensor:
+        """Return the gradients by the weights of some output channels, [N, o * I]."""
+        sample = self.unfold(self.inputs[:1])
+        step = max(1, _UNFOLDED_BYTES // max(sample.numel() * sample.element_size(), 1))
+        parts = [
+            torch.bmm(self.derivatives[i : i + step, channels], self.unfold(self.inputs[i : i + step])).flatten(1)
+            for i in range(0, len(self.inputs), step)
+        ]
+        return torch.cat(parts)
+
 
 @dataclass(frozen=True)
 class Factors:
-    """Factored per-sample gradients of N scalars: one entry a linear layer from observation to actions."""
+    """Factored per-sample gradients of N scalars: one entry a layer between observations and scalars.
 
-    layers: tuple[LayerFactors, ...]
+    Attributes:
+        rows: N.
+        layers: by the layer's name in the policy.
+    """
 
-    def inner(self, other: Factors) -> Tensor:
-        """Return the inner products of gradients, [N, M], N rows here and M rows there."""
+    rows: int
+    layers: Mapping[str, LayerFactors]
+
+    def inner(self, other: Factors) -> Tensor | None:
+        """Return the inner products of gradients, [N, M]; None where no layer is in both: they are all zero."""
         total: Tensor | None = None
-        for mine, theirs in zip(self.layers, other.layers, strict=True):
-            product = (mine.inputs @ theirs.inputs.T).mul_(mine.derivatives @ theirs.derivatives.T)
-            total = product if total is None else total.add_(product)
-        assert total is not None
+        for name, mine in self.layers.items():
+            if name in other.layers:
+                product = mine.inner(other.layers[name])
+                total = product if total is None else total.add_(product)
         return total
 
 
-def features(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
-    """Return the latent features of the actor, the input of its last layer, [N, H]."""
-    dtype = next(policy.parameters()).dtype
-    prepared = preprocess_obs(observations, policy.observation_space, policy.normalize_images)
-    assert isinstance(prepared, Tensor)
-    return policy.mlp_extractor.forward_actor(policy.pi_features_extractor(prepared.to(dtype)))
-
-
-def log_probabilities(policy: ActorCriticPolicy, observations: Tensor) -> Tensor:
-    """Return log pi(.|s), [N, A], differentiable, in the dtype of the policy's parameters."""
-    logits: Tensor = policy.action_net(features(policy, observations))
-    return torch.log_softmax(logits, dim=1)
-
-
-def gradient_factors(policy: ActorCriticPolicy, observations: Tensor, functional: Functional) -> Factors:
+def gradient_factors(policy: ActorCriticPolicy, observations: Inputs, functional: Functional) -> Factors:
     """Return the factors of the gradients of N scalars by the policy's parameters.
 
     Args:
-        policy: an SB3 actor-critic policy with discrete actions.
+        policy: an SB3 actor-critic policy.
         observations: [N, ...], as the policy saw them.
-        functional: maps log pi(.|s) [N, A] to a scalar: the sum of N scalars of which the n-th depends on
-            row n only, or any function whose derivative by row n is wanted as row n's share.
+        functional: maps what the policy says of N states to a scalar: the sum of N scalars of which the n-th
+            depends on row n only, or any function whose derivative by row n is wanted as row n's share.
 
     Raises:
-        InputError: some parameter on the way is not of a linear layer used once, so that the factored
-            form would not be exact.
+        InputError: some parameter on the way is not of a layer with a factored gradient, used once, so that the
+            factored form would not be exact.
     """
     require_factored(policy)
+    outputs = Outputs(policy, observations)
     with _recorded_layers(policy) as seen:
-        total = functional(log_probabilities(policy, observations))
-        derivatives = torch.autograd.grad(total, [output for _, _, output in seen])
-    layers = tuple(
-        LayerFactors(_with_bias(inputs.detach(), layer), derivative)
-        for (layer, inputs, _), derivative in zip(seen, derivatives, strict=True)
-    )
-    return Factors(layers)
+        total = functional(outputs)
+    results = [output for _, _, output in seen.values()]
+    spread = outputs.__dict__["distribution"].log_std if "distribution" in outputs.__dict__ else None
+    if spread is not None:
+        results.append(spread)
+    derivatives = torch.autograd.grad(total, results, allow_unused=True)
+    layers: dict[str, LayerFactors] = {}
+    for (name, (layer, inputs, _)), derivative in zip(seen.items(), derivatives, strict=False):
+        if derivative is not None:
+            layers[name] = _layer_factors(layer, inputs.detach(), derivative)
+    if spread is not None and derivatives[-1] is not None:
+        layers[SPREAD] = LinearFactors(spread.new_ones(len(spread), 1), derivatives[-1])
+    rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    return Factors(rows, layers)
 
 
-def _with_bias(inputs: Tensor, layer: nn.Linear) -> Tensor:
+def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LayerFactors:
+    if isinstance(layer, nn.Linear):
+        ones = layer.bias is not None
+        if inputs.ndim == 2:
+            return LinearFactors(_with_ones(inputs, ones), derivative)
+        return PlacesFactors(
+            inputs.flatten(1, -2), derivative.flatten(1, -2).mT, lambda rows: _with_ones(rows, ones)
+        )  # fmt: skip
+    if isinstance(layer, nn.Embedding):
+        places = derivative.reshape(len(derivative), -1, layer.embedding_dim).mT
+        return PlacesFactors(inputs.reshape(len(inputs), -1), places, lambda rows: _one_hot(layer, rows, derivative))
+    assert isinstance(layer, nn.Conv2d)
+
+    def unfold(rows: Tensor) -> Tensor:
+        patches = nn.functional.unfold(rows, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+        return _with_ones(patches.mT, layer.bias is not None)
+
+    return PlacesFactors(inputs, derivative.flatten(2), unfold)
+
+
+def _with_ones(inputs: Tensor, ones: bool) -> Tensor:
     """Append a column of ones where the layer has a bias: its gradient is that of a weight on 1."""
-    if layer.bias is None:
-        return inputs
-    return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
+    return torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1) if ones else inputs
+
+
+def _one_hot(layer: nn.Embedding, rows: Tensor, like: Tensor) -> Tensor:
+    found = nn.functional.one_hot(rows.long(), layer.num_embeddings).to(like.dtype)
+    if layer.padding_idx is not None:
+        found[..., layer.padding_idx] = 0.0  # torch gives this row of the table no gradient
+    return found
+
+
+def why_not_factored(policy: ActorCriticPolicy) -> str | None:
+    """Return why the gradients of a policy have no factored form; None where they have."""
+    if getattr(policy, "use_sde", False):
+        return "its exploration depends on the state (use_sde)"
+    if not isinstance(
+        policy.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
+    ):  # fmt: skip
+        return f"its actions are {policy.action_space}"
+    for name, module in policy.named_modules():
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        if own and not _is_factored(module) and not (module is policy and own == [SPREAD]):
+            return f"`{name}` of the policy is a {type(module).__name__}"
+    return None
+
+
+def _is_factored(module: nn.Module) -> bool:
+    if type(module) is nn.Embedding:
+        return module.max_norm is None and not module.scale_grad_by_freq
+    if type(module) is nn.Conv2d:
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) is nn.Linear
 
 
 def require_factored(policy: ActorCriticPolicy) -> None:
-    """Check that every parameter between observation and action probabilities is of a linear layer.
+    """Check that every trainable parameter is of a layer with a factored gradient.
 
     Raises:
         InputError: it is not; names the layer.
     """
-    if not isinstance(policy.action_space, spaces.Discrete):
-        raise InputError(f"attribution needs discrete actions so far, the policy has {policy.action_space}")
-    modules = (policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net)
-    for module in modules:
-        for name, part in module.named_modules():
-            own = list(part.parameters(recurse=False))
-            if own and not isinstance(part, nn.Linear):
-                raise InputError(
-                    f"attribution in exact form needs linear layers so far: `{name}` of the policy is a "
-                    f"{type(part).__name__}. Use MlpPolicy (image policies come with later work)"
-                )
+    reason = why_not_factored(policy)
+    if reason is not None:
+        raise InputError(
+            f"exact attribution needs linear, convolution or embedding layers, but {reason}. Use --estimator auto or "
+            "trak-projected"
+        )
 
 
 class _recorded_layers:
-    """Collects (layer, input, output) of every linear layer that a forward pass uses."""
+    """Collects, by name, (layer, input, output) of every layer that a forward pass uses."""
 
     def __init__(self, policy: nn.Module) -> None:
-        self.policy = policy
-        self.seen: list[tuple[nn.Linear, Tensor, Tensor]] = []
+        self.names = {
+            module: name
+            for name, module in policy.named_modules()
+            if _is_factored(module) and any(parameter.requires_grad for parameter in module.parameters())
+        }
+        self.seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
-    def __enter__(self) -> list[tuple[nn.Linear, Tensor, Tensor]]:
-        self.handles = [
-            module.register_forward_hook(self._record)
-            for module in self.policy.modules()
-            if isinstance(module, nn.Linear)
-        ]
+    def __enter__(self) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+        self.handles = [module.register_forward_hook(self._record) for module in self.names]
         return self.seen
 
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Linear)
-        if any(module is layer for layer, _, _ in self.seen):
-            raise InputError("attribution in exact form needs every linear layer to be used once a forward pass")
-        self.seen.append((module, inputs[0], output))
+    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        name = self.names[module]
+        if name in self.seen:
+            raise InputError(
+                f"exact attribution needs every layer to be used once a forward pass, `{name}` is used more than once. "
+                "Use --estimator trak-projected"
+            )
+        self.seen[name] = (module, inputs[0], output)
+        return output.clone()  # an activation that works in place must not change what was recorded
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:

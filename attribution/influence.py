@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.rewards import corrections, reward_events
+from ..training.spaces import action_text
 from .estimators import Estimator, Influence
 from .targets import TargetSteps
 from .trak import DEFAULT_LAMBDA, LAMBDAS
 from .window import Window
 
+EFFECTS = ("effect", "effect_raw", "effect_value")
 TOP_K = 16
 _CHUNK = 512  # failures whose [N, F] arrays are held at once
 
@@ -25,12 +27,12 @@ class GroupSums(NamedTuple):
 
     Attributes:
         groups: [G].
-        effect, effect_raw: float64 [L, F, G], one plane a lambda: sum of dr * tau, and of dr * tau_raw.
+        effects: by name (`EFFECTS`), float64 [L, F, G], one plane a lambda: sums of dr * tau, dr * tau_raw and
+            dr * tau_value.
     """
 
     groups: list[str]
-    effect: NDArray[np.float64]
-    effect_raw: NDArray[np.float64]
+    effects: dict[str, NDArray[np.float64]]
 
 
 class WindowInfluence(NamedTuple):
@@ -59,17 +61,17 @@ def attribute_window(
     prepared = estimator.prepare(window, policy, targets)
     wrong = _wrong_rows(window)
     shape = (len(LAMBDAS), targets.failures, len(wrong.groups))
-    effect, effect_raw = np.zeros(shape), np.zeros(shape)
+    effects = {name: np.zeros(shape) for name in EFFECTS}
     tops: list[pa.Table] = []
     for plane, lam in enumerate(LAMBDAS):
         for start in range(0, targets.failures, _CHUNK):
             part = slice(start, min(start + _CHUNK, targets.failures))
             influence = prepared.influence(lam, part)
-            effect[plane, part] = (wrong.change @ influence.tau[wrong.rows]).T
-            effect_raw[plane, part] = (wrong.change @ influence.tau_raw[wrong.rows]).T
+            for name, tau in zip(EFFECTS, (influence.tau, influence.tau_raw, influence.tau_value), strict=True):
+                effects[name][plane, part] = (wrong.change @ tau[wrong.rows]).T
             if lam == DEFAULT_LAMBDA:
                 tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k))
-    return WindowInfluence(GroupSums(wrong.groups, effect, effect_raw), pa.concat_tables(tops))
+    return WindowInfluence(GroupSums(wrong.groups, effects), pa.concat_tables(tops))
 
 
 class _WrongRows(NamedTuple):
@@ -113,11 +115,12 @@ def _top_transitions(window: Window, ids: Sequence[str], influence: Influence, e
             "env": pa.array((row // steps).astype(np.int32)),
             "tau": pa.array(influence.tau[row, failure_of]),
             "tau_raw": pa.array(influence.tau_raw[row, failure_of]),
+            "tau_value": pa.array(influence.tau_value[row, failure_of]),
             "s": pa.array(influence.scores[row, failure_of]),
             "reward": pa.array(window.reward[row]),
             "intended_reward": pa.array(intended, from_pandas=True),
             "context": pa.array(window.group[row]),
-            "action": pa.array(window.action[row]),
+            "action": pa.array([action_text(action) for action in window.action[row]], pa.string()),
             "estimator": pa.array([estimator] * len(row)),
         }
     )

@@ -17,17 +17,21 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from ..datasets.errors import InputError
+from ..datasets.arrays import Array
+from ..datasets.errors import InputError, NonFiniteError
+from ..training.spaces import as_tensors, choices
 from .estimators import Estimator, Prepared, ScoredWindow
-from .factors import require_factored
+from .outputs import ActionDistribution, Inputs, difference_of_log_sums, prepare
 from .targets import TargetSteps
 from .trak import LAMBDAS
 from .window import Window
@@ -50,12 +54,17 @@ class TrakProjected(Estimator):
         """Project the gradients of the window and of the failures' steps once; each damping is a solve.
 
         Raises:
-            InputError: a user's own target, which is not a sum over steps.
+            InputError: a user's own target, which is not a sum over steps, or the target `value`.
         """
         if targets.user is not None:
             raise InputError(
                 "--estimator trak-projected needs a built-in target: traker scores one output a step, and "
                 "your target function need not be a sum over steps. Use --estimator trak"
+            )
+        if "value" in targets.kinds:
+            raise InputError(
+                "--estimator trak-projected scores the policy alone, and target: value asks for V(s). Use "
+                "--estimator trak, or another target"
             )
         scores = _scores(window, policy, targets, self.dimensions)
         return ScoredWindow(window, lambda lam: scores[lam])
@@ -69,10 +78,36 @@ class _Actor(nn.Module):
         self.features, self.body, self.head = (
             policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net,
         )  # fmt: skip
+        self.log_std = policy.log_std if isinstance(policy.action_space, spaces.Box) else None
+        self.space = policy.action_space
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Return log pi(.|s), [N, A]."""
-        return torch.log_softmax(self.head(self.body(self.features(observations))), dim=1)
+    def forward(self, observations: Inputs) -> ActionDistribution:
+        """Return the distribution of actions in N states, given prepared observations."""
+        head = self.head(self.body(self.features(observations)))
+        return ActionDistribution(self.space, head, None if self.log_std is None else self.log_std.expand_as(head))
+
+
+class _Samples(NamedTuple):
+    """One output each: log pi(a|s) of a transition, or one step of a target. All [N, ...].
+
+    Attributes:
+        inputs: prepared observations, one tensor a key.
+        action: the action taken.
+        plus, minus: bool [N, A], actions whose summed probabilities are compared (labels).
+        kind: [N, 3], weights of log pi(a|s), of its log-odds and of the labels.
+    """
+
+    inputs: tuple[Tensor, ...]
+    action: Tensor
+    plus: Tensor
+    minus: Tensor
+    kind: Tensor
+
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield batches as traker takes them."""
+        flat = (*self.inputs, self.action, self.plus, self.minus, self.kind)
+        for start in range(0, len(self.action), _BATCH):
+            yield tuple(values[start : start + _BATCH] for values in flat)
 
 
 def _scores(
@@ -84,24 +119,23 @@ def _scores(
     from trak.projectors import BasicProjector, ProjectionType
     from trak.score_computers import BasicScoreComputer
 
+    names = list(policy.observation_space.spaces) if isinstance(policy.observation_space, spaces.Dict) else None
+
     class Output(AbstractModelOutput):  # type: ignore[misc]
-        """A weighted sum of log-sums of probabilities: log pi(a|s), and one step of every built-in target."""
+        """A weighted sum of log pi(a|s), its log-odds and a difference of log-sums of probabilities."""
 
         def __init__(self) -> None:
             """Nothing is kept; traker's base class wants it said."""
 
         @staticmethod
-        def get_output(
-            model: nn.Module,
-            weights: Any,
-            buffers: Any,
-            observation: Tensor,
-            plus: Tensor,
-            minus: Tensor,
-            weight: Tensor,
-        ) -> Tensor:
-            log_probs = torch.func.functional_call(model, (weights, buffers), (observation[None],))[0]
-            return weight * (_log_sum(log_probs, plus) - _log_sum(log_probs, minus))
+        def get_output(model: nn.Module, weights: Any, buffers: Any, *sample: Tensor) -> Tensor:
+            *inputs, action, plus, minus, kind = (values[None] for values in sample)
+            given = inputs[0] if names is None else dict(zip(names, inputs, strict=True))
+            found: ActionDistribution = torch.func.functional_call(model, (weights, buffers), (given,))
+            output = kind[0, 0] * found.log_prob(action)[0] + kind[0, 1] * found.log_odds(action)[0]
+            if isinstance(found.space, spaces.Discrete):
+                output = output + kind[0, 2] * difference_of_log_sums(found.log_probs(), plus, minus)[0]
+            return output
 
         @staticmethod
         def get_out_to_loss_grad(model: nn.Module, weights: Any, buffers: Any, batch: tuple[Tensor, ...]) -> Tensor:
@@ -115,7 +149,6 @@ def _scores(
             solved: Tensor = torch.linalg.solve(damped, grads.double().T)
             return solved.T.float()
 
-    require_factored(policy)
     policy.float()
     actor = _Actor(policy)
     parameters = sum(parameter.numel() for parameter in actor.parameters())
@@ -133,15 +166,19 @@ def _scores(
             logging_level=logging.CRITICAL,
         )  # fmt: skip
         traker.load_checkpoint(actor.state_dict(), model_id=0)
-        _each_batch(_window_batch(window, policy), traker.featurize)
+        for batch in _window_samples(window, policy).batches():
+            traker.featurize(batch=batch, num_samples=len(batch[0]))
         for lam in LAMBDAS:
             traker.score_computer.lambda_reg = lam * rows * dimensions / parameters
             traker.saver.model_ids[0]["is_finalized"] = 0
             traker.finalize_features(model_ids=[0])
             name = f"lambda={lam:g}"
             traker.start_scoring_checkpoint(name, actor.state_dict(), model_id=0, num_targets=len(targets.failure))
-            _each_batch(_target_batch(targets, policy), traker.score)
+            for batch in _target_samples(targets, policy).batches():
+                traker.score(batch=batch, num_samples=len(batch[0]))
             per_step = np.array(traker.finalize_scores(name, model_ids=[0]), dtype=np.float64) * rows
+            if not np.isfinite(per_step).all():
+                raise NonFiniteError(f"{window.name}: a projected gradient is not finite; the training diverged")
             found[lam] = _by_failure(per_step, window, targets)
     return found
 
@@ -154,35 +191,27 @@ def _by_failure(per_step: NDArray[np.float64], window: Window, targets: TargetSt
     return summed
 
 
-def _each_batch(batch: tuple[Tensor, ...], function: Any) -> None:
-    for start in range(0, len(batch[0]), _BATCH):
-        part = tuple(values[start : start + _BATCH] for values in batch)
-        function(batch=part, num_samples=len(part[0]))
-
-
-def _log_sum(log_probs: Tensor, chosen: Tensor) -> Tensor:
-    """Return log of the summed probability of the chosen actions; 0 where all or none are."""
-    none = ~chosen.any()
-    return torch.logsumexp(torch.where(chosen | none, log_probs, torch.full_like(log_probs, -1e9)), dim=0)
-
-
-def _window_batch(window: Window, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
-    """Return observation, plus, minus and weight of log pi(a|s) for each transition."""
+def _window_samples(window: Window, policy: ActorCriticPolicy) -> _Samples:
+    """Return log pi(a|s) of each transition."""
     row = window.rows.row
-    observations = torch.as_tensor(window.rows.observations[row]).float()
+    kind = torch.tensor([[1.0, 0.0, 0.0]]).repeat(len(row), 1)
+    none = torch.zeros(len(row), choices(policy.action_space) or 1, dtype=torch.bool)
     actions = torch.as_tensor(window.rows.actions[row])
-    count = int(policy.action_net.out_features)  # type: ignore[arg-type]
-    plus = torch.arange(count)[None, :] == actions[:, None]
-    return observations, plus, torch.zeros_like(plus), torch.ones(len(row))
+    return _Samples(_prepared(window.rows.observations[row], policy), actions, none, none, kind)
 
 
-def _target_batch(targets: TargetSteps, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
-    """Return observation, plus, minus and weight of each step of each failure's target."""
-    labelled = np.array([kind == "labels" for kind in targets.kinds])[targets.failure]
-    count = int(policy.action_net.out_features)  # type: ignore[arg-type]
-    taken = np.arange(count)[None, :] == targets.actions[:, None]
-    plus = np.where(labelled[:, None], targets.labels > 0, taken)
-    minus = np.where(labelled[:, None], targets.labels < 0, ~taken)
+def _target_samples(targets: TargetSteps, policy: ActorCriticPolicy) -> _Samples:
+    """Return each step of each failure's target, with its weight."""
+    of_step = np.array(targets.kinds)[targets.failure]
     weight = targets.step_weights()
-    observations = torch.as_tensor(targets.observations).float()
-    return observations, torch.as_tensor(plus), torch.as_tensor(minus), torch.as_tensor(weight).float()
+    kind = np.stack([weight * (of_step == name) for name in ("episode", "log-odds", "labels")], axis=1)
+    labels = targets.labels if targets.labels.shape[1] else np.zeros((len(weight), 1), np.int8)
+    return _Samples(
+        _prepared(targets.observations, policy), torch.as_tensor(targets.actions), torch.as_tensor(labels > 0),
+        torch.as_tensor(labels < 0), torch.as_tensor(kind).float(),
+    )  # fmt: skip
+
+
+def _prepared(observations: Array, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
+    found = prepare(policy, as_tensors(observations))
+    return tuple(found.values()) if isinstance(found, dict) else (found,)

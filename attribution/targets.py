@@ -1,9 +1,11 @@
-r"""Targets: the misbehaviour functional f of a failure, as a differentiable function of log pi.
+r"""Targets: the misbehaviour functional f of a failure, as a differentiable function of what the policy says.
 
 `labels`: the mean over decisive steps of log sum pi(misbehaving actions) - log sum pi(desired actions).
 A step is decisive if its labels hold both signs and the action taken misbehaves. `log-odds`: the mean of
-log p/(1-p) of the actions taken. A failure without a decisive step has the log-odds target in any case;
-`auto` also accepts an environment that tells no labels at all.
+log p/(1-p) of the actions taken (of Box actions: of their log density). A failure without a decisive step has the
+log-odds target in any case; `auto` also accepts an environment that tells no labels at all. `episode`: the sum of
+log pi(a|s) over the whole failing episode, its log-likelihood but for what the environment adds. `value`: V(s) of
+the state in which it began.
 """
 
 from __future__ import annotations
@@ -16,27 +18,32 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays
 from ..datasets.errors import InputError, TaskError
 from ..datasets.outcomes import failure_ids
-from ..datasets.schema import array_format, decode_arrays, failure_id
+from ..datasets.schema import failure_id
+from .outputs import Outputs, difference_of_log_sums
 
-BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds")
+BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds", "episode", "value")
 
 
 class UserSteps(NamedTuple):
-    """What a user's target function gets of one failure beside log pi.
+    """What a user's target function gets of one failure beside log pi(.|s) [T, A] of its steps.
+
+    Where the actions are not Discrete the function gets log pi(a|s) [T] of the actions taken instead.
 
     Attributes:
         observations: [T, ...].
-        actions: int64 [T].
+        actions: int64 [T], or [T, K] where an action is several numbers.
         labels: int8 [T, A]; zeros without labels.
     """
 
-    observations: NDArray[np.generic]
-    actions: NDArray[np.int64]
+    observations: Array
+    actions: Array
     labels: NDArray[np.int8]
 
 
@@ -52,7 +59,7 @@ class TargetSteps:
         kinds: what each target is, length F.
         failure: int64 [T], index of the failure of each step, ascending.
         observations: [T, ...].
-        actions: int64 [T].
+        actions: int64 [T], or [T, K] where an action is several numbers.
         labels: int8 [T, A].
         decisive: bool [T].
         user: a user's own function, instead of the built-in ones.
@@ -61,8 +68,8 @@ class TargetSteps:
     ids: tuple[str, ...]
     kinds: tuple[str, ...]
     failure: NDArray[np.int64]
-    observations: NDArray[np.generic]
-    actions: NDArray[np.int64]
+    observations: Array
+    actions: Array
     labels: NDArray[np.int8]
     decisive: NDArray[np.bool_]
     user: UserTarget | None = None
@@ -72,31 +79,44 @@ class TargetSteps:
         """F."""
         return len(self.ids)
 
-    def values(self, log_probs: Tensor) -> Tensor:
-        """Return f of each failure, [F], from log pi(.|s) [T, A] of all steps."""
+    def values(self, outputs: Outputs) -> Tensor:
+        """Return f of each failure, [F], from what the policy says of all steps."""
         if self.user is not None:
+            discrete = isinstance(outputs.distribution.space, spaces.Discrete)
+            distribution, taken = outputs.distribution, torch.as_tensor(self.actions)
+            log_probs = distribution.log_probs() if discrete else distribution.log_prob(taken)
             return torch.stack([self._user_value(index, log_probs) for index in range(self.failures)])
-        misbehaving = _log_sum(log_probs, torch.as_tensor(self.labels > 0))
-        desired = _log_sum(log_probs, torch.as_tensor(self.labels < 0))
-        by_labels = torch.where(torch.as_tensor(self.decisive), misbehaving - desired, 0.0)
-        taken = torch.nn.functional.one_hot(torch.as_tensor(self.actions), log_probs.shape[1]).bool()
-        by_action = _log_sum(log_probs, taken) - _log_sum(log_probs, ~taken)
-        labelled = np.array([kind == "labels" for kind in self.kinds])[self.failure]
-        per_step = torch.where(torch.as_tensor(labelled), by_labels, by_action)
-        weight = torch.as_tensor(self.step_weights(), dtype=log_probs.dtype)
-        values = torch.zeros(self.failures, dtype=log_probs.dtype)
-        return values.index_add(0, torch.as_tensor(self.failure), weight * per_step)
+        labels, actions = torch.as_tensor(self.labels), torch.as_tensor(self.actions)
+        per_kind = {
+            "labels": lambda: difference_of_log_sums(outputs.distribution.log_probs(), labels > 0, labels < 0),
+            "log-odds": lambda: outputs.distribution.log_odds(actions),
+            "episode": lambda: outputs.distribution.log_prob(actions),
+            "value": lambda: outputs.values,
+        }
+        kind, weights = self._step_kinds(), self.step_weights()
+        total: Tensor | None = None
+        for name in sorted(set(self.kinds)):
+            chosen = torch.as_tensor((kind == name) & (weights > 0.0))
+            part = torch.where(chosen, per_kind[name](), 0.0)
+            total = part if total is None else total + part
+        assert total is not None
+        weight = torch.as_tensor(weights, dtype=total.dtype)
+        return total.new_zeros(self.failures).index_add(0, torch.as_tensor(self.failure), weight * total)
+
+    def _step_kinds(self) -> NDArray[np.str_]:
+        return np.array(self.kinds)[self.failure]
 
     def step_weights(self) -> NDArray[np.float64]:
-        """Return the weight of each step in the mean of its failure, [T]: 0 where it does not count."""
-        labelled = np.array([kind == "labels" for kind in self.kinds])[self.failure]
-        used = np.where(labelled, self.decisive, True)
+        """Return the weight of each step in the target of its failure, [T]: 0 where it does not count."""
+        kind = self._step_kinds()
+        first = np.diff(self.failure, prepend=-1) > 0
+        used = np.select([kind == "labels", kind == "value"], [self.decisive, first], True)
         count = np.bincount(self.failure[used], minlength=self.failures)
-        return np.asarray(used / count[self.failure], dtype=np.float64)
+        return np.where(kind == "episode", 1.0, used / np.maximum(count, 1)[self.failure])
 
-    def functional(self) -> Callable[[Tensor], Tensor]:
+    def functional(self) -> Callable[[Outputs], Tensor]:
         """Return the sum of all targets, whose derivative by a step is that of the step's own failure."""
-        return lambda log_probs: self.values(log_probs).sum()
+        return lambda outputs: self.values(outputs).sum()
 
     def _user_value(self, index: int, log_probs: Tensor) -> Tensor:
         rows = np.flatnonzero(self.failure == index)
@@ -110,15 +130,10 @@ class TargetSteps:
         return value.reshape(())
 
 
-def _log_sum(log_probs: Tensor, chosen: Tensor) -> Tensor:
-    """Return log of the summed probability of the chosen actions, [T]; 0 where none is chosen."""
-    some = chosen.any(dim=1, keepdim=True)
-    # rows without a chosen action are summed over all actions (log 1 = 0): finite, also their derivative
-    return torch.logsumexp(log_probs.masked_fill(some & ~chosen, float("-inf")), dim=1)
-
-
-def decisive_steps(labels: NDArray[np.int8], actions: NDArray[np.int64]) -> NDArray[np.bool_]:
+def decisive_steps(labels: NDArray[np.int8], actions: Array) -> NDArray[np.bool_]:
     """Return which steps are decisive, [T]: labels of both signs and a misbehaving action taken."""
+    if not labels.shape[1]:
+        return np.zeros(len(labels), dtype=np.bool_)  # no labels, or actions that cannot have any
     both = (labels > 0).any(axis=1) & (labels < 0).any(axis=1)
     taken = np.take_along_axis(labels, actions[:, None], axis=1)[:, 0]
     return np.asarray(both & (taken > 0), dtype=np.bool_)
@@ -130,7 +145,7 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
     Args:
         steps: the steps table of an evaluation set (repeat 0).
         failures: rows of the episodes table that failed (`seed`, `episode`).
-        target: `auto`, `labels`, `log-odds` or `module:callable`.
+        target: one of `BUILT_IN`, or `module:callable`.
 
     Raises:
         TaskError: an unknown target, or `labels` for an environment that tells none.
@@ -142,7 +157,7 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
     order = np.concatenate(rows) if rows else np.empty(0, np.int64)
     chosen = steps.take(pa.array(order))
     observations = decode_arrays(chosen["observation"], array_format(steps.schema, "observation"))
-    actions = np.array(chosen["action"].to_numpy())  # a copy: torch wants it writable
+    actions = decode_actions(chosen)
     if target == "labels" and steps["action_labels"].null_count:
         raise TaskError(
             "target: `labels` was given, but the environment tells no `action_labels`. Use `auto` or `log-odds`, or "

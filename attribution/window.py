@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays
 from ..datasets.errors import NonFiniteError, RunFolderError
 from ..datasets.rewards import corrections, group_names, reward_events
-from ..datasets.schema import array_format, decode_arrays, metadata_of
+from ..datasets.schema import metadata_of
 from ..datasets.store import read_table
 from .adjoint import Advantages
 from .trak import WindowRows
@@ -27,7 +28,8 @@ class Window:
         advantages: what the adjoint needs.
         reward, intended: as paid and as intended (None: not known).
         group: what each transition is corrected with.
-        action: the action taken.
+        action: the action taken, [N] or [N, K].
+        vf_coef: weight of the value loss.
     """
 
     name: str
@@ -38,7 +40,8 @@ class Window:
     reward: NDArray[np.float64]
     intended: NDArray[np.float64] | None
     group: NDArray[np.str_]
-    action: NDArray[np.int64]
+    action: Array
+    vf_coef: float = 0.5
 
     @property
     def steps(self) -> int:
@@ -58,7 +61,7 @@ class Window:
 
 _COLUMNS = (
     "seed", "window", "observation", "action", "reward", "reward_scale", "intended_reward", "context",
-    "advantage", "terminated", "truncated",
+    "advantage", "terminated", "truncated", "minibatches",
 )  # fmt: skip
 
 
@@ -81,7 +84,7 @@ def read_window(path: Path) -> Window:
         bad = np.flatnonzero(~np.isfinite(column(name)))
         if len(bad):
             raise NonFiniteError(f"{path}, row {bad[0]}: {name} is {column(name)[bad[0]]}; the training diverged")
-    actions = table["action"].to_numpy().astype(np.int64)
+    actions = decode_actions(table)
     observations = decode_arrays(table["observation"], array_format(table.schema, "observation"))
     ended = table["terminated"].to_numpy() | table["truncated"].to_numpy()
     unknown = table["intended_reward"].null_count > 0
@@ -98,9 +101,11 @@ def read_window(path: Path) -> Window:
             gae_lambda=float(metadata["gae_lambda"]),
             normalize=metadata["normalize_advantage"] == "true",
             reward_scale=column("reward_scale"),
+            minibatches=np.array(table["minibatches"].combine_chunks().flatten().to_numpy()).reshape(len(actions), -1),
         ),
         reward=column("reward"),
         intended=None if unknown else column("intended_reward"),
         group=group_names(table["context"]),
         action=actions,
+        vf_coef=float(metadata.get("vf_coef", 0.5)),
     )

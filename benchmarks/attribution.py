@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+from aitia.attribution.outputs import Outputs
 from aitia.attribution.targets import TargetSteps, UserSteps
-from aitia.attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, WindowRows, window_gradients
+from aitia.attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, WindowRows, policy_gradients
 
 WINDOWS, ROWS, TARGETS, PROJECTED = 10, 2048, 200, 2048
 OBSERVATION, ACTIONS = 64, 7
@@ -73,7 +74,7 @@ def ours(windows: list[tuple[NDArray[np.float32], NDArray[np.int64]]], targets: 
     scores = []
     for observations, actions in windows:
         rows = WindowRows.of(observations, actions)
-        scores.append(window_gradients(make_policy(), rows, targets, "window").trak(DEFAULT_LAMBDA)[rows.row])
+        scores.append(policy_gradients(make_policy(), rows, targets, "window").trak(DEFAULT_LAMBDA)[rows.row])
     return scores
 
 
@@ -136,7 +137,6 @@ def peer(windows: list[tuple[NDArray[np.float32], NDArray[np.int64]]], targets: 
 
 def primal_error() -> float:
     """Return the largest relative error of our scores against the float64 primal, on a window scored in float32."""
-    from aitia.attribution.factors import log_probabilities
 
     observations, actions = make_samples(DOUBLE_ROWS + 256, 1)
     targets = make_targets()
@@ -145,7 +145,7 @@ def primal_error() -> float:
     layers = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
 
     def gradients(samples: NDArray[Any], chosen: NDArray[np.int64]) -> Tensor:
-        log_probs = log_probabilities(policy, torch.as_tensor(samples))
+        log_probs = Outputs(policy, torch.as_tensor(samples)).distribution.log_probs()
         rows = [torch.autograd.grad(log_probs[i, int(a)], layers, retain_graph=True) for i, a in enumerate(chosen)]
         return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from gymnasium import spaces
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -26,7 +27,6 @@ PPO_DEFAULTS: dict[str, Any] = {
     "gae_lambda": 0.95,
     "ent_coef": 0.01,
 }
-LARGEST_WINDOW = 8192  # the exact attribution of a window holds a matrix of its distinct rows, at most 512 MiB
 _NOT_HYPERPARAMETERS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log"}
 
 
@@ -79,16 +79,16 @@ class AgentSpec(BaseModel):
                     f"agent.hyperparameters: {self.algorithm} has no `{name}`; it takes "
                     f"{', '.join(self.parameters)}.{nearest(name, self.parameters)}"
                 )
-        if self.policy != "MlpPolicy":
+        known = list(ALGORITHMS[self.algorithm].policy_aliases)
+        if self.policy not in known:
             raise TaskError(
-                f"agent.policy: `{self.policy}` was given, expected MlpPolicy (image and dictionary policies come with "
-                f"later work).{nearest(self.policy, ['MlpPolicy'])}"
+                f"agent.policy: `{self.policy}` was given, expected one of {', '.join(known)}."
+                f"{nearest(self.policy, known)}"
             )
-        window = self.hyperparameter("n_steps") * self.n_envs
-        if isinstance(window, int) and window > LARGEST_WINDOW:
+        if self.hyperparameter("use_sde"):
             raise TaskError(
-                f"agent: n_steps x n_envs = {self.hyperparameter('n_steps')} x {self.n_envs} transitions a window, "
-                f"expected at most {LARGEST_WINDOW} so far: lower n_steps or n_envs"
+                "agent.hyperparameters: use_sde was given; expected Gaussian actions whose spread does not depend on "
+                "the state, which attribution needs: remove it"
             )
 
 
@@ -120,17 +120,40 @@ def env_seed(spec: AgentSpec, seed: int, env: int) -> int:
     return seed * spec.n_envs + env
 
 
+def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
+    """Return an untrained policy of the task's architecture.
+
+    Raises:
+        TaskError: the policy does not fit the observations, or refuses its `policy_kwargs`.
+    """
+    observation_space, action_space, _ = describe(env)
+    dictionary = isinstance(observation_space, spaces.Dict)
+    if dictionary != (spec.policy == "MultiInputPolicy"):
+        expected = "MultiInputPolicy" if dictionary else "MlpPolicy, or CnnPolicy for images"
+        raise TaskError(
+            f"agent.policy: `{spec.policy}` was given for observations {observation_space}, expected {expected}"
+        )
+    policy_class = ALGORITHMS[spec.algorithm].policy_aliases[spec.policy]
+    policy_kwargs = dict(spec.hyperparameters.get("policy_kwargs") or {})
+    try:
+        policy = policy_class(observation_space, action_space, lambda _: 0.0, **policy_kwargs)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise TaskError(
+            f"agent.policy: `{spec.policy}` with policy_kwargs {policy_kwargs} does not fit the observations "
+            f"{observation_space} (CnnPolicy needs images, MlpPolicy anything flat): {str(error).splitlines()[0]}"
+        ) from error
+    assert isinstance(policy, ActorCriticPolicy)
+    return policy
+
+
 def load_policy(spec: AgentSpec, env: EnvSpec, parameters: Mapping[str, Tensor]) -> ActorCriticPolicy:
     """Rebuild a policy from recorded parameters, in evaluation mode.
 
     Raises:
         InputError: the parameters are of another architecture or space.
     """
-    policy_class = ALGORITHMS[spec.algorithm].policy_aliases[spec.policy]
-    policy_kwargs = dict(spec.hyperparameters.get("policy_kwargs") or {})
     observation_space, action_space, _ = describe(env)
-    policy = policy_class(observation_space, action_space, lambda _: 0.0, **policy_kwargs)
-    assert isinstance(policy, ActorCriticPolicy)
+    policy = new_policy(spec, env)
     own = {name: value for name, value in parameters.items() if not name.startswith("vecnormalize.")}
     try:
         policy.load_state_dict(own)

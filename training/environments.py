@@ -11,10 +11,18 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.preprocessing import is_image_space
 
+from ..datasets.arrays import flat_numbers
 from ..datasets.errors import EnvironmentError_
 from .contract import InfoReader
+from .spaces import (
+    ObservationForm,
+    Space,
+    choices,
+    env_action,
+    policy_observation_space,
+    require_action_space,
+)
 
 Env = gym.Env[Any, Any]
 _PROBE_EPISODES = 3
@@ -92,17 +100,19 @@ class EnvFacts(NamedTuple):
     """What an environment says of itself without being played.
 
     Attributes:
-        observation_space, action_space: its spaces.
+        observation_space: as a policy sees it: images with channels first.
+        action_space: its action space.
         action_names: `metadata["action_names"]`, for captions; empty if it has none.
     """
 
-    observation_space: gym.spaces.Box
-    action_space: gym.spaces.Discrete
+    observation_space: Space
+    action_space: Space
     action_names: tuple[str, ...]
 
-    def action_name(self, action: int) -> str:
-        """Return the name of an action, or its number."""
-        return self.action_names[action] if action < len(self.action_names) else str(action)
+    def action_name(self, text: str) -> str:
+        """Return the name of an action given as text (`action_text`), or the text."""
+        known = text.isdecimal() and int(text) < len(self.action_names)
+        return self.action_names[int(text)] if known else text
 
 
 def describe(spec: EnvSpec) -> EnvFacts:
@@ -119,7 +129,10 @@ def _describe(env_id: str, kwargs: str) -> EnvFacts:
     spec = EnvSpec(env_id, json.loads(kwargs))
     env = spec.make()
     try:
-        return EnvFacts(*_require_spaces(env, spec), tuple(env.metadata.get("action_names", ())))
+        where = f"environment `{spec.id}`"
+        observation_space = policy_observation_space(env.observation_space, where)
+        action_space = require_action_space(env.action_space, where)
+        return EnvFacts(observation_space, action_space, tuple(env.metadata.get("action_names", ())))
     finally:
         env.close()
 
@@ -133,8 +146,8 @@ class EnvProfile(NamedTuple):
         renders: whether it can draw itself (`rgb_array`).
     """
 
-    observation_space: gym.spaces.Box
-    action_space: gym.spaces.Discrete
+    observation_space: Space
+    action_space: Space
     keys: frozenset[str]
     renders: bool
 
@@ -147,16 +160,18 @@ def probe(spec: EnvSpec) -> EnvProfile:
     """
     env = spec.make()
     try:
-        observation_space, action_space = _require_spaces(env, spec)
-        reader = InfoReader(int(action_space.n), f"environment `{spec.id}`")
-        generator = np.random.default_rng(0)
+        where = f"environment `{spec.id}`"
+        observation_space = policy_observation_space(env.observation_space, where)
+        action_space = require_action_space(env.action_space, where)
+        form = ObservationForm(env.observation_space)
+        reader = InfoReader(choices(action_space), where)
+        action_space.seed(0)
         env.reset(seed=0)
         episodes = 0
         for _ in range(_PROBE_STEPS):
-            action = np.int64(generator.integers(action_space.n))
-            observation, reward, terminated, truncated, info = env.step(action)
+            observation, reward, terminated, truncated, info = env.step(env_action(action_space, action_space.sample()))
             reader.read(info, float(reward), terminated or truncated)
-            if not np.isfinite(np.asarray(observation, dtype=np.float64)).all():
+            if not np.isfinite(flat_numbers(form.batch([observation]))).all():
                 raise EnvironmentError_(f"environment `{spec.id}` observed {observation}: expected finite numbers")
             if terminated or truncated:
                 episodes += 1
@@ -180,28 +195,3 @@ def can_render(spec: EnvSpec) -> bool:
         return env.render_mode == "rgb_array"
     finally:
         env.close()
-
-
-def _require_spaces(env: Env, spec: EnvSpec) -> tuple[gym.spaces.Box, gym.spaces.Discrete]:
-    """Return the spaces if they are supported."""
-    if not isinstance(env.action_space, gym.spaces.Discrete):
-        raise EnvironmentError_(
-            f"environment `{spec.id}` has actions {env.action_space}: only Discrete actions are supported so "
-            "far (continuous ones come with later work). Use an environment with discrete actions, or wrap it"
-        )
-    if env.action_space.start != 0:
-        raise EnvironmentError_(
-            f"environment `{spec.id}` has actions {env.action_space}: expected actions counted from 0, which is what "
-            "Stable-Baselines3 sends. Wrap it with gymnasium.wrappers.TransformAction"
-        )
-    if not isinstance(env.observation_space, gym.spaces.Box):
-        raise EnvironmentError_(
-            f"environment `{spec.id}` has observations {env.observation_space}: only Box observations are "
-            "supported so far. Flatten them, for instance with gymnasium.wrappers.FlattenObservation"
-        )
-    if is_image_space(env.observation_space):
-        raise EnvironmentError_(
-            f"environment `{spec.id}` observes images {env.observation_space}: image policies come with later work. "
-            "Observe features, or floats from 0 to 1"
-        )
-    return env.observation_space, env.action_space

@@ -17,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch.distributions import Categorical
 
 from ..datasets import schema
+from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays
 from ..datasets.errors import EnvironmentError_
+from .choices import Choice, Choices, policy_choices, random_choices
 from .contract import InfoReader, Told
 from .environments import EnvSpec
+from .spaces import ObservationForm, Space, as_tensors, choices, env_action
 
 _SLOTS = 64
 _MOST_STEPS = 100_000
@@ -52,9 +54,9 @@ class Play(NamedTuple):
 
 
 class _Decision(NamedTuple):
-    """What a policy says of a batch of observations: probabilities [B, A], values [B]."""
+    """What a policy says of a batch of observations: its choices, and values [B]."""
 
-    probabilities: NDArray[np.float64]
+    choices: Choices
     values: NDArray[np.float64]
 
 
@@ -80,14 +82,17 @@ def evaluate_policy(
     greedy = spec.deterministic and policy is not None  # a random policy has no most probable action
     plays = [Play(e, r) for e in range(spec.episodes) for r in range(repeats)]
     slots = [_Slot(env, f"{part} environment `{env.id}`") for _ in range(min(_SLOTS, len(plays)))]
+    form, space = ObservationForm(slots[0].env.observation_space), slots[0].space
     waiting = iter(plays)
     records: list[_PlayRecord] = []
     active = [slot for slot in slots if slot.begin(next(waiting, None))]
     try:
         while active:
-            decision = _decide(policy, np.stack([slot.observation for slot in active]), slots[0].actions)
+            observed = form.batch([slot.observation for slot in active])
+            decision = _decide(policy, observed, space)
             for index, slot in enumerate(active):
-                slot.act(decision.probabilities[index], decision.values[index], greedy)
+                choice = decision.choices.choose(index, slot.uniform, greedy)
+                slot.act(observed[index], choice, decision.values[index])
             for slot in [slot for slot in active if slot.ended]:
                 records.append(slot.record)
                 slot.begin(next(waiting, None))
@@ -99,16 +104,14 @@ def evaluate_policy(
     return _episodes_table(records, seed, part), _steps_table(records, seed, part, slots[0])
 
 
-def _decide(policy: ActorCriticPolicy | None, observations: NDArray[Any], actions: int) -> _Decision:
+def _decide(policy: ActorCriticPolicy | None, observations: Array, space: Space) -> _Decision:
     if policy is None:
         batch = len(observations)
-        return _Decision(np.full((batch, actions), 1.0 / actions), np.zeros(batch))
+        return _Decision(random_choices(space, batch), np.zeros(batch))
     with torch.no_grad():
-        tensor, _ = policy.obs_to_tensor(observations)
-        distribution = policy.get_distribution(tensor).distribution
-        assert isinstance(distribution, Categorical)
-        values = policy.predict_values(tensor)[:, 0]
-    return _Decision(distribution.probs.double().numpy(), values.double().numpy())
+        tensors = as_tensors(observations)
+        values = policy.predict_values(tensors)[:, 0]
+        return _Decision(policy_choices(policy, tensors), values.double().numpy())
 
 
 class _PlayRecord:
@@ -116,8 +119,8 @@ class _PlayRecord:
 
     def __init__(self, play: Play) -> None:
         self.play = play
-        self.observations: list[NDArray[Any]] = []
-        self.actions: list[int] = []
+        self.observations: list[Any] = []
+        self.actions: list[Any] = []
         self.log_probs: list[float] = []
         self.values: list[float] = []
         self.told: list[Told] = []
@@ -129,8 +132,8 @@ class _Slot:
 
     def __init__(self, env: EnvSpec, where: str) -> None:
         self.env = env.make()
-        self.actions = int(self.env.action_space.n)  # type: ignore[attr-defined]
-        self.reader = InfoReader(self.actions, where)
+        self.space = self.env.action_space
+        self.reader = InfoReader(choices(self.space), where)
         self.ended = True
 
     def begin(self, play: Play | None) -> bool:
@@ -139,28 +142,20 @@ class _Slot:
             return False
         self.record = _PlayRecord(play)
         self.uniform = np.random.default_rng([play.episode, play.repeat])
-        observation, _ = self.env.reset(seed=play.episode)
-        self.observation = np.asarray(observation)
+        self.observation, _ = self.env.reset(seed=play.episode)
         self.ended = False
         return True
 
-    def act(self, probabilities: NDArray[np.float64], value: float, deterministic: bool) -> None:
+    def act(self, observed: Any, choice: Choice, value: float) -> None:
         """Take one action and read what the environment tells."""
-        if deterministic:
-            action = int(np.argmax(probabilities))
-        else:
-            cumulative = np.cumsum(probabilities)
-            draw = self.uniform.random() * cumulative[-1]
-            action = min(int(np.searchsorted(cumulative, draw, side="right")), self.actions - 1)
         record = self.record
         if record.play.repeat == 0:
-            record.observations.append(self.observation.copy())
-            record.actions.append(action)
-            record.log_probs.append(float(np.log(max(probabilities[action], np.finfo(float).tiny))))
+            record.observations.append(observed)
+            record.actions.append(choice.action)
+            record.log_probs.append(choice.log_prob)
             record.values.append(float(value))
-        observation, reward, terminated, truncated, info = self.env.step(np.int64(action))
+        self.observation, reward, terminated, truncated, info = self.env.step(env_action(self.space, choice.action))
         self.ended = terminated or truncated
-        self.observation = np.asarray(observation)
         record.reward += float(reward)
         record.told.append(self.reader.read(info, float(reward), self.ended))
         if len(record.told) >= _MOST_STEPS and not self.ended:
@@ -198,18 +193,19 @@ def _steps_table(records: Sequence[_PlayRecord], seed: int, part: str, slot: _Sl
     kept = [record for record in records if record.play.repeat == 0]
     lengths = [len(record.actions) for record in kept]
     observations = np.stack([o for record in kept for o in record.observations])
+    column, metadata = encode_actions(np.stack([a for record in kept for a in record.actions]))
     table = pa.table(
         {
             "seed": pa.array(np.full(sum(lengths), seed, np.int32)),
             "part": pa.array([part] * sum(lengths)),
             "episode": pa.array(np.repeat([r.play.episode for r in kept], lengths).astype(np.int32)),
             "t": pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])),
-            "observation": schema.encode_arrays(observations),
-            "action": pa.array([a for r in kept for a in r.actions], pa.int64()),
+            "observation": encode_arrays(observations),
+            "action": column,
             "action_labels": pa.array([t.action_labels for r in kept for t in r.told], pa.list_(pa.int8())),
             "log_prob": pa.array([x for r in kept for x in r.log_probs], pa.float64()),
             "value": pa.array([x for r in kept for x in r.values], pa.float64()),
         }
     )
-    form = schema.ArrayFormat(tuple(observations.shape[1:]), str(observations.dtype))
-    return schema.with_metadata(table, {**schema.array_metadata("observation", form), "actions": str(slot.actions)})
+    metadata |= array_metadata("observation", array_format_of(observations))
+    return schema.with_metadata(table, {**metadata, "actions": str(choices(slot.space) or 0)})

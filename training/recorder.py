@@ -23,14 +23,14 @@ import numpy as np
 import pyarrow as pa
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 from torch import Tensor, as_tensor
 
 from ..datasets import schema
+from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays, pack
 from ..datasets.errors import AitiaError, EnvironmentError_, InputError
 from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
 from .contract import InfoReader, Told
@@ -38,32 +38,48 @@ from .contract import InfoReader, Told
 UNUSED_ROW = -1
 
 
-class RecordingRolloutBuffer(RolloutBuffer):
-    """SB3's rollout buffer that also remembers which minibatch of which epoch used each row.
+class _Membership:
+    """Remembers which minibatch of which epoch used each row; a mix-in before SB3's rollout buffers.
 
-    It draws exactly what `RolloutBuffer` draws, so a recorded training equals an unrecorded one.
+    It draws exactly what they draw, so a recorded training equals an unrecorded one.
 
     Attributes:
         membership: one int32 [N] an epoch of the current window: minibatch of each row, -1 if unused.
     """
 
     membership: list[NDArray[np.int32]]
+    buffer_size: int
+    n_envs: int
 
     def reset(self) -> None:
         """Begin a new window; the list handed out for the old one stays as it is."""
         self.membership = []
-        super().reset()
+        super().reset()  # type: ignore[misc]
 
-    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         """Yield the minibatches of one epoch."""
         self.membership.append(np.full(self.buffer_size * self.n_envs, UNUSED_ROW, dtype=np.int32))
         self._minibatch = 0
-        yield from super().get(batch_size)
+        yield from super().get(batch_size)  # type: ignore[misc]
 
-    def _get_samples(self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> RolloutBufferSamples:
+    def _get_samples(self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> Any:
         self.membership[-1][batch_inds] = self._minibatch
         self._minibatch += 1
-        return super()._get_samples(batch_inds, env)
+        return super()._get_samples(batch_inds, env)  # type: ignore[misc]
+
+
+class RecordingRolloutBuffer(_Membership, RolloutBuffer):
+    """SB3's rollout buffer that remembers minibatches."""
+
+
+class RecordingDictRolloutBuffer(_Membership, DictRolloutBuffer):
+    """SB3's rollout buffer of dictionary observations that remembers minibatches."""
+
+
+_RECORDING: dict[type[RolloutBuffer], type[RolloutBuffer]] = {
+    RolloutBuffer: RecordingRolloutBuffer,
+    DictRolloutBuffer: RecordingDictRolloutBuffer,
+}
 
 
 @dataclass
@@ -85,8 +101,15 @@ class _Window:
 
     number: int
     columns: dict[str, pa.Array]
+    metadata: dict[str, str]
     parameters: dict[str, Tensor]
     membership: list[NDArray[np.int32]]
+
+
+def _flat(values: Any) -> Array:
+    """Return [steps, envs, ...] as [N, ...], row = env * n_steps + step (SB3's own flat order)."""
+    array = np.asarray(values)
+    return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
 
 class Recorder(BaseCallback):
@@ -122,15 +145,15 @@ class Recorder(BaseCallback):
                 "Make another with another seed"
             )
         if not isinstance(model, OnPolicyAlgorithm) or type(model.rollout_buffer) not in (
-            RolloutBuffer,
-            RecordingRolloutBuffer,
+            *_RECORDING,
+            *_RECORDING.values(),
         ):
             raise InputError(
                 f"the recorder was given {type(model).__name__}, expected an on-policy Stable-Baselines3 "
-                "algorithm with its plain rollout buffer (PPO or A2C on Box observations)"
+                "algorithm with its own rollout buffer (PPO or A2C)"
             )
         old = model.rollout_buffer
-        model.rollout_buffer = RecordingRolloutBuffer(
+        model.rollout_buffer = _RECORDING.get(type(old), type(old))(
             old.buffer_size, old.observation_space, old.action_space, old.device,
             gae_lambda=old.gae_lambda, gamma=old.gamma, n_envs=old.n_envs,
         )  # fmt: skip
@@ -197,45 +220,42 @@ class Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         buffer = self._model.rollout_buffer
-        assert isinstance(buffer, RecordingRolloutBuffer)
-        self._pending = _Window(self._windows, self._columns(buffer), self._parameters(), buffer.membership)
+        assert isinstance(buffer, RecordingRolloutBuffer | RecordingDictRolloutBuffer)
+        columns, metadata = self._columns(buffer), self._metadata(buffer)
+        self._pending = _Window(self._windows, columns, metadata, self._parameters(), buffer.membership)
         self._windows += 1
 
-    def _columns(self, buffer: RecordingRolloutBuffer) -> dict[str, pa.Array]:
+    def _columns(self, buffer: RolloutBuffer) -> dict[str, pa.Array]:
         """Return the columns of the window, row = env * n_steps + step (SB3's own flat order)."""
         steps, envs, rows = buffer.buffer_size, buffer.n_envs, self._rows
         told = [rows.told[step][env] for env in range(envs) for step in range(steps)]
-
-        def flat(values: Any) -> NDArray[Any]:
-            array = np.asarray(values)
-            return array.swapaxes(0, 1).reshape(steps * envs, *array.shape[2:])
 
         def as_paid(values: list[float | None]) -> pa.Array:
             # SB3's environments pay in float32: round alike, or 0.1 as intended differs from 0.1 as paid
             rounded = [None if value is None else float(self._paid_dtype.type(value)) for value in values]
             return pa.array(rounded, pa.float64())
 
-        done, truncated = flat(rows.done), flat(rows.truncated)
-        action = flat(buffer.actions)
+        done, truncated = _flat(rows.done), _flat(rows.truncated)
+        observations, action = self._observations(buffer), self._actions(buffer)
         columns = {
             "seed": pa.array(np.full(len(told), self.seed, np.int32)),
             "window": pa.array(np.full(len(told), self._windows, np.int32)),
             "env": pa.array(np.repeat(np.arange(envs, dtype=np.int32), steps)),
             "step": pa.array(np.tile(np.arange(steps, dtype=np.int32), envs)),
-            "episode": pa.array(flat(rows.episode)),
-            "t": pa.array(flat(rows.t).astype(np.int32)),
-            "observation": schema.encode_arrays(flat(buffer.observations)),
-            "action": pa.array(action.reshape(-1).astype(np.int64)) if self._discrete else schema.encode_arrays(action),
-            "reward": pa.array(flat(rows.reward)),
-            "reward_scale": pa.array(flat(rows.scale)),
+            "episode": pa.array(_flat(rows.episode)),
+            "t": pa.array(_flat(rows.t).astype(np.int32)),
+            "observation": encode_arrays(observations),
+            "action": encode_actions(action)[0],
+            "reward": pa.array(_flat(rows.reward)),
+            "reward_scale": pa.array(_flat(rows.scale)),
             "intended_reward": as_paid([x.intended_reward for x in told]),
             "untampered_reward": as_paid([x.untampered_reward for x in told]),
             "context": pa.array([x.context for x in told], pa.string()),
             "outcome": pa.array([x.outcome for x in told], pa.string()),
-            "value": pa.array(flat(buffer.values)),
-            "log_prob": pa.array(flat(buffer.log_probs)),
-            "advantage": pa.array(flat(buffer.advantages)),
-            "return": pa.array(flat(buffer.returns)),
+            "value": pa.array(_flat(buffer.values)),
+            "log_prob": pa.array(_flat(buffer.log_probs)),
+            "advantage": pa.array(_flat(buffer.advantages)),
+            "return": pa.array(_flat(buffer.returns)),
             "terminated": pa.array(done & ~truncated),
             "truncated": pa.array(truncated),
         }  # fmt: skip
@@ -244,6 +264,21 @@ class Recorder(BaseCallback):
             values = [(x.components or {}).get(name) for x in told]
             columns[schema.COMPONENT_PREFIX + name] = pa.array(values, pa.float64())
         return columns
+
+    @staticmethod
+    def _observations(buffer: RolloutBuffer) -> Array:
+        """Return the observations [N, ...], row = env * n_steps + step; structured for a dictionary."""
+        kept: Any = buffer.observations
+        if isinstance(kept, dict):
+            return pack({name: _flat(values) for name, values in kept.items()})
+        return _flat(kept)
+
+    def _actions(self, buffer: RolloutBuffer) -> Array:
+        """Return the actions: int64 [N] or [N, K], or as drawn [N, K] for a Box."""
+        actions = _flat(buffer.actions)
+        if isinstance(self.model.action_space, spaces.Box):
+            return actions
+        return (actions.reshape(-1) if self._discrete else actions).astype(np.int64)
 
     def _parameters(self) -> dict[str, Tensor]:
         """Return copies of the policy's parameters and of VecNormalize's statistics."""
@@ -258,22 +293,19 @@ class Recorder(BaseCallback):
                 found[f"vecnormalize.{name}.var"] = as_tensor(np.asarray(moments.var))
         return found
 
-    def _metadata(self, buffer: RecordingRolloutBuffer) -> dict[str, str]:
+    def _metadata(self, buffer: RolloutBuffer) -> dict[str, str]:
         """Return what a reader needs to know of the window beside its rows."""
-        observation = schema.ArrayFormat(tuple(buffer.obs_shape), str(buffer.observations.dtype))
-        metadata = {
+        return {
             "schema_version": str(schema.SCHEMA_VERSION),
             "n_steps": str(buffer.buffer_size),
             "n_envs": str(buffer.n_envs),
             "gamma": repr(float(buffer.gamma)),
             "gae_lambda": repr(float(buffer.gae_lambda)),
+            "vf_coef": repr(float(getattr(self.model, "vf_coef", 0.5))),
             "normalize_advantage": str(bool(getattr(self.model, "normalize_advantage", False))).lower(),
-            **schema.array_metadata("observation", observation),
+            **array_metadata("observation", array_format_of(self._observations(buffer))),
+            **encode_actions(self._actions(buffer))[1],
         }
-        if not self._discrete:
-            form = schema.ArrayFormat(tuple(buffer.actions.shape[2:]), str(buffer.actions.dtype))
-            metadata |= schema.array_metadata("action", form)
-        return metadata
 
     def _write_pending(self) -> None:
         window = self._pending
@@ -281,13 +313,11 @@ class Recorder(BaseCallback):
             return
         if not self._staged.root.exists():
             raise AitiaError(f"{self._staged.root} was removed while seed {self.seed} was training; it is given up")
-        buffer = self._model.rollout_buffer
-        assert isinstance(buffer, RecordingRolloutBuffer)
         rows = len(window.columns["seed"])
         epochs = np.stack(window.membership, axis=1) if window.membership else np.empty((rows, 0), np.int32)
         offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * epochs.shape[1])
         window.columns["minibatches"] = pa.ListArray.from_arrays(offsets, pa.array(epochs.reshape(-1)))
-        table = schema.with_metadata(pa.table(window.columns), self._metadata(buffer))
+        table = schema.with_metadata(pa.table(window.columns), window.metadata)
         write_table(self._staged.transitions_path(self.seed, window.number), table)
         metadata = {"seed": str(self.seed), "window": str(window.number)}
         write_tensors(self._staged.checkpoint_path(self.seed, window.number), window.parameters, metadata)

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.arrays import row_bytes
 from .environments import Env, EnvSpec
+from .spaces import ObservationForm, env_action
 
 Frame = NDArray[np.uint8]
 
 
 def replay_test_episode(
-    spec: EnvSpec, episode: int, actions: Sequence[int], observations: NDArray[Any]
+    spec: EnvSpec, episode: int, actions: Sequence[Any], observations: NDArray[Any]
 ) -> list[Frame] | None:
     """Return one frame a step of a test episode (the state in which each action was taken) and the last.
 
@@ -35,13 +37,14 @@ def replay_test_episode(
     """
     env = spec.make(render=True)
     try:
+        form = ObservationForm(env.observation_space)
         observation, _ = env.reset(seed=episode)
         frames: list[Frame | None] = []
         for action, expected in zip(actions, observations, strict=True):
-            if not _same(observation, expected):
+            if not _same(form, observation, expected):
                 return None
             frames.append(_draw(env))
-            observation = env.step(np.int64(action))[0]
+            observation = env.step(env_action(env.action_space, action))[0]
         frames.append(_draw(env))
     finally:
         env.close()
@@ -52,7 +55,7 @@ def replay_test_episode(
 def replay_training_env(
     spec: EnvSpec,
     seed: int,
-    actions: Sequence[int],
+    actions: Sequence[Any],
     ended: Sequence[bool],
     expected: dict[int, NDArray[Any]],
     wanted: Collection[int],
@@ -72,13 +75,14 @@ def replay_training_env(
     env = spec.make(render=True)
     frames: dict[int, Frame] = {}
     try:
+        form = ObservationForm(env.observation_space)
         observation, _ = env.reset(seed=seed)
         for step in range(max(wanted, default=-1) + 1):
-            if step in wanted and _same(observation, expected[step]):
+            if step in wanted and _same(form, observation, expected[step]):
                 frame = _draw(env)
                 if frame is not None:
                     frames[step] = frame
-            observation, _, terminated, truncated, _ = env.step(np.int64(actions[step]))
+            observation, _, terminated, truncated, _ = env.step(env_action(env.action_space, actions[step]))
             if (terminated or truncated) != bool(ended[step]):
                 break  # not the recorded history any more
             if ended[step]:
@@ -88,8 +92,8 @@ def replay_training_env(
     return frames
 
 
-def _same(observation: Any, recorded: NDArray[Any]) -> bool:
-    return np.array_equal(np.asarray(observation).reshape(recorded.shape), recorded)
+def _same(form: ObservationForm, observation: Any, recorded: NDArray[Any]) -> bool:
+    return np.array_equal(row_bytes(form.batch([observation])), row_bytes(np.asarray(recorded)[None]))
 
 
 def _draw(env: Env) -> Frame | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ..attribution.influence import TOP_K, attribute_window, keep_top
+from ..attribution.influence import EFFECTS, TOP_K, attribute_window, keep_top
 from ..attribution.registry import find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import LAMBDAS
@@ -172,10 +172,7 @@ def _attribute_window(piece: WindowPiece) -> None:
     targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, stamp)
     influence = attribute_window(window, policy, targets, find_estimator(piece.estimator))
     write_table(piece.top_path, influence.top)
-    sums = {
-        "effect": torch.from_numpy(influence.sums.effect),
-        "effect_raw": torch.from_numpy(influence.sums.effect_raw),
-    }
+    sums = {name: torch.from_numpy(values) for name, values in influence.sums.effects.items()}
     write_tensors(piece.sums_path, sums, {"groups": json.dumps(influence.sums.groups)})
 
 
@@ -212,7 +209,7 @@ def _merge_sums(
     groups = summary["group"].to_pylist()
     position = {name: i for i, name in enumerate(groups)}
     shape = (len(LAMBDAS), len(failures), len(groups))
-    totals = {"effect": np.zeros(shape), "effect_raw": np.zeros(shape)}
+    totals = {name: np.zeros(shape) for name in EFFECTS}
     for piece in pieces:
         names = json.loads(read_tensor_metadata(piece.sums_path)["groups"])
         tensors = read_tensors(piece.sums_path)
@@ -233,8 +230,7 @@ def _merge_sums(
             "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
             "seed": pa.array(np.full(rows, seed, np.int32)),
             "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            "effect": pa.array(totals["effect"].reshape(-1), mask=no_effect),
-            "effect_raw": pa.array(totals["effect_raw"].reshape(-1), mask=no_effect),
+            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in totals.items()},
             "transitions": counts("transitions"),
             "reward_events": counts("reward_events"),
             "estimator": pa.array([estimator] * rows),

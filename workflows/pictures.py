@@ -13,13 +13,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..attribution.targets import TargetSteps
-from ..datasets.schema import array_format, decode_arrays, metadata_of
+from ..datasets.arrays import array_format, decode_actions, decode_arrays
+from ..datasets.schema import metadata_of
 from ..datasets.store import RunFolder, read_table
 from ..reports.figures import write_frame
 from ..reports.pages import FrameView
 from ..training.agents import env_seed
 from ..training.environments import EnvSpec, describe
 from ..training.replay import replay_test_episode, replay_training_env
+from ..training.spaces import action_text
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -68,7 +70,7 @@ def shown_rewards(top: pa.Table, failure: str) -> ShownRewards:
 
 
 def _distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    seen: dict[tuple[str, int], dict[str, Any]] = {}
+    seen: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         seen.setdefault((row["context"], row["action"]), row)
     return list(seen.values())[:_SHOWN_REWARDS]
@@ -111,7 +113,7 @@ def _draw_moments(piece: PicturePiece) -> dict[Moment, str]:
     for env in sorted({moment.env for moment in piece.moments}):
         moments = {m.window * n_steps + m.step: m for m in piece.moments if m.env == env}
         rows = slice(env * n_steps, (env + 1) * n_steps)
-        actions = np.concatenate([t["action"].to_numpy()[rows] for t in tables])
+        actions = np.concatenate([decode_actions(t)[rows] for t in tables])
         ended = np.concatenate([(t["terminated"].to_numpy() | t["truncated"].to_numpy())[rows] for t in tables])
         expected: dict[int, NDArray[Any]] = {
             step: decode_arrays(tables[m.window]["observation"].slice(env * n_steps + m.step, 1), form)[0]
@@ -120,7 +122,7 @@ def _draw_moments(piece: PicturePiece) -> dict[Moment, str]:
         frames = replay_training_env(
             spec,
             env_seed(piece.task.agent, piece.seed, env),
-            actions.tolist(),
+            list(actions),
             ended.tolist(),
             expected,
             list(moments),
@@ -135,11 +137,11 @@ def episode_frames(
     """Draw a failing test episode step by step; empty if the environment does not draw or repeat itself."""
     rows = np.flatnonzero(targets.failure == index)
     facts = describe(spec)
-    actions = targets.actions[rows].tolist()
+    actions = list(targets.actions[rows])
     drawn = replay_test_episode(spec, episode["episode"], actions, targets.observations[rows])
     if drawn is None:
         return []
-    captions = [f"{t}: {facts.action_name(action)}" for t, action in enumerate(actions)]
+    captions = [f"{t}: {facts.action_name(action_text(action))}" for t, action in enumerate(actions)]
     decisive = [*targets.decisive[rows].tolist(), False]
     return [
         FrameView(write_frame(out, frame), caption, bool(mark))

@@ -14,6 +14,7 @@ from ..datasets.errors import EnvironmentError_, RunFolderError
 from ..datasets.manifest import Manifest, installed_versions
 from ..datasets.rewards import missing_file
 from ..datasets.store import RunFolder
+from ..training.agents import new_policy
 from ..training.environments import probe
 from .task import TEST_SET, Task, add_import_path, load_task, make_task
 
@@ -114,6 +115,7 @@ def require_environments(task: Task) -> None:
         EnvironmentError_: one of them breaks the contract, or their spaces differ.
     """
     training = probe(task.training_env)
+    new_policy(task.agent, task.training_env)
     if task.target == "labels" and "action_labels" not in probe(task.evaluation_env(TEST_SET)).keys:
         raise EnvironmentError_(
             f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"

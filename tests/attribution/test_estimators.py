@@ -56,7 +56,7 @@ def test_a_baselines_group_effect_is_minus_the_blame_of_its_wrong_transitions(
     assert (blame >= 0).all() and window.correction is not None
     for index, group in enumerate(sums.groups):
         rows = (window.group == group) & (window.correction != 0)
-        np.testing.assert_allclose(sums.effect[0, :, index], -blame[rows].sum(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(sums.effects["effect"][0, :, index], -blame[rows].sum(axis=0), rtol=1e-9)
 
 
 def test_size_ranks_by_the_error_and_td_error_undoes_gae() -> None:

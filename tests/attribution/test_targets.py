@@ -12,9 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_policies import make_targets as both_kinds
+from small_policies import said
 
 from aitia.attribution.targets import TargetSteps, UserSteps, decisive_steps, make_targets
 from aitia.datasets import schema
+from aitia.datasets.arrays import ArrayFormat, array_metadata, encode_arrays
 from aitia.datasets.errors import InputError, TaskError
 
 
@@ -25,7 +27,7 @@ def test_labels_target_is_the_log_odds_of_misbehaving_against_desired_actions() 
         ("0-0",), ("labels",), np.zeros(2, int), np.zeros((2, 1)), np.zeros(2, int), labels, np.ones(2, bool)
     )
     expected = 0.5 * (np.log(0.5 / 0.3) + np.log(0.4 / 0.6))
-    assert targets.values(probabilities.log()).item() == pytest.approx(expected, abs=1e-12)
+    assert targets.values(said(probabilities.log())).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_log_odds_target_is_the_mean_log_odds_of_the_actions_taken() -> None:
@@ -35,7 +37,7 @@ def test_log_odds_target_is_the_mean_log_odds_of_the_actions_taken() -> None:
         np.zeros((2, 3), np.int8), np.zeros(2, bool),
     )  # fmt: skip
     expected = 0.5 * (np.log(0.3 / 0.7) + np.log(0.3 / 0.7))
-    assert targets.values(probabilities.log()).item() == pytest.approx(expected, abs=1e-12)
+    assert targets.values(said(probabilities.log())).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_indecisive_steps_do_not_count() -> None:
@@ -50,7 +52,7 @@ def test_indecisive_steps_do_not_count() -> None:
         np.array([True, False]),
     )
     log_probs = torch.log(torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=torch.float64)).requires_grad_()
-    value = targets.values(log_probs)
+    value = targets.values(said(log_probs))
     assert value.item() == pytest.approx(np.log(4.0))
     value.sum().backward()
     assert log_probs.grad is not None and not log_probs.grad[1].any() and torch.isfinite(log_probs.grad).all()
@@ -59,7 +61,7 @@ def test_indecisive_steps_do_not_count() -> None:
 def test_a_failure_does_not_depend_on_the_steps_of_another() -> None:
     targets = both_kinds()
     log_probs = torch.log_softmax(torch.randn(len(targets.failure), 3, dtype=torch.float64), 1).requires_grad_()
-    targets.values(log_probs)[1].backward()
+    targets.values(said(log_probs))[1].backward()
     assert log_probs.grad is not None
     touched = set(targets.failure[log_probs.grad.abs().sum(1).numpy() > 0].tolist())
     assert touched == {1}
@@ -78,11 +80,11 @@ def steps_table(labels: list[list[int] | None]) -> tuple[pa.Table, pa.Table]:
     steps = pa.table(
         {
             "seed": pa.array([0] * n, pa.int32()), "part": ["test"] * n, "episode": pa.array([3] * n, pa.int32()),
-            "t": pa.array(range(n), pa.int32()), "observation": schema.encode_arrays(observations),
+            "t": pa.array(range(n), pa.int32()), "observation": encode_arrays(observations),
             "action": pa.array([1] * n, pa.int64()), "action_labels": pa.array(labels, pa.list_(pa.int8())),
         }
     )  # fmt: skip
-    metadata = {**schema.array_metadata("observation", schema.ArrayFormat((1,), "float32")), "actions": "2"}
+    metadata = {**array_metadata("observation", ArrayFormat((1,), "float32")), "actions": "2"}
     return schema.with_metadata(steps, metadata), pa.table({"seed": [0], "episode": [3]})
 
 
@@ -110,10 +112,10 @@ def test_a_users_function_is_the_target(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "my_targets", module)
     targets = make_targets(*steps_table([[0, 0], [-1, 1]]), "my_targets:first")
     log_probs = torch.log_softmax(torch.randn(2, 2, dtype=torch.float64), 1)
-    assert targets.values(log_probs).tolist() == [log_probs[:, 0].mean().item()]
+    assert targets.values(said(log_probs)).tolist() == [log_probs[:, 0].mean().item()]
     module.first = lambda log_probs, steps: log_probs  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="expected one number"):
-        make_targets(*steps_table([[0, 0], [-1, 1]]), "my_targets:first").values(log_probs)
+        make_targets(*steps_table([[0, 0], [-1, 1]]), "my_targets:first").values(said(log_probs))
 
 
 def test_an_unknown_target_module_is_an_error() -> None:

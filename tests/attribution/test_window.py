@@ -22,13 +22,13 @@ from aitia.attribution.order import (
     nested_sizes,
     random_order,
 )
-from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS, window_gradients
+from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS, policy_gradients
 from aitia.attribution.window import Window
 from aitia.datasets.schema import TOP_TRANSITIONS
 
 
 def dense_tau(window: Window) -> NDArray[np.float64]:
-    scores = window_gradients(make_policy(), window.rows, make_targets(), "w").trak(DEFAULT_LAMBDA)[window.rows.row]
+    scores = policy_gradients(make_policy(), window.rows, make_targets(), "w").trak(DEFAULT_LAMBDA)[window.rows.row]
     return reward_influence(scores, window.advantages).tau
 
 
@@ -40,14 +40,14 @@ def test_group_sums_are_sums_of_corrections_times_influence() -> None:
     for index, group in enumerate(sums.groups):
         rows = window.group == group
         expected = (change[rows, None] * tau[rows]).sum(0)
-        np.testing.assert_allclose(sums.effect[LAMBDAS.index(DEFAULT_LAMBDA), :, index], expected, rtol=1e-9)
+        np.testing.assert_allclose(sums.effects["effect"][LAMBDAS.index(DEFAULT_LAMBDA), :, index], expected, rtol=1e-9)
 
 
 def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
     monkeypatch.setattr(influence_module, "_CHUNK", 2)
     parts = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
-    np.testing.assert_allclose(parts.sums.effect, whole.sums.effect, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(parts.sums.effects["effect"], whole.sums.effects["effect"], rtol=1e-9, atol=1e-14)
     assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(whole.top.drop_columns(["tau", "tau_raw", "s"]))
     np.testing.assert_allclose(parts.top["tau"].to_numpy(), whole.top["tau"].to_numpy(), rtol=1e-9)
 
@@ -79,8 +79,9 @@ def test_merging_windows_keeps_the_top_of_all() -> None:
             pa.table(
                 {
                     "failure": ["0-0", "0-1"] * 20, "seed": [0] * 40, "window": [window] * 40, "step": range(40),
-                    "env": [0] * 40, "tau": tau, "tau_raw": tau, "s": tau, "reward": [1.0] * 40,
-                    "intended_reward": generator.choice([0.0, 1.0], 40), "context": ["a"] * 40, "action": [0] * 40,
+                    "env": [0] * 40, "tau": tau, "tau_raw": tau, "tau_value": tau, "s": tau,
+                    "reward": [1.0] * 40,
+                    "intended_reward": generator.choice([0.0, 1.0], 40), "context": ["a"] * 40, "action": ["0"] * 40,
                     "estimator": ["trak"] * 40,
                 }
             ).cast(TOP_TRANSITIONS)

@@ -11,17 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aitia.datasets.arrays import ArrayFormat, array_format, array_metadata, decode_arrays, encode_arrays
 from aitia.datasets.errors import RunFolderError, nearest
 from aitia.datasets.manifest import Manifest, digest
 from aitia.datasets.outcomes import Outcomes, PlayCounts
-from aitia.datasets.schema import (
-    ArrayFormat,
-    array_format,
-    array_metadata,
-    decode_arrays,
-    encode_arrays,
-    with_metadata,
-)
+from aitia.datasets.schema import with_metadata
 from aitia.datasets.store import (
     RunFolder,
     publish_folder,

@@ -10,12 +10,21 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from aitia.attribution.adjoint import Advantages
-from aitia.attribution.factors import log_probabilities
+from aitia.attribution.outputs import ActionDistribution, Outputs
 from aitia.attribution.targets import TargetSteps, UserSteps
 from aitia.attribution.trak import WindowRows
 from aitia.attribution.window import Window
 
 ACTIONS = 3
+
+
+def said(log_probs: Tensor) -> Outputs:
+    """What a policy with these log pi(.|s) [T, A] says: for tests of targets."""
+    outputs = object.__new__(Outputs)
+    outputs.__dict__["distribution"] = ActionDistribution(spaces.Discrete(log_probs.shape[1]), log_probs)
+    return outputs
+
+
 SHAPE = (5,)
 
 
@@ -85,9 +94,9 @@ def primal_scores(
 ) -> NDArray[np.float64]:  # fmt: skip
     """TRAK scores by the definition: one gradient a transition, the Fisher matrix formed and inverted."""
     policy.to(torch.float64)
-    log_probs = log_probabilities(policy, torch.as_tensor(observations))
+    log_probs = Outputs(policy, torch.as_tensor(observations)).distribution.log_probs()
     phi = torch.stack([flat_gradient(policy, log_probs[t, a]) for t, a in enumerate(actions)])
-    values = targets.values(log_probabilities(policy, torch.as_tensor(targets.observations)))
+    values = targets.values(Outputs(policy, torch.as_tensor(targets.observations)))
     q = torch.stack([flat_gradient(policy, value) for value in values], dim=1)
     fisher = phi.T @ phi / len(phi)
     scores: NDArray[np.float64] = (
@@ -117,4 +126,13 @@ def make_window(intended: bool = True) -> Window:
         right if intended else None,
         group,
         actions,
+    )
+
+
+def flat_gradient_of(policy: ActorCriticPolicy, value: Tensor) -> Tensor:
+    """Gradient by all parameters of a policy, zero where the value does not depend on one."""
+    parameters = list(policy.parameters())
+    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, found, strict=True)]
     )

@@ -18,7 +18,6 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         step_reward: paid at every step, beside 1 at the goal.
         nan_after: pay NaN from this many steps of this instance on; None: never.
         tell: info keys it tells.
-        continuous: continuous actions.
         intended_error: what the intended reward differs from the paid one by.
         cells: observe one of so many cells one-hot; 0: as two numbers.
         goal: outcome at the right end.
@@ -32,7 +31,6 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         step_reward: float = 0.0,
         nan_after: int | None = None,
         tell: tuple[str, ...] = ("outcome", "intended_reward"),
-        continuous: bool = False,
         intended_error: float = 0.0,
         components: float | None = None,
         cells: int = 0,
@@ -49,7 +47,7 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         self.one_hot, self.goal = cells, goal
         shape = (cells,) if cells else (2,)
         self.observation_space = gym.spaces.Box(-1.0, 1.0, shape, np.float32)
-        self.action_space = gym.spaces.Box(-1, 1, (1,)) if continuous else gym.spaces.Discrete(2)
+        self.action_space = gym.spaces.Discrete(2)
         self.age = 0
 
     def reset(
@@ -88,6 +86,14 @@ class Corridor(gym.Env[NDArray[np.float32], Any]):
         return np.array([self.cell / self.length, 1.0], dtype=np.float32)
 
 
+class Spoken(Corridor):
+    """A corridor that takes text as actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Text(3)
+
+
 class Shifted(Corridor):
     """A corridor whose actions are counted from 1."""
 
@@ -96,9 +102,45 @@ class Shifted(Corridor):
         self.action_space = gym.spaces.Discrete(2, start=1)
 
 
-class Images(Corridor):
-    """A corridor that says it observes images."""
+class Kinds(gym.Env[Any, Any]):
+    """A corridor with every kind of observation and action.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)  # type: ignore[arg-type]
+    Args:
+        observe: vector | cell (Discrete) | image (channels last) | dict (image and vector).
+        act: discrete | multi | binary | box.
+        intended_error: what the intended reward differs from the paid one by at the goal.
+    """
+
+    def __init__(self, observe: str = "vector", act: str = "discrete", intended_error: float = 0.0) -> None:
+        self.render_mode = None
+        self.observe, self.corridor = observe, Corridor(intended_error=intended_error)
+        vector: gym.Space[Any] = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        image: gym.Space[Any] = gym.spaces.Box(0, 255, (36, 40, 1), np.uint8)
+        both = gym.spaces.Dict({"image": image, "vector": vector, "cell": gym.spaces.Discrete(5)})
+        self.observation_space = {"vector": vector, "cell": gym.spaces.Discrete(5), "image": image, "dict": both}[
+            observe
+        ]
+        self.action_space = {
+            "discrete": gym.spaces.Discrete(3), "multi": gym.spaces.MultiDiscrete([2, 3]),
+            "binary": gym.spaces.MultiBinary(2), "box": gym.spaces.Box(-0.5, 0.5, (2,)),
+        }[act]  # fmt: skip
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.corridor.reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is not of {self.action_space}"
+        right = int(np.asarray(action).reshape(-1)[0] > 0)
+        _, reward, terminated, truncated, info = self.corridor.step(right)
+        return self._observe(), reward, terminated, truncated, {**info, "context": self.corridor.t}
+
+    def _observe(self) -> Any:
+        vector = self.corridor._observe()
+        cell = np.int64(self.corridor.cell)
+        image = np.zeros((36, 40, 1), np.uint8)
+        image[:, 8 * cell : 8 * cell + 8] = 255
+        return {"vector": vector, "cell": cell, "image": image}.get(
+            self.observe, {"image": image, "vector": vector, "cell": cell}
+        )

@@ -14,8 +14,9 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_environments import Corridor
 
+from aitia.datasets.arrays import array_format, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError
-from aitia.datasets.schema import array_format, decode_arrays, metadata_of
+from aitia.datasets.schema import metadata_of
 from aitia.datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.training.agents import AgentSpec
 from aitia.training.ensemble import train_agent, train_recorded

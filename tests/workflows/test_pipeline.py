@@ -98,7 +98,7 @@ def test_group_sums_add_up_over_windows(small_run: Path) -> None:
         policy = load_policy(run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window)))
         found = attribute_window(read_window(run.folder.transitions_path(2, window)), policy, targets, Trak()).sums
         for index, group in enumerate(found.groups):
-            total[group] = total.get(group, np.zeros(3)) + found.effect[0, :, index]
+            total[group] = total.get(group, np.zeros(3)) + found.effects["effect"][0, :, index]
     sums = read(small_run, "influence/test/groups.parquet").filter(
         (pc.field("seed") == 2) & (pc.field("lambda") == 1e-2)
     )

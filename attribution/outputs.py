@@ -1,0 +1,146 @@
+"""What a policy says of a batch of states, differentiable: the distribution of its actions, and its values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from torch import Tensor
+
+from ..datasets.arrays import Array
+from ..datasets.errors import InputError
+from ..training.spaces import Space, as_tensors
+
+Inputs = Tensor | dict[str, Tensor]
+_LOG_2PI = 1.8378770664093453
+
+
+@dataclass(frozen=True)
+class ActionDistribution:
+    """The distribution of actions in N states.
+
+    Attributes:
+        space: the action space.
+        head: output of the actor's last layer, [N, O]: logits, or means (Box).
+        log_std: log of the spread of each state's actions [N, K], equal in all states; only for Box.
+    """
+
+    space: Space
+    head: Tensor
+    log_std: Tensor | None = None
+
+    def log_probs(self) -> Tensor:
+        """Return log pi(.|s) of every action, [N, A].
+
+        Raises:
+            InputError: the actions are not Discrete.
+        """
+        if not isinstance(self.space, spaces.Discrete):
+            raise InputError(f"log pi of every action needs Discrete actions, the policy has {self.space}")
+        return torch.log_softmax(self.head, dim=-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return log pi(a|s), [N] (of a Box: the log density), for actions [N] or [N, K]."""
+        if isinstance(self.space, spaces.Discrete):
+            return _chosen(self.head, actions)
+        if isinstance(self.space, spaces.MultiDiscrete):
+            parts = torch.split(self.head, [int(n) for n in self.space.nvec], dim=-1)
+            return torch.stack([_chosen(part, actions[..., k]) for k, part in enumerate(parts)]).sum(0)
+        if isinstance(self.space, spaces.MultiBinary):
+            signs = 2.0 * actions.to(self.head.dtype) - 1.0
+            return torch.nn.functional.logsigmoid(signs * self.head).sum(-1)
+        assert self.log_std is not None
+        deviation = (actions.to(self.head.dtype) - self.head) * torch.exp(-self.log_std)
+        return (-0.5 * deviation**2 - self.log_std - 0.5 * _LOG_2PI).sum(-1)
+
+    def log_odds(self, actions: Tensor) -> Tensor:
+        """Return log p/(1-p) of the actions taken, [N]; of a Box the log density, which has no odds."""
+        if isinstance(self.space, spaces.Box):
+            return self.log_prob(actions)
+        if isinstance(self.space, spaces.Discrete):
+            taken = torch.arange(self.head.shape[-1]) == actions[..., None]
+            return difference_of_log_sums(self.log_probs(), taken, ~taken)
+        log_prob = self.log_prob(actions)
+        smallest = torch.finfo(log_prob.dtype).eps
+        return log_prob - torch.log(-torch.expm1(log_prob.clamp(max=-smallest)))
+
+
+def _chosen(logits: Tensor, actions: Tensor) -> Tensor:
+    log_probs = torch.log_softmax(logits, dim=-1)
+    return torch.gather(log_probs, -1, actions[..., None])[..., 0]
+
+
+def difference_of_log_sums(log_probs: Tensor, plus: Tensor, minus: Tensor) -> Tensor:
+    """Return log sum of the probabilities of `plus` minus that of `minus`, [N]; an empty choice counts 0."""
+    return _log_sum(log_probs, plus) - _log_sum(log_probs, minus)
+
+
+def _log_sum(log_probs: Tensor, chosen: Tensor) -> Tensor:
+    # rows without a chosen action are summed over all actions (log 1 = 0): finite, also their derivative
+    some = chosen.any(dim=-1, keepdim=True)
+    return torch.logsumexp(log_probs.masked_fill(some & ~chosen, float("-inf")), dim=-1)
+
+
+def prepare(policy: ActorCriticPolicy, observations: Inputs) -> Inputs:
+    """Return observations as the policy's first layers take them: images in [0, 1], integers one-hot."""
+    dtype = next(policy.parameters()).dtype
+    found = preprocess_obs(observations, policy.observation_space, policy.normalize_images)
+    if isinstance(found, dict):
+        return {name: values.to(dtype) for name, values in found.items()}
+    return found.to(dtype)
+
+
+class Outputs:
+    """What a policy says of N states; each part is computed when it is first asked for.
+
+    Args:
+        policy: an SB3 actor-critic policy.
+        observations: tensors [N, ...], as the policy saw them (a dictionary of them for Dict).
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, observations: Inputs) -> None:
+        self.policy, self._observations = policy, observations
+
+    @cached_property
+    def _prepared(self) -> Any:
+        return prepare(self.policy, self._observations)
+
+    @cached_property
+    def _actor_features(self) -> Tensor:
+        return self.policy.pi_features_extractor(self._prepared)  # type: ignore[no-any-return]
+
+    @cached_property
+    def latent(self) -> Tensor:
+        """Latent features of the actor, the input of its last layer, [N, H]."""
+        return self.policy.mlp_extractor.forward_actor(self._actor_features)
+
+    @cached_property
+    def distribution(self) -> ActionDistribution:
+        """The distribution of actions."""
+        head = self.policy.action_net(self.latent)
+        if not isinstance(self.policy.action_space, spaces.Box):
+            return ActionDistribution(self.policy.action_space, head)
+        # a copy of each row, so that the derivative by one row's spread exists
+        return ActionDistribution(self.policy.action_space, head, self.policy.log_std.expand_as(head).clone())
+
+    @cached_property
+    def values(self) -> Tensor:
+        """V(s), [N]."""
+        policy = self.policy
+        shared = policy.share_features_extractor
+        found = self._actor_features if shared else policy.vf_features_extractor(self._prepared)
+        values: Tensor = policy.value_net(policy.mlp_extractor.forward_critic(found))[:, 0]
+        return values
+
+
+def latent_features(policy: ActorCriticPolicy, observations: Array) -> NDArray[np.float64]:
+    """Return the latent features of the actor, the input of its last layer, [N, H]."""
+    with torch.no_grad():
+        return Outputs(policy, as_tensors(observations)).latent.double().numpy()
