@@ -10,9 +10,9 @@ from scipy.spatial.distance import cdist
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.arrays import Array, flat_numbers
+from ..training.agents import latent_features
 from .adjoint import Scores
 from .estimators import Estimator, Influence, Prepared
-from .outputs import latent_features
 from .targets import TargetSteps
 from .window import Window
 

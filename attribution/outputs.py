@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
 
-from ..datasets.arrays import Array
 from ..datasets.errors import InputError
-from ..training.spaces import Space, as_tensors
+from ..training.spaces import Space
 
 Inputs = Tensor | dict[str, Tensor]
 _LOG_2PI = 1.8378770664093453
@@ -138,9 +135,3 @@ class Outputs:
         found = self._actor_features if shared else policy.vf_features_extractor(self._prepared)
         values: Tensor = policy.value_net(policy.mlp_extractor.forward_critic(found))[:, 0]
         return values
-
-
-def latent_features(policy: ActorCriticPolicy, observations: Array) -> NDArray[np.float64]:
-    """Return the latent features of the actor, the input of its last layer, [N, H]."""
-    with torch.no_grad():
-        return Outputs(policy, as_tensors(observations)).latent.double().numpy()

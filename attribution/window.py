@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays
 from ..datasets.errors import NonFiniteError, RunFolderError
-from ..datasets.rewards import corrections, group_names, reward_events
+from ..datasets.rewards import BY_CONTEXT, Grouping, corrections, reward_events
 from ..datasets.schema import metadata_of
-from ..datasets.store import read_table
+from ..datasets.store import read_table, read_table_schema
 from .adjoint import Advantages
 from .trak import WindowRows
 
@@ -60,19 +60,24 @@ class Window:
 
 
 _COLUMNS = (
-    "seed", "window", "observation", "action", "reward", "reward_scale", "intended_reward", "context",
+    "seed", "window", "observation", "action", "reward", "reward_scale", "intended_reward",
     "advantage", "terminated", "truncated", "minibatches",
 )  # fmt: skip
 
 
-def read_window(path: Path) -> Window:
+def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
     """Read one window of transitions.
+
+    Args:
+        path: its file.
+        grouping: what is corrected together.
 
     Raises:
         RunFolderError: the file is missing, damaged or empty.
         NonFiniteError: an advantage or a reward is not finite.
     """
-    table = read_table(path, _COLUMNS)
+    columns = grouping.columns(read_table_schema(path).names)
+    table = read_table(path, list(dict.fromkeys([*_COLUMNS, *columns])))
     metadata = metadata_of(table.schema)
     if table.num_rows == 0:
         raise RunFolderError(f"{path} holds no transitions: train again")
@@ -105,7 +110,7 @@ def read_window(path: Path) -> Window:
         ),
         reward=column("reward"),
         intended=None if unknown else column("intended_reward"),
-        group=group_names(table["context"]),
+        group=grouping.of_table(table),
         action=actions,
         vf_coef=float(metadata.get("vf_coef", 0.5)),
     )

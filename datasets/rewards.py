@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +12,10 @@ from numpy.typing import NDArray
 
 from .errors import RunFolderError
 from .schema import NO_CONTEXT, metadata_of, with_metadata
-from .store import RunFolder, read_table, write_table
+from .store import RunFolder, read_table, read_table_schema, write_table
 
 WRONG_REWARD = 1e-9  # a training reward is wrong if it differs from the intended one by more than this
-_COLUMNS = ("episode", "t", "reward", "intended_reward", "context")
+_COLUMNS = ("episode", "t", "reward", "intended_reward")
 _COUNTS = (
     "transitions", "reward_events", "episodes", "wrong_transitions", "wrong_events", "wrong_episodes",
 )  # fmt: skip
@@ -30,12 +32,51 @@ def reward_events(reward: NDArray[np.float64], intended: NDArray[np.float64]) ->
     return np.asarray((reward != 0.0) | (np.nan_to_num(intended) != 0.0), dtype=np.bool_)
 
 
-def group_names(context: pa.ChunkedArray) -> NDArray[np.str_]:
-    """Return the group of each transition [N]: its context, or one group for all without contexts."""
-    return np.array([NO_CONTEXT] * len(context) if context.null_count else context.to_pylist())
+class Grouping(Protocol):
+    """What is corrected together: a rule that gives every transition, recorded or new, one group."""
+
+    @property
+    def name(self) -> str:
+        """The task's `group_by`."""
+        ...
+
+    def columns(self, known: Sequence[str]) -> list[str]:
+        """Return the columns of the transitions that `of_table` needs, of those a table has."""
+        ...
+
+    def of_table(self, table: pa.Table) -> NDArray[np.str_]:
+        """Return the group of each recorded transition, [N]."""
+        ...
+
+    def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
+        """Return the group of a transition of the environment: the state left, the action, and what was told."""
+        ...
 
 
-def reward_summary(folder: RunFolder, seed: int) -> pa.Table:
+class ByContext:
+    """The context of the episode (level, seed or prompt); one group for all without contexts."""
+
+    name = "context"
+
+    def columns(self, known: Sequence[str]) -> list[str]:
+        """Return the columns of the transitions that `of_table` needs."""
+        return ["context"]
+
+    def of_table(self, table: pa.Table) -> NDArray[np.str_]:
+        """Return the group of each transition, [N]."""
+        context = table["context"]
+        return np.array([NO_CONTEXT] * len(context) if context.null_count else context.to_pylist())
+
+    def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
+        """Return the group of one transition of the environment."""
+        context = info.get("context")
+        return NO_CONTEXT if context is None else str(context)
+
+
+BY_CONTEXT = ByContext()
+
+
+def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT) -> pa.Table:
     """Return one row a group of what a seed's training paid; computed once, then read.
 
     Columns: `seed, group, transitions, reward_events, episodes, wrong_transitions, wrong_events,
@@ -45,13 +86,13 @@ def reward_summary(folder: RunFolder, seed: int) -> pa.Table:
     Raises:
         RunFolderError: a window is missing or damaged.
     """
-    path = folder.parts_folder("rewards") / f"seed={seed}.parquet"
+    path = folder.parts_folder("rewards", grouping.name) / f"seed={seed}.parquet"
     if not path.exists():
         missing = folder.missing_files(seed)
         if missing:
             raise missing_file(missing[0])
         windows = [folder.transitions_path(seed, w) for w in range(folder.window_count(seed))]
-        write_table(path, _summarise(windows, seed))
+        write_table(path, _summarise(windows, seed, grouping))
     return read_table(path)
 
 
@@ -63,19 +104,20 @@ def missing_file(path: Path) -> RunFolderError:
     )
 
 
-def _summarise(windows: list[Path], seed: int) -> pa.Table:
+def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
     groups: dict[str, NDArray[np.float64]] = {}
     returns: dict[int, float] = {}
     wrong_episodes: set[int] = set()
     intended_known = True
     for path in windows:
-        table = read_table(path, _COLUMNS)
+        columns = grouping.columns(read_table_schema(path).names)
+        table = read_table(path, list(dict.fromkeys([*_COLUMNS, *columns])))
         reward = table["reward"].to_numpy()
         known = table["intended_reward"].null_count == 0
         intended_known &= known
         intended = table["intended_reward"].to_numpy() if known else np.full(len(reward), np.nan)
         episode, t = table["episode"].to_numpy(), table["t"].to_numpy()
-        names, member = np.unique(group_names(table["context"]), return_inverse=True)
+        names, member = np.unique(grouping.of_table(table), return_inverse=True)
         change = corrections(reward, intended)
         wrong = change != 0.0
         event = reward_events(reward, intended)

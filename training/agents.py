@@ -6,7 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -14,8 +17,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
+from ..datasets.arrays import Array
 from ..datasets.errors import InputError, TaskError, nearest
 from .environments import Env, EnvSpec, describe
+from .spaces import as_tensors
 
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"PPO": PPO, "A2C": A2C}
 PPO_DEFAULTS: dict[str, Any] = {
@@ -126,7 +131,8 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
     Raises:
         TaskError: the policy does not fit the observations, or refuses its `policy_kwargs`.
     """
-    observation_space, action_space, _ = describe(env)
+    facts = describe(env)
+    observation_space = facts.observation_space
     dictionary = isinstance(observation_space, spaces.Dict)
     if dictionary != (spec.policy == "MultiInputPolicy"):
         expected = "MultiInputPolicy" if dictionary else "MlpPolicy, or CnnPolicy for images"
@@ -136,7 +142,7 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
     policy_class = ALGORITHMS[spec.algorithm].policy_aliases[spec.policy]
     policy_kwargs = dict(spec.hyperparameters.get("policy_kwargs") or {})
     try:
-        policy = policy_class(observation_space, action_space, lambda _: 0.0, **policy_kwargs)
+        policy = policy_class(observation_space, facts.action_space, lambda _: 0.0, **policy_kwargs)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise TaskError(
             f"agent.policy: `{spec.policy}` with policy_kwargs {policy_kwargs} does not fit the observations "
@@ -146,21 +152,29 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
     return policy
 
 
+def latent_features(policy: ActorCriticPolicy, observations: Array) -> NDArray[np.float64]:
+    """Return the latent features of the actor, the input of its last layer, [N, H], of observations as kept."""
+    with torch.no_grad():
+        features = policy.extract_features(as_tensors(observations), policy.pi_features_extractor)  # type: ignore[arg-type]
+        latent: Tensor = policy.mlp_extractor.forward_actor(features)
+    return latent.double().numpy()
+
+
 def load_policy(spec: AgentSpec, env: EnvSpec, parameters: Mapping[str, Tensor]) -> ActorCriticPolicy:
     """Rebuild a policy from recorded parameters, in evaluation mode.
 
     Raises:
         InputError: the parameters are of another architecture or space.
     """
-    observation_space, action_space, _ = describe(env)
+    facts = describe(env)
     policy = new_policy(spec, env)
     own = {name: value for name, value in parameters.items() if not name.startswith("vecnormalize.")}
     try:
         policy.load_state_dict(own)
     except RuntimeError as error:
         raise InputError(
-            f"a checkpoint does not fit the policy of the task ({spec.policy} on {observation_space}, "
-            f"{action_space}): {error}. The run belongs to another task or another version"
+            f"a checkpoint does not fit the policy of the task ({spec.policy} on {facts.observation_space}, "
+            f"{facts.action_space}): {error}. The run belongs to another task or another version"
         ) from error
     policy.set_training_mode(False)
     return policy

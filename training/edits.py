@@ -1,4 +1,4 @@
-"""Reward edits: which groups of training transitions are paid as intended, applied while training again."""
+"""Reward edits: which groups of training transitions are paid as intended, while training again or in a record."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from ..datasets.errors import EnvironmentError_
-from ..datasets.schema import NO_CONTEXT
+from ..datasets.errors import EnvironmentError_, InputError
+from ..datasets.rewards import BY_CONTEXT, Grouping
 from .environments import Env
 
 
@@ -17,15 +20,28 @@ class RewardEdit:
     """A corrective edit: r -> r* (the intended reward) on some groups of transitions.
 
     Attributes:
-        groups: the groups (contexts) to correct; None corrects every transition, also of groups that
-            the uncorrected training never met.
+        groups: the groups to correct; None corrects every transition, also of groups that the uncorrected
+            training never met.
+        grouping: what a group is.
     """
 
     groups: frozenset[str] | None
+    grouping: Grouping = BY_CONTEXT
 
-    def applies(self, group: str) -> bool:
-        """Return whether transitions of `group` are corrected."""
-        return self.groups is None or group in self.groups
+    def rewards(self, table: pa.Table) -> NDArray[np.float64]:
+        """Return the edited rewards of recorded transitions, [N].
+
+        Raises:
+            InputError: a transition to be corrected has no intended reward.
+        """
+        paid = np.asarray(table["reward"].to_numpy(), dtype=np.float64)
+        intended = np.asarray(table["intended_reward"].to_numpy(zero_copy_only=False), dtype=np.float64)
+        applies = np.full(len(paid), self.groups is None)
+        if self.groups:
+            applies = np.isin(self.grouping.of_table(table), list(self.groups))
+        if np.isnan(intended[applies]).any():
+            raise InputError("a reward was to be corrected, but the transitions hold no intended reward")
+        return np.where(applies, intended, paid)
 
 
 class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
@@ -35,19 +51,25 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.edit = edit
 
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment."""
+        self._left, info = self.env.reset(**kwargs)
+        return self._left, info
+
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and correct the reward if the transition's group is to be corrected.
 
         Raises:
             EnvironmentError_: a transition to be corrected has no `intended_reward`.
         """
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        context = info.get("context")
-        if self.edit.applies(NO_CONTEXT if context is None else str(context)):
+        left = self._left
+        self._left, reward, terminated, truncated, info = self.env.step(action)
+        groups = self.edit.groups
+        if groups is None or (groups and self.edit.grouping.of_step(left, action, info) in groups):
             if info.get("intended_reward") is None:
                 raise EnvironmentError_(
                     "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
                     "every step of the training environment"
                 )
             reward = float(info["intended_reward"])
-        return observation, reward, terminated, truncated, info
+        return self._left, reward, terminated, truncated, info

@@ -102,11 +102,13 @@ class EnvFacts(NamedTuple):
     Attributes:
         observation_space: as a policy sees it: images with channels first.
         action_space: its action space.
+        form: how its observations are kept.
         action_names: `metadata["action_names"]`, for captions; empty if it has none.
     """
 
     observation_space: Space
     action_space: Space
+    form: ObservationForm
     action_names: tuple[str, ...]
 
     def action_name(self, text: str) -> str:
@@ -132,7 +134,8 @@ def _describe(env_id: str, kwargs: str) -> EnvFacts:
         where = f"environment `{spec.id}`"
         observation_space = policy_observation_space(env.observation_space, where)
         action_space = require_action_space(env.action_space, where)
-        return EnvFacts(observation_space, action_space, tuple(env.metadata.get("action_names", ())))
+        form = ObservationForm(env.observation_space)
+        return EnvFacts(observation_space, action_space, form, tuple(env.metadata.get("action_names", ())))
     finally:
         env.close()
 

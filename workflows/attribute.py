@@ -22,7 +22,7 @@ from ..attribution.window import read_window
 from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
-from ..datasets.rewards import intended_known, reward_summary
+from ..datasets.rewards import Grouping, intended_known, reward_summary
 from ..datasets.schema import GROUP_EFFECTS, TOP_TRANSITIONS, metadata_of, with_metadata
 from ..datasets.store import (
     RunFolder,
@@ -34,6 +34,7 @@ from ..datasets.store import (
     write_tensors,
 )
 from ..training.agents import load_policy
+from .groups import load_grouping
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -72,7 +73,7 @@ class WindowPiece:
 
 def attribution_key(task: Task) -> str:
     """Return the digest of what all attributions of a run share: rows with another key are out of date."""
-    return digest([task.target, task.seeds, LAMBDAS, TOP_K])[:16]
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K])[:16]
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
@@ -163,9 +164,18 @@ def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[s
     return load_targets(RunFolder(root), Task.model_validate_json(task_json), set_name, failures)
 
 
+def _cached_grouping(root: Path, task: Task) -> Grouping:
+    return _grouping_of(root, task.model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _grouping_of(root: Path, task_json: str) -> Grouping:
+    return load_grouping(RunFolder(root), Task.model_validate_json(task_json))
+
+
 def _attribute_window(piece: WindowPiece) -> None:
     folder, task = RunFolder(piece.root), piece.task
-    window = read_window(folder.transitions_path(piece.seed, piece.window))
+    window = read_window(folder.transitions_path(piece.seed, piece.window), _cached_grouping(piece.root, task))
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
     policy = load_policy(task.agent, task.training_env, parameters)
     stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns
@@ -178,12 +188,13 @@ def _attribute_window(piece: WindowPiece) -> None:
 
 def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> None:
     """Sum the pieces of a call over windows, keep the top transitions, and add what is still up to date."""
+    grouping = load_grouping(run.folder, run.task)
     set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator
     top = TOP_TRANSITIONS.empty_table()
     tables = []
     for seed in run.task.seeds:
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
-        tables.append(_merge_sums(mine, reward_summary(run.folder, seed), seed, failures, estimator))
+        tables.append(_merge_sums(mine, reward_summary(run.folder, seed, grouping), seed, failures, estimator))
         for piece in mine:
             top = pa.concat_tables([top, read_table(piece.top_path).cast(TOP_TRANSITIONS)])
         top = keep_top(top, TOP_K)

@@ -45,6 +45,7 @@ from ..reports.pages import (
 from ..reports.statistics import percent
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
 from .attribute import attributed_tables, load_targets
+from .groups import load_grouping
 from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
 from .runs import Run
 from .task import Task
@@ -90,7 +91,8 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     folder, task = run.folder, run.task
     task.evaluation_env(set_name)
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
-    rewards = {seed: reward_summary(folder, seed) for seed in task.seeds}
+    grouping = load_grouping(folder, task)
+    rewards = {seed: reward_summary(folder, seed, grouping) for seed in task.seeds}
     bank = read_bank(folder, set_name, task.seeds)
     findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds)
     names = failure_ids(task.outcomes.failures(episodes))
@@ -218,6 +220,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Set
     failed = task.outcomes.failures(episodes)
     failures = dict(zip(failure_ids(failed), failed.to_pylist(), strict=True))
     attributed = attributed_tables(folder, set_name, list(failures))
+    grouping = load_grouping(folder, task)
     return _SetTables(
         failures,
         own_rates(
@@ -226,7 +229,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Set
             task.outcomes,
         ),
         effect_table(attributed["groups"]),
-        group_means([reward_summary(folder, seed) for seed in task.seeds], ("transitions", "reward_events")),
+        group_means([reward_summary(folder, seed, grouping) for seed in task.seeds], ("transitions", "reward_events")),
         attributed["transitions"],
         load_targets(folder, task, set_name, list(failures)),
     )

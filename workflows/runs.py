@@ -116,6 +116,11 @@ def require_environments(task: Task) -> None:
     """
     training = probe(task.training_env)
     new_policy(task.agent, task.training_env)
+    if task.group_by == "component" and "reward_components" not in training.keys:
+        raise EnvironmentError_(
+            f"group_by: component was given, but `{task.env}` tells no info['reward_components']: use context, cluster "
+            "or transition"
+        )
     if task.target == "labels" and "action_labels" not in probe(task.evaluation_env(TEST_SET)).keys:
         raise EnvironmentError_(
             f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"

@@ -24,7 +24,7 @@ TEST_SET = "test"
 DEFAULT_SEEDS = 8
 LATER_KEYS = ("hooks", "biases", "causes")
 _TRAINING_KEYS = ("env", "train_kwargs", "agent")
-_FREE_KEYS = ("name", "seeds", "target", "verify", "verdict")  # may change between calls on one run folder
+_FREE_KEYS = ("name", "seeds", "group_by", "target", "verify", "verdict")  # may change between calls on one run folder
 
 
 class _Model(BaseModel):
@@ -97,13 +97,6 @@ class Task(_Model):
     def _distinct_seeds(cls, value: list[int]) -> list[int]:
         if any(seed < 0 for seed in value) or len(set(value)) != len(value):
             raise ValueError(f"{value} was given, expected distinct seeds from 0 (-1 is the random policy)")
-        return value
-
-    @field_validator("group_by")
-    @classmethod
-    def _supported_group(cls, value: str) -> str:
-        if value != "context":
-            raise ValueError(f"`{value}` comes with later work; so far only `context` is supported")
         return value
 
     @field_validator("target")

@@ -14,6 +14,7 @@ from ..datasets.store import RunFolder, read_table, read_tensors, write_table
 from ..training.agents import load_policy
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
+from .groups import clusters_path, load_grouping
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -41,9 +42,10 @@ def train_stage(run: Run, workers: Workers) -> None:
 
 def _forget(folder: RunFolder, seed: int) -> None:
     """Remove what was derived from an earlier training of a seed: it would not fit the next one."""
-    (folder.parts_folder("rewards") / f"seed={seed}.parquet").unlink(missing_ok=True)
-    for part in folder.parts_folder("evaluations").glob(f"*/seed={seed}.*"):
-        part.unlink()
+    for kind in ("rewards", "evaluations"):
+        for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
+            part.unlink()
+    shutil.rmtree(clusters_path(folder).parent, ignore_errors=True)
     shutil.rmtree(folder.root / "influence", ignore_errors=True)
     shutil.rmtree(folder.parts_folder("influence"), ignore_errors=True)
 
@@ -51,7 +53,8 @@ def _forget(folder: RunFolder, seed: int) -> None:
 def _train_seed(piece: SeedPiece) -> None:
     folder = RunFolder(piece.root)
     train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder)
-    reward_summary(folder, piece.seed)
+    if piece.task.group_by != "cluster":  # clusters are found when all seeds are trained
+        reward_summary(folder, piece.seed, load_grouping(folder, piece.task))
 
 
 def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:

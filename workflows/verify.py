@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from ..attribution.order import attribution_order, effect_table, nested_sizes, random_order
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
-from ..datasets.rewards import reward_summary
+from ..datasets.rewards import Grouping, reward_summary
 from ..datasets.schema import BANK_OUTCOMES, MASKS
 from ..datasets.store import RunFolder, read_table, write_table
 from ..reports.evidence import Bank, collect_evidence
@@ -24,6 +24,7 @@ from ..training.edits import RewardEdit
 from ..training.ensemble import train_agent
 from ..training.evaluation import evaluate_policy
 from .attribute import attributed_tables
+from .groups import load_grouping
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -44,10 +45,9 @@ class Mask:
     order: str
     groups: tuple[str, ...]
 
-    @property
-    def edit(self) -> RewardEdit:
-        """The reward edit of the mask."""
-        return RewardEdit(None if self.order == "all" else frozenset(self.groups))
+    def edit(self, grouping: Grouping) -> RewardEdit:
+        """Return the reward edit of the mask."""
+        return RewardEdit(None if self.order == "all" else frozenset(self.groups), grouping)
 
     def member(self, seed: int) -> str:
         """Return the name of the agent trained with this mask and seed."""
@@ -68,7 +68,8 @@ class MemberPiece:
     @property
     def path(self) -> Path:
         """The finished piece: its plays."""
-        key = digest(sorted(self.mask.groups) if self.mask.order != "all" else None)[:12]
+        corrected = [self.task.group_by, *sorted(self.mask.groups)] if self.mask.order != "all" else None
+        key = digest(corrected)[:12]
         folder = RunFolder(self.root).parts_folder("bank", self.set_name)
         return folder / f"{self.mask.member(self.seed)}-{key}.parquet"
 
@@ -83,7 +84,8 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     run.require_trained()
     run.task.evaluation_env(set_name)
     episodes = read_table(run.folder.evaluation_path(set_name, "episodes"))
-    rewards = [reward_summary(run.folder, seed) for seed in run.task.seeds]
+    grouping = load_grouping(run.folder, run.task)
+    rewards = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
     before = decide(collect_evidence(episodes, rewards, None, run.task.outcomes), run.task.verdict.thresholds)
     if before.rule <= _LAST_RULE_WITHOUT_RETRAINING:
         log.info("verify %s: rule %d applies, nothing to train again", run.task.name, before.rule)
@@ -134,7 +136,9 @@ def _extend(run: Run, set_name: str, masks: Sequence[Mask], done: list[MemberPie
 
 def _train_member(piece: MemberPiece) -> None:
     task = piece.task
-    model = train_agent(task.agent, task.training_env, piece.seed, edit=piece.mask.edit)
+    model = train_agent(
+        task.agent, task.training_env, piece.seed, edit=piece.mask.edit(load_grouping(RunFolder(piece.root), task))
+    )
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy)
     policy.set_training_mode(False)

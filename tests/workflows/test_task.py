@@ -38,7 +38,6 @@ def test_seeds_are_a_number_or_a_list() -> None:
         ({"agent": {"algoritm": "PPO"}}, "`algorithm`"),
         ({"agent": {"algorithm": "DQN"}}, "DQN.*PPO, A2C"),
         ({"hooks": "m:f"}, "`hooks` comes with later work"),
-        ({"group_by": "cluster"}, "later work"),
         ({"group_by": "level"}, "group_by"),
         ({"target": "label"}, "`labels`"),
         ({"seeds": [1, 1]}, "distinct"),

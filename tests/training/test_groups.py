@@ -1,0 +1,108 @@
+"""Groups: recorded and met while training again, a transition falls into the same one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aitia.datasets.errors import EnvironmentError_, InputError
+from aitia.datasets.rewards import BY_CONTEXT, Grouping
+from aitia.datasets.store import RunFolder, read_tensors
+from aitia.training.agents import AgentSpec, load_policy, new_policy
+from aitia.training.edits import CorrectedRewards, RewardEdit
+from aitia.training.ensemble import train_recorded
+from aitia.training.environments import Env, EnvSpec
+from aitia.training.groups import ByCluster, ByComponent, ByTransition, fit_sample
+
+AGENT = AgentSpec(total_timesteps=64, n_envs=2, hyperparameters={"n_steps": 16, "batch_size": 16, "n_epochs": 1})
+ENV = EnvSpec("toy_environments:Corridor", {"components": 1.0, "intended_error": -0.25})
+BOX = EnvSpec("toy_environments:Kinds", {"observe": "vector", "act": "box", "intended_error": -0.25})
+
+
+@pytest.fixture(params=["context", "component", "cluster", "transition", "transition-box"])
+def recorded(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[EnvSpec, Grouping, pa.Table, str]:
+    env = BOX if request.param == "transition-box" else ENV
+    folder = RunFolder(tmp_path)
+    train_recorded(AGENT, env, 0, folder)
+    table = pq.read_table(folder.transitions_path(0, 0))
+    policy = load_policy(AGENT, env, read_tensors(folder.final_path(0)))
+    groupings: dict[str, Any] = {
+        "context": lambda: BY_CONTEXT,
+        "component": ByComponent,
+        "cluster": lambda: ByCluster.fit(env, policy, fit_sample([table]), 3),
+        "transition": lambda: ByTransition(env),
+    }
+    return env, groupings[request.param.removesuffix("-box")](), table, request.param
+
+
+class _Heard(CorrectedRewards):
+    """Also keeps the group of every transition."""
+
+    def __init__(self, env: Env, edit: RewardEdit) -> None:
+        super().__init__(env, edit)
+        self.groups: list[str] = []
+
+    def step(self, action: Any) -> Any:
+        left = self._left
+        result = super().step(action)
+        self.groups.append(self.edit.grouping.of_step(left, action, result[4]))
+        return result
+
+
+def test_the_group_of_a_transition_is_the_same_recorded_and_met_again(
+    recorded: tuple[EnvSpec, Grouping, pa.Table, str],
+) -> None:
+    """The recorded actions are played again; every step falls into the recorded group."""
+    from aitia.datasets.arrays import decode_actions
+    from aitia.training.spaces import env_action
+
+    env_spec, grouping, table, kind = recorded
+    first = table.filter(pa.array(table["env"].to_numpy() == 0))
+    env = _Heard(env_spec.make(), RewardEdit(frozenset({"?"}), grouping))
+    env.reset(seed=0)
+    for action, ended in zip(
+        decode_actions(first), first["terminated"].to_numpy() | first["truncated"].to_numpy(), strict=True
+    ):
+        env.step(env_action(env.action_space, action))
+        if ended:
+            env.reset()
+    expected = grouping.of_table(first).tolist()
+    assert env.groups == expected
+    assert kind == "context" or len(set(expected)) > 1, "one group for all tests nothing"
+
+
+def test_an_edit_corrects_its_groups_and_no_other(recorded: tuple[EnvSpec, Grouping, pa.Table, str]) -> None:
+    _, grouping, table, _ = recorded
+    names = grouping.of_table(table)
+    chosen = frozenset({str(names[0])})
+    edited = RewardEdit(chosen, grouping).rewards(table)
+    paid, intended = table["reward"].to_numpy(), table["intended_reward"].to_numpy()
+    np.testing.assert_array_equal(edited, np.where(names == names[0], intended, paid))
+    np.testing.assert_array_equal(RewardEdit(None, grouping).rewards(table), intended)
+    np.testing.assert_array_equal(RewardEdit(frozenset(), grouping).rewards(table), paid)
+
+
+def test_clusters_come_back_from_disk_and_assign_new_states(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    train_recorded(AGENT, ENV, 0, folder)
+    policy = load_policy(AGENT, ENV, read_tensors(folder.final_path(0)))
+    table = pq.read_table(folder.transitions_path(0, 0))
+    fitted = ByCluster.fit(ENV, policy, fit_sample([table]), 3)
+    fitted.save(tmp_path / "clusters.safetensors")
+    loaded = ByCluster.load(tmp_path / "clusters.safetensors", ENV, new_policy(AGENT, ENV))
+    new = np.array([[0.1, 1.0], [0.9, 1.0]], dtype=np.float32)
+    np.testing.assert_array_equal(fitted.assign(new), loaded.assign(new))
+    assert fitted.assign(new)[0] != fitted.assign(new)[1]
+
+
+def test_components_that_are_not_told_are_an_error() -> None:
+    table = pa.table({"reward": [1.0]})
+    with pytest.raises(InputError, match="reward_components"):
+        ByComponent().of_table(table)
+    with pytest.raises(EnvironmentError_, match="reward_components"):
+        ByComponent().of_step(None, 0, {})

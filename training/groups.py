@@ -1,0 +1,191 @@
+"""Groups: what is corrected together. Each is decidable for a transition met for the first time while training again.
+
+`context`: the level, seed or prompt of the episode. `component`: which reward components were paid (their names,
+joined by +). `cluster`: k-means on a policy's latent features of the state. `transition`: this very state and action.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2, vq
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays, row_bytes
+from ..datasets.errors import EnvironmentError_, InputError
+from ..datasets.rewards import reward_events
+from ..datasets.schema import COMPONENT_PREFIX
+from ..datasets.store import read_tensors, write_tensors
+from .agents import latent_features
+from .environments import EnvSpec, describe
+from .spaces import action_text, env_action
+
+NO_COMPONENT = "none"
+CLUSTERS = 32
+_HASH_BYTES = 4
+_FIT_ROWS = 20_000
+_FIT_SEED = 0
+
+
+class ByComponent:
+    """The reward components that were paid (are not zero) with a transition."""
+
+    name = "component"
+
+    def columns(self, known: Sequence[str]) -> list[str]:
+        """Return the columns of the transitions that `of_table` needs."""
+        return [name for name in known if name.startswith(COMPONENT_PREFIX)]
+
+    def of_table(self, table: pa.Table) -> NDArray[np.str_]:
+        """Return the group of each transition, [N].
+
+        Raises:
+            InputError: the transitions have no components.
+        """
+        columns = self.columns(table.column_names)
+        if not columns:
+            raise InputError(
+                "group_by: component was given, but the transitions have no reward components: the environment has to "
+                "tell info['reward_components']"
+            )
+        paid = np.stack([np.nan_to_num(table[name].to_numpy(zero_copy_only=False)) != 0.0 for name in columns], axis=1)
+        patterns, which = np.unique(paid, axis=0, return_inverse=True)
+        names = [name.removeprefix(COMPONENT_PREFIX) for name in columns]
+        labels = [_joined(n for n, used in zip(names, pattern, strict=True) if used) for pattern in patterns]
+        return np.array(labels)[which.reshape(-1)]
+
+    def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
+        """Return the group of one transition of the environment."""
+        components = info.get("reward_components")
+        if components is None:
+            raise EnvironmentError_("group_by: component needs info['reward_components'] with every step")
+        return _joined(sorted(str(name) for name, value in components.items() if float(value) != 0.0))
+
+
+def _joined(names: Any) -> str:
+    return "+".join(names) or NO_COMPONENT
+
+
+class ByTransition:
+    """This very state and action: context, action and a digest of both.
+
+    Args:
+        env: the training environment.
+    """
+
+    name = "transition"
+
+    def __init__(self, env: EnvSpec) -> None:
+        self._facts = describe(env)
+
+    def columns(self, known: Sequence[str]) -> list[str]:
+        """Return the columns of the transitions that `of_table` needs."""
+        return ["observation", "action", "context"]
+
+    def of_table(self, table: pa.Table) -> NDArray[np.str_]:
+        """Return the group of each transition, [N]."""
+        observations = row_bytes(decode_arrays(table["observation"], array_format(table.schema, "observation")))
+        actions, contexts = decode_actions(table), table["context"].to_pylist()
+        return np.array([self._label(*row) for row in zip(observations, actions, contexts, strict=True)])
+
+    def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
+        """Return the group of one transition of the environment."""
+        kept = self._facts.form.batch([observation])
+        context = info.get("context")
+        return self._label(row_bytes(kept)[0], action, None if context is None else str(context))
+
+    def _label(self, observation: NDArray[np.uint8], action: Any, context: str | None) -> str:
+        sent = np.asarray(env_action(self._facts.action_space, action))
+        digest = hashlib.blake2b(observation.tobytes() + sent.tobytes(), digest_size=_HASH_BYTES).hexdigest()
+        return "/".join([*([] if context is None else [context]), action_text(sent), digest])
+
+
+class ByCluster:
+    """The cluster of the state in a policy's latent features (k-means).
+
+    Args:
+        env: the training environment.
+        policy: whose latent features.
+        unit: spread of each feature over the states that the clusters were fitted on, [H].
+        centres: [K, H], in units of the spread.
+    """
+
+    name = "cluster"
+
+    def __init__(
+        self, env: EnvSpec, policy: ActorCriticPolicy, unit: NDArray[np.float64], centres: NDArray[np.float64]
+    ) -> None:
+        self._facts, self._policy, self._unit, self._centres = describe(env), policy, unit, centres
+        self._known: dict[bytes, str] = {}
+
+    @staticmethod
+    def fit(env: EnvSpec, policy: ActorCriticPolicy, observations: Array, clusters: int = CLUSTERS) -> ByCluster:
+        """Find clusters of states (observations [N, ...], as kept); fewer where fewer states differ."""
+        latent = latent_features(policy, observations)
+        spread = latent.std(axis=0)
+        unit = np.where(spread > 0.0, spread, 1.0)
+        scaled = latent / unit
+        count = min(clusters, len(np.unique(scaled.round(9), axis=0)))
+        centres, _ = kmeans2(scaled, count, minit="++", rng=_FIT_SEED, missing="warn")
+        return ByCluster(env, policy, unit, centres)
+
+    def save(self, path: Path) -> None:
+        """Write the clusters and the policy that they are of."""
+        tensors = {"unit": torch.from_numpy(self._unit), "centres": torch.from_numpy(self._centres)}
+        policy = {f"policy.{name}": value for name, value in self._policy.state_dict().items()}
+        write_tensors(path, {**tensors, **policy}, {})
+
+    @staticmethod
+    def load(path: Path, env: EnvSpec, policy: ActorCriticPolicy) -> ByCluster:
+        """Read clusters; `policy` is of the same architecture and gets the saved parameters."""
+        tensors = read_tensors(path)
+        policy.load_state_dict({n.removeprefix("policy."): v for n, v in tensors.items() if n.startswith("policy.")})
+        policy.set_training_mode(False)
+        return ByCluster(env, policy, tensors["unit"].numpy(), tensors["centres"].numpy())
+
+    def assign(self, observations: Array) -> NDArray[np.int64]:
+        """Return the cluster of each state, also of new ones, [N]."""
+        nearest, _ = vq(latent_features(self._policy, observations) / self._unit, self._centres)
+        return np.asarray(nearest, dtype=np.int64)
+
+    def columns(self, known: Sequence[str]) -> list[str]:
+        """Return the columns of the transitions that `of_table` needs."""
+        return ["observation"]
+
+    def of_table(self, table: pa.Table) -> NDArray[np.str_]:
+        """Return the group of each transition, [N]."""
+        observations = decode_arrays(table["observation"], array_format(table.schema, "observation"))
+        return np.array([_cluster_name(number) for number in self.assign(observations)])
+
+    def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
+        """Return the group of one transition of the environment; a state seen before is looked up."""
+        kept = self._facts.form.batch([observation])
+        key = kept.tobytes()
+        if key not in self._known:
+            self._known[key] = _cluster_name(int(self.assign(kept)[0]))
+        return self._known[key]
+
+
+def _cluster_name(number: int) -> str:
+    return f"cluster {number:02d}"
+
+
+def fit_sample(tables: Sequence[pa.Table]) -> Array:
+    """Return states to fit clusters on: those of reward events, evenly thinned; all states where there is no event."""
+    parts, chosen = [], []
+    for table in tables:
+        reward = table["reward"].to_numpy()
+        intended = table["intended_reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+        parts.append(decode_arrays(table["observation"], array_format(table.schema, "observation")))
+        chosen.append(reward_events(reward, intended))
+    observations, event = np.concatenate(parts), np.concatenate(chosen)
+    rows = np.flatnonzero(event) if event.any() else np.arange(len(event))
+    kept: Array = observations[rows[np.linspace(0, len(rows) - 1, min(len(rows), _FIT_ROWS)).astype(int)]]
+    return kept
