@@ -76,8 +76,8 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         RunFolderError: the file is missing, damaged or empty.
         NonFiniteError: an advantage or a reward is not finite.
     """
-    columns = grouping.columns(read_table_schema(path).names)
-    table = read_table(path, list(dict.fromkeys([*_COLUMNS, *columns])))
+    needed = dict.fromkeys([*_COLUMNS, *grouping.columns(read_table_schema(path).names)])
+    table = read_table(path, list(needed))
     metadata = metadata_of(table.schema)
     if table.num_rows == 0:
         raise RunFolderError(f"{path} holds no transitions: train again")

@@ -110,8 +110,8 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
     wrong_episodes: set[int] = set()
     intended_known = True
     for path in windows:
-        columns = grouping.columns(read_table_schema(path).names)
-        table = read_table(path, list(dict.fromkeys([*_COLUMNS, *columns])))
+        needed = dict.fromkeys([*_COLUMNS, *grouping.columns(read_table_schema(path).names)])
+        table = read_table(path, list(needed))
         reward = table["reward"].to_numpy()
         known = table["intended_reward"].null_count == 0
         intended_known &= known

@@ -155,7 +155,7 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
 def latent_features(policy: ActorCriticPolicy, observations: Array) -> NDArray[np.float64]:
     """Return the latent features of the actor, the input of its last layer, [N, H], of observations as kept."""
     with torch.no_grad():
-        features = policy.extract_features(as_tensors(observations), policy.pi_features_extractor)  # type: ignore[arg-type]
+        features: Any = policy.extract_features(as_tensors(observations), policy.pi_features_extractor)
         latent: Tensor = policy.mlp_extractor.forward_actor(features)
     return latent.double().numpy()
 

@@ -15,7 +15,7 @@ from .environments import Env, EnvSpec
 from .recorder import Recorder
 
 # SB3 draws from the process-wide generators of torch and numpy: one training at a time in a process.
-_ONE_AT_A_TIME = threading.Lock()
+ONE_AT_A_TIME = threading.Lock()
 
 
 def train_agent(
@@ -34,7 +34,7 @@ def train_agent(
         edit: rewards to correct in the environment while training; None trains on the rewards as paid.
         callback: a recorder.
     """
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         model = build_model(agent, _factory(env, edit), seed)
         try:
             model.learn(agent.total_timesteps, callback=callback)

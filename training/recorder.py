@@ -34,6 +34,7 @@ from ..datasets.arrays import Array, array_format_of, array_metadata, encode_act
 from ..datasets.errors import AitiaError, EnvironmentError_, InputError
 from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
 from .contract import InfoReader, Told
+from .spaces import ObservationForm
 
 UNUSED_ROW = -1
 
@@ -93,6 +94,7 @@ class _Rows:
     done: list[NDArray[np.bool_]] = field(default_factory=list)
     truncated: list[NDArray[np.bool_]] = field(default_factory=list)
     told: list[list[Told]] = field(default_factory=list)
+    following: dict[tuple[int, int], Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -193,6 +195,8 @@ class Recorder(BaseCallback):
         rows.scale.append(self._reward_scale(reward))
         rows.done.append(dones)
         rows.truncated.append(np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones)
+        for index in np.flatnonzero(rows.truncated[-1]):
+            rows.following[len(rows.done) - 1, int(index)] = infos[index]["terminal_observation"]
         rows.told.append([self._read(i, info, reward, dones) for i, info in enumerate(infos)])
         rows.episode.append(self._episode.copy())
         rows.t.append(self._t.copy())
@@ -221,6 +225,11 @@ class Recorder(BaseCallback):
     def _on_rollout_end(self) -> None:
         buffer = self._model.rollout_buffer
         assert isinstance(buffer, RecordingRolloutBuffer | RecordingDictRolloutBuffer)
+        observed = self.locals["new_obs"]
+        for index in range(self._n_envs):
+            parts = isinstance(observed, dict)
+            value = {name: values[index] for name, values in observed.items()} if parts else observed[index]
+            self._rows.following.setdefault((buffer.buffer_size - 1, index), value)
         columns, metadata = self._columns(buffer), self._metadata(buffer)
         self._pending = _Window(self._windows, columns, metadata, self._parameters(), buffer.membership)
         self._windows += 1
@@ -245,6 +254,7 @@ class Recorder(BaseCallback):
             "episode": pa.array(_flat(rows.episode)),
             "t": pa.array(_flat(rows.t).astype(np.int32)),
             "observation": encode_arrays(observations),
+            "next_observation": self._following(buffer, len(told)),
             "action": encode_actions(action)[0],
             "reward": pa.array(_flat(rows.reward)),
             "reward_scale": pa.array(_flat(rows.scale)),
@@ -272,6 +282,15 @@ class Recorder(BaseCallback):
         if isinstance(kept, dict):
             return pack({name: _flat(values) for name, values in kept.items()})
         return _flat(kept)
+
+    def _following(self, buffer: RolloutBuffer, rows: int) -> pa.Array:
+        """Return what was observed after a time limit and at the window's end, where no row of the window holds it."""
+        form = ObservationForm(buffer.observation_space)
+        found: list[bytes | None] = [None] * rows
+        for (step, env), value in self._rows.following.items():
+            found[env * buffer.buffer_size + step] = form.batch([value]).tobytes()
+        width = array_format_of(self._observations(buffer)).width
+        return pa.array(found, pa.binary(width))
 
     def _actions(self, buffer: RolloutBuffer) -> Array:
         """Return the actions: int64 [N] or [N, K], or as drawn [N, K] for a Box."""

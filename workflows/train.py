@@ -14,7 +14,7 @@ from ..datasets.store import RunFolder, read_table, read_tensors, write_table
 from ..training.agents import load_policy
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
-from .groups import clusters_path, load_grouping
+from .groups import load_grouping
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -45,7 +45,6 @@ def _forget(folder: RunFolder, seed: int) -> None:
     for kind in ("rewards", "evaluations"):
         for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
             part.unlink()
-    shutil.rmtree(clusters_path(folder).parent, ignore_errors=True)
     shutil.rmtree(folder.root / "influence", ignore_errors=True)
     shutil.rmtree(folder.parts_folder("influence"), ignore_errors=True)
 

@@ -1,0 +1,239 @@
+r"""Replay: train again on the recorded transitions, with edited rewards, in the recorded minibatch order.
+
+The second estimand beside training again in the environment (`ensemble.train_agent`): nothing new is collected,
+values, log-probabilities and advantages are those of the replayed policy, and Stable-Baselines3's own `train` makes
+the updates. With unedited rewards it gives the recorded parameters again, bit for bit.
+
+Which minibatch used which row is recorded, the order within a minibatch is not: it is drawn again from the seed, as
+SB3 draws it, and checked against the record; where it does not fit (a generator that something else used too), rows
+are taken in their own order, which changes sums in the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
+
+from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays, fields
+from ..datasets.errors import InputError
+from ..datasets.schema import metadata_of
+from ..datasets.store import RunFolder, read_table, read_tensors
+from .agents import AgentSpec, build_model
+from .edits import RewardEdit
+from .ensemble import ONE_AT_A_TIME
+from .environments import EnvSpec
+from .recorder import UNUSED_ROW
+from .spaces import as_tensors
+
+Rows = NDArray[np.int64]
+
+
+class Update(NamedTuple):
+    """One minibatch of a window's updates: the parameters it was computed at, and its rows."""
+
+    parameters: dict[str, Tensor]
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class ReplayedWindow:
+    """One window of a replay, after its updates.
+
+    Attributes:
+        number: which window.
+        updates: its minibatches in order; empty unless asked for.
+    """
+
+    number: int
+    updates: tuple[Update, ...]
+
+
+def replay(
+    agent: AgentSpec, env: EnvSpec, seed: int, folder: RunFolder, edit: RewardEdit | None = None
+) -> ActorCriticPolicy:
+    """Return the policy that comes out of a recorded training with edited rewards.
+
+    Args:
+        agent, env, seed: of the recorded training.
+        folder: the run folder.
+        edit: rewards to correct; None: as paid.
+
+    Raises:
+        InputError: the record holds no bootstrap states, was made under VecNormalize, or an edit needs intended
+            rewards that it does not have.
+    """
+    replayed = Replay(agent, env, seed, folder, edit)
+    for _ in replayed.windows():
+        pass
+    policy = replayed.model.policy
+    assert isinstance(policy, ActorCriticPolicy)
+    policy.set_training_mode(False)
+    return policy
+
+
+class Replay:
+    """A replay in progress: see `replay`.
+
+    Attributes:
+        model: the agent, trained up to the last window given.
+    """
+
+    def __init__(
+        self, agent: AgentSpec, env: EnvSpec, seed: int, folder: RunFolder, edit: RewardEdit | None = None
+    ) -> None:
+        self._agent, self._seed, self._folder, self._edit = agent, seed, folder, edit
+        with ONE_AT_A_TIME:
+            self.model: OnPolicyAlgorithm = build_model(agent, env.make, seed)
+        self.model.policy.load_state_dict(read_tensors(folder.checkpoint_path(seed, 0)))
+        self.model._setup_learn(agent.total_timesteps)
+        self._order = np.random.RandomState(seed)  # what SB3's minibatches were drawn from
+        old: Any = self.model.rollout_buffer
+        kind = _ReplayedDictBuffer if isinstance(old, DictRolloutBuffer) else _ReplayedBuffer
+        self.model.rollout_buffer = kind(
+            old.buffer_size, old.observation_space, old.action_space, old.device,
+            gae_lambda=old.gae_lambda, gamma=old.gamma, n_envs=old.n_envs,
+        )  # fmt: skip
+
+    def windows(self, keep_updates: bool = False) -> Iterator[ReplayedWindow]:
+        """Replay window after window; `keep_updates` keeps the parameters at every minibatch."""
+        for number in range(self._folder.window_count(self._seed)):
+            table = read_table(self._folder.transitions_path(self._seed, number))
+            yield ReplayedWindow(number, self._train(table, keep_updates))
+        self.model.env.close()  # type: ignore[union-attr]
+
+    def _train(self, table: pa.Table, keep_updates: bool) -> tuple[Update, ...]:
+        model, buffer = self.model, self.model.rollout_buffer
+        assert isinstance(buffer, _ReplayedBuffer | _ReplayedDictBuffer)
+        record = _Record(table, self._edit)
+        model.policy.set_training_mode(False)
+        _fill(buffer, record, model)
+        buffer.minibatches = list(_minibatch_rows(record.minibatches, self._order))
+        updates: list[Update] = []
+
+        def keep(rows: Rows) -> None:
+            if keep_updates:
+                parameters = {name: value.detach().clone() for name, value in model.policy.state_dict().items()}
+                updates.append(Update(parameters, rows))
+
+        buffer.before = keep
+        model.num_timesteps += len(record.reward)
+        model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
+        with ONE_AT_A_TIME:
+            model.train()
+        return tuple(updates)
+
+
+class _Record:
+    """One recorded window, decoded; arrays are [steps, envs, ...]."""
+
+    def __init__(self, table: pa.Table, edit: RewardEdit | None) -> None:
+        metadata = metadata_of(table.schema)
+        self._envs = int(metadata["n_envs"])
+        if "next_observation" not in table.column_names:
+            raise InputError("a replay needs the column `next_observation` of the transitions: train again")
+        if np.any(table["reward_scale"].to_numpy() != 1.0):
+            raise InputError("a replay of a training under VecNormalize is not supported: clipped rewards are lost")
+        self.reward = table["reward"].to_numpy() if edit is None else edit.rewards(table)
+        form = array_format(table.schema, "observation")
+        self.observations = self._by_step(decode_arrays(table["observation"], form))
+        self.actions = self._by_step(decode_actions(table))
+        self.rewards = self._by_step(self.reward)
+        self.started = self._by_step(table["t"].to_numpy() == 0)
+        self.ended = self._by_step(table["terminated"].to_numpy() | table["truncated"].to_numpy())
+        self.truncated = self._by_step(table["truncated"].to_numpy())
+        following = table["next_observation"].combine_chunks()
+        self._known = self._by_step(~following.is_null().to_numpy(zero_copy_only=False))
+        filled = following.fill_null(bytes(form.width))
+        self._following = self._by_step(decode_arrays(filled.cast(pa.binary(form.width)), form))
+        self.minibatches = np.array(table["minibatches"].combine_chunks().flatten().to_numpy()).reshape(
+            len(self.reward), -1
+        )
+
+    def _by_step(self, values: Array) -> Array:
+        return values.reshape(self._envs, -1, *values.shape[1:]).swapaxes(0, 1)
+
+    def following(self, step: int, env: int | None = None) -> Array:
+        """Return the observations after a step that no row of the window holds, [envs, ...] or [1, ...]."""
+        rows = slice(None) if env is None else slice(env, env + 1)
+        if not self._known[step, rows].all():
+            raise InputError("the transitions lack a state after a time limit or the window's end: train again")
+        found: Array = self._following[step, rows]
+        return found
+
+
+def _fill(buffer: RolloutBuffer, record: _Record, model: OnPolicyAlgorithm) -> None:
+    """Fill the buffer as SB3's `collect_rollouts` does, in batches of the same shape, and compute advantages."""
+    policy = model.policy
+    assert isinstance(policy, ActorCriticPolicy)
+    buffer.reset()
+    with torch.no_grad():
+        for step in range(len(record.rewards)):
+            tensors = as_tensors(record.observations[step])
+            actions = torch.as_tensor(record.actions[step])
+            if isinstance(policy.action_space, spaces.MultiBinary):
+                actions = actions.float()  # as torch's Bernoulli takes them
+            values, log_probs, _ = policy.evaluate_actions(tensors, actions)
+            rewards = record.rewards[step].astype(np.float32)
+            for env in np.flatnonzero(record.truncated[step]):
+                terminal = policy.predict_values(as_tensors(record.following(step, int(env))))[0]
+                rewards[env] += buffer.gamma * terminal.numpy()[0]
+            observations: Any = fields(record.observations[step]) or record.observations[step]
+            buffer.add(observations, _column(record.actions[step]), rewards, record.started[step], values, log_probs)
+        last = len(record.rewards) - 1
+        final = policy.predict_values(as_tensors(record.following(last)))
+    buffer.compute_returns_and_advantage(last_values=final, dones=record.ended[last])
+
+
+def _column(actions: Array) -> Array:
+    """Return actions as SB3 adds them: Discrete ones as a column."""
+    return actions.reshape(-1, 1) if actions.ndim == 1 else actions
+
+
+def _minibatch_rows(membership: NDArray[np.int32], order: np.random.RandomState) -> Iterator[list[Rows]]:
+    """Yield the rows of each minibatch of each epoch, in the order they were drawn in where it can be told."""
+    for epoch in membership.T:
+        count = int(epoch.max(initial=-1)) + 1
+        sizes = np.bincount(epoch[epoch != UNUSED_ROW], minlength=count)
+        drawn = order.permutation(len(epoch))
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        parts = [drawn[starts[i] : starts[i + 1]] for i in range(count)]
+        if not all((epoch[part] == i).all() for i, part in enumerate(parts)):
+            parts = [np.flatnonzero(epoch == i) for i in range(count)]
+        yield parts
+
+
+class _Ordered:
+    """Gives minibatches in a given order; a mix-in before SB3's rollout buffers."""
+
+    minibatches: list[list[Rows]]
+    before: Callable[[Rows], None]
+
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+        """Yield the minibatches of the next epoch."""
+        del batch_size
+        whole: Any = self
+        if not whole.generator_ready:
+            next(super().get(1))  # type: ignore[misc]  # SB3 flattens its arrays when it begins to give minibatches
+        given = self.minibatches.pop(0) if self.minibatches else []
+        for rows in given:
+            self.before(rows)
+            yield whole._get_samples(rows)
+
+
+class _ReplayedBuffer(_Ordered, RolloutBuffer):
+    """SB3's rollout buffer with minibatches in a given order."""
+
+
+class _ReplayedDictBuffer(_Ordered, DictRolloutBuffer):
+    """SB3's rollout buffer of dictionary observations with minibatches in a given order."""
