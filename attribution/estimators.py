@@ -48,10 +48,12 @@ class Estimator(ABC):
     Attributes:
         name: by which it is chosen.
         summary: one line for a list of estimators.
+        needs_updates: whether `window.updates` has to be there: the training is replayed, seed by seed.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    needs_updates: ClassVar[bool] = False
 
     @abstractmethod
     def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:

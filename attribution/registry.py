@@ -7,16 +7,24 @@ group `aitia.estimators`; `aitia attribute RUN --estimator NAME` then finds it.
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from typing import NamedTuple
+
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.errors import InputError, nearest
 from .baselines import Advantage, NearestLatent, NearestObservation, Random, Reward, Size, TdError
 from .estimators import Estimator, TracIn, Trak
+from .factors import why_not_factored
 from .projected import TrakProjected
+from .updates import TrakUpdates
 
 ENTRY_POINTS = "aitia.estimators"
+AUTO = "auto"
+LARGEST_EXACT = 8192  # rows of a window: its matrix of inner products takes 256 MiB
 
 BUILT_IN: tuple[type[Estimator], ...] = (
-    Trak, TrakProjected, TracIn, Size, Reward, TdError, Advantage, NearestObservation, NearestLatent, Random,
+    Trak, TrakProjected, TrakUpdates, TracIn,
+    Size, Reward, TdError, Advantage, NearestObservation, NearestLatent, Random,
 )  # fmt: skip
 
 
@@ -33,12 +41,37 @@ def estimators() -> dict[str, type[Estimator]]:
             raise InputError(
                 f"the entry point `{point.name}` of {ENTRY_POINTS} is {loaded!r}, expected a subclass of Estimator"
             )
-        if loaded.name in found:
+        if loaded.name in (AUTO, *found):
             raise InputError(
                 f"the entry point `{point.name}` of {ENTRY_POINTS} takes the name `{loaded.name}`, which is taken"
             )
         found[loaded.name] = loaded
     return found
+
+
+class Chosen(NamedTuple):
+    """The estimator that `auto` means, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_estimator(policy: ActorCriticPolicy, window_rows: int) -> Chosen:
+    """Return `trak` (exact) where the policy's gradients have a factored form and a window fits, else `trak-projected`.
+
+    Args:
+        policy: the policy, trained or not.
+        window_rows: transitions of a window.
+    """
+    reason = why_not_factored(policy)
+    if reason is not None:
+        return Chosen(TrakProjected.name, f"{reason}, so per-sample gradients have no factored form")
+    if window_rows > LARGEST_EXACT:
+        return Chosen(
+            TrakProjected.name,
+            f"a window has {window_rows} transitions, the exact form takes {LARGEST_EXACT}",
+        )
+    return Chosen(Trak.name, f"every layer has a factored gradient and a window of {window_rows} transitions fits")
 
 
 def find_estimator(name: str) -> Estimator:
@@ -49,5 +82,7 @@ def find_estimator(name: str) -> Estimator:
     """
     known = estimators()
     if name not in known:
-        raise InputError(f"--estimator {name} was given, expected one of {', '.join(known)}.{nearest(name, known)}")
+        raise InputError(
+            f"--estimator {name} was given, expected one of {', '.join([AUTO, *known])}.{nearest(name, known)}"
+        )
     return known[name]()

@@ -13,6 +13,7 @@ from ..datasets.errors import NonFiniteError, RunFolderError
 from ..datasets.rewards import BY_CONTEXT, Grouping, corrections, reward_events
 from ..datasets.schema import metadata_of
 from ..datasets.store import read_table, read_table_schema
+from ..training.replayed import ReplayedWindow
 from .adjoint import Advantages
 from .trak import WindowRows
 
@@ -30,6 +31,7 @@ class Window:
         group: what each transition is corrected with.
         action: the action taken, [N] or [N, K].
         vf_coef: weight of the value loss.
+        updates: the real updates that used the window, for estimators that need them.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Window:
     group: NDArray[np.str_]
     action: Array
     vf_coef: float = 0.5
+    updates: ReplayedWindow | None = None
 
     @property
     def steps(self) -> int:

@@ -2,7 +2,8 @@ r"""Replay: train again on the recorded transitions, with edited rewards, in the
 
 The second estimand beside training again in the environment (`ensemble.train_agent`): nothing new is collected,
 values, log-probabilities and advantages are those of the replayed policy, and Stable-Baselines3's own `train` makes
-the updates. With unedited rewards it gives the recorded parameters again, bit for bit.
+the updates. With unedited rewards it gives the recorded parameters again, bit for bit (images: within 1e-5, for SB3
+trains on transposed views of them, which take another convolution kernel).
 
 Which minibatch used which row is recorded, the order within a minibatch is not: it is drawn again from the seed, as
 SB3 draws it, and checked against the record; where it does not fit (a generator that something else used too), rows
@@ -53,10 +54,12 @@ class ReplayedWindow:
     Attributes:
         number: which window.
         updates: its minibatches in order; empty unless asked for.
+        clip_range: PPO's at this window; None: the algorithm does not clip.
     """
 
     number: int
     updates: tuple[Update, ...]
+    clip_range: float | None
 
 
 def replay(
@@ -109,7 +112,10 @@ class Replay:
         """Replay window after window; `keep_updates` keeps the parameters at every minibatch."""
         for number in range(self._folder.window_count(self._seed)):
             table = read_table(self._folder.transitions_path(self._seed, number))
-            yield ReplayedWindow(number, self._train(table, keep_updates))
+            updates = self._train(table, keep_updates)
+            clip: Any = getattr(self.model, "clip_range", None)
+            progress = self.model._current_progress_remaining
+            yield ReplayedWindow(number, updates, None if clip is None else float(clip(progress)))
         self.model.env.close()  # type: ignore[union-attr]
 
     def _train(self, table: pa.Table, keep_updates: bool) -> tuple[Update, ...]:

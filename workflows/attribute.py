@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from ..attribution.influence import EFFECTS, TOP_K, attribute_window, keep_top
-from ..attribution.registry import find_estimator
+from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import LAMBDAS
 from ..attribution.window import read_window
@@ -33,13 +34,15 @@ from ..datasets.store import (
     write_table,
     write_tensors,
 )
-from ..training.agents import load_policy
+from ..training.agents import load_policy, new_policy
+from ..training.replayed import Replay, ReplayedWindow
 from .groups import load_grouping
 from .runs import Run
 from .task import Task
 from .workers import Workers
 
-DEFAULT_ESTIMATOR = "trak"
+DEFAULT_ESTIMATOR = AUTO
+log = logging.getLogger("aitia")
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,15 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         run: an evaluated run.
         set_name: the evaluation set.
         failures: ids; empty: all failures of the set.
-        estimator: name of an estimator.
+        estimator: name of an estimator, or `auto`.
         workers: where the pieces run.
 
     Raises:
         InputError: an unknown failure or estimator, or a missing window.
     """
+    if estimator == AUTO:
+        estimator, reason = estimator_of(run.task)
+        log.info("attribute %s: %s, because %s", run.task.name, estimator, reason)
     find_estimator(estimator)
     run.require_trained()
     known = failures_of(run, set_name)
@@ -108,7 +114,12 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     ]
     if chosen:
         waiting = [piece for piece in pieces if not piece.sums_path.exists()]
-        workers.map(_attribute_window, waiting, f"attribute {run.task.name}")
+        name = f"attribute {run.task.name}"
+        if find_estimator(estimator).needs_updates:
+            by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
+            workers.map(_attribute_replayed, [found for found in by_seed if found], name)
+        else:
+            workers.map(_attribute_window, waiting, name)
     _merge(run, known, pieces)
     shutil.rmtree(pieces[0].folder, ignore_errors=True)
 
@@ -127,14 +138,21 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
-def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the influence tables of the default estimator: `groups` and `transitions`.
+def estimator_of(task: Task) -> Chosen:
+    """Return the estimator that `auto` means for a task, on which its verdicts rest, and why."""
+    window = int(task.agent.hyperparameter("n_steps")) * task.agent.n_envs
+    return choose_estimator(new_policy(task.agent, task.training_env), window)
+
+
+def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
+    """Return the influence tables of the task's own estimator: `groups` and `transitions`.
 
     Raises:
         InputError: some of the failures were not attributed.
     """
+    estimator = estimator_of(task).name
     tables = {
-        name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == DEFAULT_ESTIMATOR)
+        name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == estimator)
         for name in ("groups", "transitions")
     }
     known = set(pc.unique(tables["groups"]["failure"].cast(pa.string())).to_pylist())
@@ -173,9 +191,19 @@ def _grouping_of(root: Path, task_json: str) -> Grouping:
     return load_grouping(RunFolder(root), Task.model_validate_json(task_json))
 
 
-def _attribute_window(piece: WindowPiece) -> None:
+def _attribute_replayed(pieces: Sequence[WindowPiece]) -> None:
+    """Attribute windows of one seed while its training is replayed: an estimator needs the real updates."""
+    task, waiting = pieces[0].task, {piece.window: piece for piece in pieces}
+    replayed = Replay(task.agent, task.training_env, pieces[0].seed, RunFolder(pieces[0].root))
+    for window in replayed.windows(keep_updates=True):
+        if window.number in waiting:
+            _attribute_window(waiting[window.number], window)
+
+
+def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None) -> None:
     folder, task = RunFolder(piece.root), piece.task
     window = read_window(folder.transitions_path(piece.seed, piece.window), _cached_grouping(piece.root, task))
+    window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
     policy = load_policy(task.agent, task.training_env, parameters)
     stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns

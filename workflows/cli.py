@@ -98,7 +98,13 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
 @click.argument("further", nargs=-1, metavar="[ID ...]")
 @_set
 @click.option("--failure", metavar="ID ...", multiple=True, help="Only these failures (SEED-EPISODE).")
-@click.option("--estimator", metavar="NAME", default="trak", show_default=True, help="trak, or a baseline beside it.")
+@click.option(
+    "--estimator",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="auto: exact TRAK, or projected where it must be.",
+)
 @_computing
 def attribute(
     run: Path, further: tuple[str, ...], set_: str, failure: tuple[str, ...], estimator: str, **options: Any

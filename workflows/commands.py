@@ -70,7 +70,8 @@ def attribute(
         run: an evaluated run folder.
         set: name of the evaluation set.
         failure: ids of failures; none given: all.
-        estimator: `trak`, or a baseline (`aitia.attribution.registry`); verdicts use `trak`.
+        estimator: a name (`aitia.attribution.registry`); `auto`: exact TRAK, or TRAK projected where the policy
+            or the window leaves no choice. Verdicts use what `auto` chooses.
         workers, scheduler: see `train`.
     """
     opened = open_run(run)

@@ -96,7 +96,7 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     bank = read_bank(folder, set_name, task.seeds)
     findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds)
     names = failure_ids(task.outcomes.failures(episodes))
-    attributed = attributed_tables(folder, set_name, names)
+    attributed = attributed_tables(folder, task, set_name, names)
     page = _page_context(run, set_name, findings, list(rewards.values()), episodes)
     effects = effect_table(attributed["groups"])
     out = folder.reports_folder(set_name)
@@ -219,7 +219,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Set
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
     failed = task.outcomes.failures(episodes)
     failures = dict(zip(failure_ids(failed), failed.to_pylist(), strict=True))
-    attributed = attributed_tables(folder, set_name, list(failures))
+    attributed = attributed_tables(folder, task, set_name, list(failures))
     grouping = load_grouping(folder, task)
     return _SetTables(
         failures,

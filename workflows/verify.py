@@ -113,7 +113,7 @@ def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
 
 def _nested_masks(run: Run, set_name: str, episodes: pa.Table, wrong: set[str]) -> list[Mask]:
     failures = failure_ids(run.task.outcomes.failures(episodes))
-    sums = attributed_tables(run.folder, set_name, failures)["groups"]
+    sums = attributed_tables(run.folder, run.task, set_name, failures)["groups"]
     order = attribution_order(effect_table(sums), wrong)
     orders = {"attribution": order, "random": random_order(wrong)}
     sizes = nested_sizes(len(wrong), run.task.verify.points)

@@ -13,65 +13,26 @@ from numpy.typing import NDArray
 from small_policies import flat_gradient_of
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
+from trained import Trained
 
 from aitia.attribution.factors import gradient_factors, why_not_factored
 from aitia.attribution.outputs import Outputs
 from aitia.attribution.projected import TrakProjected
 from aitia.attribution.targets import TargetSteps
 from aitia.attribution.trak import WindowRows, policy_gradients, value_gradients
-from aitia.attribution.window import Window, read_window
+from aitia.attribution.window import Window
 from aitia.datasets.errors import InputError
-from aitia.datasets.store import RunFolder, read_tensors
-from aitia.training.agents import AgentSpec, load_policy
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec
+from aitia.datasets.store import read_tensors
+from aitia.training.agents import load_policy
 from aitia.training.evaluation import EvaluationSpec, evaluate_policy
 from aitia.training.spaces import as_tensors
 
-POLICIES = {"vector": "MlpPolicy", "cell": "MlpPolicy", "image": "CnnPolicy", "dict": "MultiInputPolicy"}
 KINDS = [
     ("vector", "discrete", True), ("vector", "multi", True), ("vector", "binary", True), ("vector", "box", True),
     ("cell", "discrete", True), ("image", "discrete", True), ("image", "box", False), ("dict", "multi", True),
     ("dict", "discrete", False),
 ]  # fmt: skip
 LAM = 1e-2
-
-
-class Trained:
-    """A tiny recorded training of one kind: its first window, policy and targets."""
-
-    def __init__(self, folder: Path, observe: str, act: str, share: bool) -> None:
-        kwargs: dict[str, Any] = {"share_features_extractor": share}
-        if observe in ("image", "dict"):
-            key = "features_dim" if observe == "image" else "cnn_output_dim"
-            kwargs |= {"features_extractor_kwargs": {key: 8}, "net_arch": [4]}
-        self.env = EnvSpec("toy_environments:Kinds", {"observe": observe, "act": act, "intended_error": 1.0})
-        self.agent = AgentSpec(
-            policy=POLICIES[observe], total_timesteps=24, n_envs=2,
-            hyperparameters={"n_steps": 12, "batch_size": 8, "n_epochs": 2, "policy_kwargs": kwargs},
-        )  # fmt: skip
-        self.folder = RunFolder(folder)
-        train_recorded(self.agent, self.env, 0, self.folder)
-        self.window = read_window(self.folder.transitions_path(0, 0))
-
-    @property
-    def policy(self) -> ActorCriticPolicy:
-        policy = load_policy(self.agent, self.env, read_tensors(self.folder.checkpoint_path(0, 0)))
-        torch.manual_seed(0)
-        with torch.no_grad():  # far from the nearly uniform start
-            for parameter in policy.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape))
-        return policy
-
-    def targets(self, kind: str) -> TargetSteps:
-        rows = self.window.rows
-        chosen = np.array([0, 1, 2])
-        failure = np.array([0, 0, 1])
-        labels = np.zeros((3, 3), np.int8)
-        return TargetSteps(
-            ("0-0", "0-1"), (kind, kind), failure, rows.observations[chosen], rows.actions[chosen], labels,
-            np.zeros(3, bool),
-        )  # fmt: skip
 
 
 def primal(policy: ActorCriticPolicy, window: Window, targets: TargetSteps, scale: float | None) -> NDArray[Any]:
