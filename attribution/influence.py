@@ -19,6 +19,8 @@ from .window import Window
 
 EFFECTS = ("effect", "effect_raw", "effect_value")
 TOP_K = 16
+NULL_DRAWS = 20
+_NULL_SEED = 0
 _CHUNK = 512  # failures whose [N, F] arrays are held at once
 
 
@@ -29,10 +31,13 @@ class GroupSums(NamedTuple):
         groups: [G].
         effects: by name (`EFFECTS`), float64 [L, F, G], one plane a lambda: sums of dr * tau, dr * tau_raw and
             dr * tau_value.
+        null: [D, G], mean effect over failures if the same wrong rewards had each other's influence: D random
+            permutations of tau among them, at the default lambda.
     """
 
     groups: list[str]
     effects: dict[str, NDArray[np.float64]]
+    null: NDArray[np.float64]
 
 
 class WindowInfluence(NamedTuple):
@@ -62,6 +67,7 @@ def attribute_window(
     wrong = _wrong_rows(window)
     shape = (len(LAMBDAS), targets.failures, len(wrong.groups))
     effects = {name: np.zeros(shape) for name in EFFECTS}
+    mean = np.zeros(len(wrong.rows))
     tops: list[pa.Table] = []
     for plane, lam in enumerate(LAMBDAS):
         for start in range(0, targets.failures, _CHUNK):
@@ -70,8 +76,11 @@ def attribute_window(
             for name, tau in zip(EFFECTS, (influence.tau, influence.tau_raw, influence.tau_value), strict=True):
                 effects[name][plane, part] = (wrong.change @ tau[wrong.rows]).T
             if lam == DEFAULT_LAMBDA:
+                mean += influence.tau[wrong.rows].sum(axis=1) / targets.failures
                 tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k))
-    return WindowInfluence(GroupSums(wrong.groups, effects), pa.concat_tables(tops))
+    generator = np.random.default_rng([_NULL_SEED, window.seed, window.number])
+    null = np.stack([wrong.change @ generator.permutation(mean) for _ in range(NULL_DRAWS)])
+    return WindowInfluence(GroupSums(wrong.groups, effects, null), pa.concat_tables(tops))
 
 
 class _WrongRows(NamedTuple):

@@ -23,11 +23,15 @@ class EffectTable(NamedTuple):
         groups: names, length G.
         effect: float64 [F, G]; negative: the correction is predicted to reduce the misbehaviour. Ranks,
             not units of misbehaviour rate.
+        error: float64 [F, G], standard error of the effect between seeds; NaN with one seed.
+        by_seed: float64 [S, G], mean over failures, one row a seed.
     """
 
     failures: list[str]
     groups: list[str]
     effect: NDArray[np.float64]
+    error: NDArray[np.float64]
+    by_seed: NDArray[np.float64]
 
     def mean(self) -> dict[str, float]:
         """Return the mean effect of each group over all failures."""
@@ -44,10 +48,23 @@ def effect_table(sums: pa.Table, lam: float = DEFAULT_LAMBDA) -> EffectTable:
     chosen = sums.filter((pc.field("lambda") == lam) & pc.field("effect").is_valid())
     failure, group = (chosen[name].combine_chunks().dictionary_encode() for name in ("failure", "group"))
     failures, groups = failure.dictionary.to_pylist(), group.dictionary.to_pylist()
-    total = np.zeros((len(failures), len(groups)))
-    np.add.at(total, (failure.indices.to_numpy(), group.indices.to_numpy()), chosen["effect"].to_numpy())
-    seeds = max(len(pc.unique(chosen["seed"])), 1)
-    return EffectTable(failures, groups, total / seeds)
+    seeds = pc.unique(chosen["seed"]).to_pylist()
+    count, where = max(len(seeds), 1), chosen["seed"].to_numpy()
+    total, squares = np.zeros((2, len(failures), len(groups)))
+    by_seed = np.zeros((len(seeds), len(groups)))
+    for number, seed in enumerate(seeds):
+        rows = where == seed
+        mine = np.zeros_like(total)
+        np.add.at(
+            mine, (failure.indices.to_numpy()[rows], group.indices.to_numpy()[rows]), chosen["effect"].to_numpy()[rows]
+        )
+        total += mine
+        squares += mine**2
+        by_seed[number] = mine.mean(axis=0)
+    mean = total / count
+    unknown = np.full_like(mean, np.nan)
+    spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0) / (count - 1)) if count > 1 else unknown
+    return EffectTable(failures, groups, mean, spread, by_seed)
 
 
 def attribution_order(effects: EffectTable, wrong: Collection[str]) -> list[str]:

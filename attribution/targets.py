@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -186,16 +186,24 @@ def user_target(target: str) -> UserTarget | None:
     """
     if target in BUILT_IN:
         return None
-    module_name, _, name = target.partition(":")
+    found: UserTarget = load_callable(target, "target", f"{', '.join(BUILT_IN)} or module:callable")
+    return found
+
+
+def load_callable(value: str, key: str, expected: str) -> Callable[..., Any]:
+    """Return the callable that a task key names as `module:callable`.
+
+    Raises:
+        TaskError: there is none.
+    """
+    module_name, _, name = value.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise TaskError(
-            f"target: `{target}` was given, expected {', '.join(BUILT_IN)} or module:callable ({error})"
-        ) from error
+        raise TaskError(f"{key}: `{value}` was given, expected {expected} ({error})") from error
     if not callable(function):
-        raise TaskError(f"target: `{target}` is a {type(function).__name__}, expected a callable")
-    found: UserTarget = function
+        raise TaskError(f"{key}: `{value}` is a {type(function).__name__}, expected a callable")
+    found: Callable[..., Any] = function
     return found
 
 

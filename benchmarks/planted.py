@@ -24,23 +24,21 @@ from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.errors import InputError
 from aitia.datasets.rewards import reward_summary
 from aitia.datasets.store import read_table
-from aitia.training.arrow_maze import ArrowMazeEnv
-from aitia.training.levels import make_level
 from aitia.workflows.runs import Run, open_run
 from aitia.workflows.verify import wrong_groups
 
 
-def causal_levels(run: Run) -> set[str]:
-    """Return the bug levels of a run of the arrow maze."""
-    env = run.task.training_env.make().unwrapped
-    if not isinstance(env, ArrowMazeEnv):
-        raise InputError(f"{run.folder.root} is a run of {run.task.env}, expected the arrow maze: its cause is known")
-    return {str(n) for n in range(env.level_set.levels) if make_level(env.level_set, n).bug}
+def causal_groups(run: Run) -> frozenset[str]:
+    """Return the groups that the run's task declares as the cause."""
+    causal = run.task.causal_groups()
+    if causal is None:
+        raise InputError(f"the task of {run.folder.root} declares no `causes`: its cause has to be known")
+    return causal
 
 
 def measure(run: Run, names: Sequence[str]) -> dict[str, float | int]:
     """Return AUCs by estimator, and how many of the first k groups are causal, k the number of causal ones."""
-    causal, rewards = causal_levels(run), [reward_summary(run.folder, seed) for seed in run.task.seeds]
+    causal, rewards = causal_groups(run), [reward_summary(run.folder, seed) for seed in run.task.seeds]
     wrong = wrong_groups(rewards)
     sums = read_table(run.folder.influence_path("test", "groups"))
     found: dict[str, float | int] = {"causal": len(causal), "wrong": len(wrong), "seeds": len(run.task.seeds)}

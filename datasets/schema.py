@@ -45,6 +45,16 @@ GROUP_EFFECTS = pa.schema(
     ]
 )
 
+NULL_EFFECTS = pa.schema(
+    [
+        ("group", pa.dictionary(pa.int32(), pa.string())),
+        ("seed", pa.int32()),
+        ("draw", pa.int32()),
+        ("effect", pa.float64()),  # mean over failures, with influence permuted among the wrong rewards of a window
+        ("estimator", pa.string()),
+    ]
+)
+
 TOP_TRANSITIONS = pa.schema(
     [
         ("failure", pa.string()),

@@ -62,12 +62,16 @@ class RunFolder:
         return self.root / "evaluations" / set_name / f"{table}.parquet"
 
     def influence_path(self, set_name: str, table: str) -> Path:
-        """`transitions` (top-k) or `groups` (sums) of an evaluation set."""
+        """`transitions` (top-k), `groups` (sums) or `null` (sums of permuted influence) of an evaluation set."""
         return self.root / "influence" / set_name / f"{table}.parquet"
 
     def bank_path(self, set_name: str, table: str) -> Path:
         """`masks` or `outcomes` of an evaluation set's counterfactual bank."""
         return self.root / "bank" / set_name / f"{table}.parquet"
+
+    def validation_path(self, set_name: str) -> Path:
+        """Scores of a validation."""
+        return self.root / "validation" / set_name / "validation.json"
 
     def reports_folder(self, set_name: str) -> Path:
         """Folder of the pages of an evaluation set."""

@@ -17,9 +17,12 @@ from PIL import Image
 
 from ..datasets.store import write_bytes, write_text
 from .curve import CurvePoint
+from .predictions import Calibration
+from .statistics import Interval
 from .verdict import Thresholds
 
 _INK, _MUTED, _BLUE, _ORANGE, _GREEN = "#2b2d33", "#8a8d96", "#285ac8", "#d9721e", "#16964a"
+_SET_LABELS = {"attribution": "attribution order", "random": "random order", "all": "all corrected"}
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -100,21 +103,54 @@ def _draw_line(axes: Axes, points: Sequence[CurvePoint], colour: str, label: str
         axes.scatter([point.corrected.groups] * len(seeds), seeds, s=9, color=colour, alpha=0.35, linewidths=0)
 
 
-def write_group_effects(path: Path, effects: Sequence[float], groups: str) -> None:
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Draw measured against predicted changes of log-odds of every verified correction set, and the line.
+
+    Args:
+        path: SVG file.
+        calibration: sets and line.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for order, colour, marker in (("attribution", _BLUE, "o"), ("random", _MUTED, "s"), ("all", _ORANGE, "D")):
+            shown = [found for found in calibration.sets if found.order == order]
+            if shown:
+                x, y = [found.predicted for found in shown], [found.measured for found in shown]
+                axes.scatter(x, y, color=colour, marker=marker, s=26, label=_SET_LABELS[order], zorder=3)
+        low = min([found.predicted for found in calibration.sets], default=0.0)
+        if calibration.slope.value is not None:
+            axes.plot([low, 0.0], [calibration.slope.value * low, 0.0], color=_MUTED, lw=1.0, zorder=2)
+        axes.axhline(0.0, color=_MUTED, lw=0.6)
+        axes.set_xlabel("predicted change (sum of effects of the corrected groups)")
+        axes.set_ylabel("measured change of\nlog-odds of misbehaviour")
+        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    write_text(path, buffer.getvalue())
+
+
+def write_group_effects(path: Path, effects: Sequence[Interval], groups: str) -> None:
     """Draw the predicted effect of correcting each wrong group, sorted.
 
     Args:
         path: SVG file.
-        effects: mean predicted effect of each wrong group.
+        effects: mean predicted effect of each wrong group, with its interval over seeds.
         groups: what the groups are called.
     """
-    values = np.sort(np.asarray(effects, dtype=float))
+    ordered = sorted(effects, key=lambda effect: effect.value or 0.0)
+    values = np.array([effect.value or 0.0 for effect in ordered])
     scale = float(np.abs(values).max()) if len(values) and np.abs(values).max() > 0 else 1.0
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         axes = figure.subplots()
         colours = [_BLUE if value < 0 else _ORANGE for value in values]
         axes.bar(np.arange(1, len(values) + 1), values / scale, color=colours, width=0.85)
+        known = [(i + 1, e.low, e.high) for i, e in enumerate(ordered) if e.low is not None and e.high is not None]
+        axes.vlines(
+            [i for i, _, _ in known], [low / scale for _, low, _ in known], [high / scale for _, _, high in known],
+            color=_MUTED, lw=0.7,
+        )  # fmt: skip
         axes.axhline(0.0, color=_MUTED, lw=0.8)
         axes.set_xlabel(f"{groups} with wrong rewards, sorted")
         axes.set_ylabel("predicted effect\n(largest = 1)")

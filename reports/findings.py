@@ -18,7 +18,8 @@ from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
 from .curve import CurvePoint, Ease, correction_curve, ease
 from .evidence import Bank, collect_evidence
 from .framing import RewardScale, framing1
-from .statistics import NOTHING, rate_interval
+from .predictions import Calibration, Concentration
+from .statistics import NOTHING, mean_half_width, rate_interval
 from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide
 
 CLUSTER = 0  # version 1: one cluster of failures an evaluation set
@@ -106,12 +107,16 @@ def failure_entry(
 def _top_groups(name: str, effects: EffectTable, counts: Mapping[str, tuple[float, ...]]) -> list[dict[str, Any]]:
     if name not in effects.failures:
         return []
-    row = effects.effect[effects.failures.index(name)]
+    index = effects.failures.index(name)
+    row, error = effects.effect[index], effects.error[index]
+    half = mean_half_width(len(effects.by_seed))
     order = [i for i in np.argsort(row, kind="stable")[:_TOP_GROUPS] if row[i] < 0.0]
     return [
         {
             "group": effects.groups[i],
             "effect": float(row[i]),
+            "low": float(row[i] - half * error[i]) if half is not None else None,
+            "high": float(row[i] + half * error[i]) if half is not None else None,
             "transitions": round(counts.get(effects.groups[i], (0.0, 0.0))[0]),
             "reward_events": round(counts.get(effects.groups[i], (0.0, 0.0))[1]),
         }
@@ -150,13 +155,34 @@ def _rates_by_episode(plays: pa.Table | None, declared: Outcomes) -> dict[int, f
     return {episode: PlayCounts.of(values, declared).misbehaviour for episode, values in outcomes.items()}
 
 
+@dataclass(frozen=True)
+class PredictionFindings:
+    """What the predicted effects of a set are worth.
+
+    Attributes:
+        estimator: whose they are.
+        concentration, calibration: see their types; None where there is nothing to say.
+        noise_ceiling: of a validation; None before one.
+    """
+
+    estimator: str
+    concentration: Concentration | None
+    calibration: Calibration | None
+    noise_ceiling: float | None
+
+
 def summarise(
-    findings: SetFindings, entries: Sequence[Mapping[str, Any]], trainings: int, seconds: Mapping[str, float]
+    findings: SetFindings,
+    predictions: PredictionFindings,
+    entries: Sequence[Mapping[str, Any]],
+    trainings: int,
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return `summary.json`.
 
     Args:
         findings: of the set.
+        predictions: what predicted effects are worth.
         entries: the failures' entries.
         trainings: agents trained in all.
         seconds: wall-clock seconds a stage.
@@ -181,7 +207,10 @@ def summarise(
         "outer_share": findings.decision.outer_share.as_dict(),
         "ease": findings.ease.as_dict() if findings.ease else None,
         "correction_curve": [point.as_dict() for point in findings.curve],
-        "noise_ceiling": None,
+        "estimator": predictions.estimator,
+        "concentration": predictions.concentration.as_dict() if predictions.concentration else None,
+        "calibration": predictions.calibration.as_dict() if predictions.calibration else None,
+        "noise_ceiling": predictions.noise_ceiling,
         "trainings": trainings,
         "seconds": dict(seconds),
     }
@@ -214,6 +243,8 @@ def entries_table(entries: Sequence[Mapping[str, Any]]) -> pa.Table:
         [
             ("group", pa.string()),
             ("effect", number),
+            ("low", number),
+            ("high", number),
             ("transitions", pa.int64()),
             ("reward_events", pa.int64()),
         ]

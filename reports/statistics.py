@@ -49,14 +49,26 @@ def rate_interval(rates: Sequence[float]) -> Interval:
 
     One seed says nothing about the spread between seeds: its interval is [0, 1].
     """
-    if not rates:
+    mean, low, high = mean_interval(rates)
+    if mean is None:
         return NOTHING
-    mean = float(np.mean(rates))
-    if len(rates) == 1:
-        return Interval(mean, 0.0, 1.0)
-    error = float(np.std(rates, ddof=1)) / math.sqrt(len(rates))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(rates) - 1)) * error
-    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return Interval(mean, max(0.0, -math.inf if low is None else low), min(1.0, math.inf if high is None else high))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of one value a seed with its t-interval; unbounded (None) with one seed."""
+    if not values:
+        return NOTHING
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Interval(mean, None, None)
+    half = (mean_half_width(len(values)) or 0.0) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def mean_half_width(count: int) -> float | None:
+    """Return half the width of the t-interval of a mean, in standard errors; None with fewer than two values."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else None
 
 
 def share_interval(before: Sequence[float], after: Sequence[float]) -> Interval:

@@ -34,6 +34,7 @@ class LevelSet:
         bug: number of *moved* levels whose reward is wrongly paid for the corner instead of the arrow.
         harmless: number of *unmoved* levels that pay a wrong amount for the arrow.
         seed: the set's own seed; another seed gives other levels.
+        stray: number of further *unmoved* levels that pay a small bonus for the first step.
     """
 
     size: int = 7
@@ -43,6 +44,7 @@ class LevelSet:
     bug: int = 0
     harmless: int = 0
     seed: int = 0
+    stray: int = 0
 
     def __post_init__(self) -> None:
         _require(self.size >= 3, "size", self.size, "at least 3")
@@ -52,6 +54,8 @@ class LevelSet:
         _require(0 <= self.bug <= self.moved, "bug", self.bug, f"from 0 to moved={self.moved}")
         unmoved = self.levels - self.moved
         _require(0 <= self.harmless <= unmoved, "harmless", self.harmless, f"from 0 to {unmoved} unmoved levels")
+        left = unmoved - self.harmless
+        _require(0 <= self.stray <= left, "stray", self.stray, f"from 0 to {left} unmoved levels that are not harmless")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Level:
         corner: the far corner, bottom right.
         bug: the corner is paid instead of the arrow.
         harmless: the arrow is paid a wrong amount.
+        stray: the first step is paid a small bonus.
         to_arrow: int [size, size], steps to the arrow without entering the corner; -1 if unreachable.
         to_corner: int [size, size], steps to the corner without touching the arrow; -1 if unreachable.
     """
@@ -77,6 +82,7 @@ class Level:
     corner: Cell
     bug: bool
     harmless: bool
+    stray: bool
     to_arrow: NDArray[np.int64]
     to_corner: NDArray[np.int64]
 
@@ -97,7 +103,7 @@ class Level:
 @lru_cache(maxsize=65536)
 def make_level(level_set: LevelSet, number: int) -> Level:
     """Return level `number` (from 0) of a set; the same arguments always give the same level."""
-    moved, bug, harmless = _roles(level_set)
+    moved, bug, harmless, stray = _roles(level_set)
     generator = np.random.default_rng([level_set.seed, number])
     size = level_set.size
     corner = (size - 1, size - 1)
@@ -112,7 +118,8 @@ def make_level(level_set: LevelSet, number: int) -> Level:
         to_arrow = distances(walls, arrow, avoid=corner)
         to_corner = distances(walls, corner, avoid=arrow)
         if to_arrow[start] != UNREACHABLE and to_corner[start] != UNREACHABLE:
-            return Level(number, walls, start, arrow, corner, number in bug, number in harmless, to_arrow, to_corner)
+            wrong = (number in bug, number in harmless, number in stray)
+            return Level(number, walls, start, arrow, corner, *wrong, to_arrow, to_corner)
     raise EnvironmentError_(
         f"no level with a path to arrow and corner was found in {_MAX_DRAWS} draws at walls={level_set.walls}, "
         f"size={size}: lower the share of walls"
@@ -120,11 +127,12 @@ def make_level(level_set: LevelSet, number: int) -> Level:
 
 
 @lru_cache(maxsize=64)
-def _roles(level_set: LevelSet) -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
-    """Return the numbers of the moved, the bugged and the harmless levels, drawn by the set's seed."""
+def _roles(level_set: LevelSet) -> tuple[frozenset[int], frozenset[int], frozenset[int], frozenset[int]]:
+    """Return the numbers of the moved, the bugged, the harmless and the stray levels, drawn by the set's seed."""
     order = np.random.default_rng([level_set.seed, 2**31]).permutation(level_set.levels).tolist()
     moved, rest = order[: level_set.moved], order[level_set.moved :]
-    return frozenset(moved), frozenset(moved[: level_set.bug]), frozenset(rest[: level_set.harmless])
+    harmless, stray = rest[: level_set.harmless], rest[level_set.harmless :][: level_set.stray]
+    return frozenset(moved), frozenset(moved[: level_set.bug]), frozenset(harmless), frozenset(stray)
 
 
 def distances(walls: NDArray[np.bool_], goal: Cell, avoid: Cell) -> NDArray[np.int64]:

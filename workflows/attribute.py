@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ..attribution.influence import EFFECTS, TOP_K, attribute_window, keep_top
+from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, attribute_window, keep_top
 from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import LAMBDAS
@@ -24,7 +24,7 @@ from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import Grouping, intended_known, reward_summary
-from ..datasets.schema import GROUP_EFFECTS, TOP_TRANSITIONS, metadata_of, with_metadata
+from ..datasets.schema import GROUP_EFFECTS, NULL_EFFECTS, TOP_TRANSITIONS, metadata_of, with_metadata
 from ..datasets.store import (
     RunFolder,
     read_table,
@@ -42,6 +42,7 @@ from .task import Task
 from .workers import Workers
 
 DEFAULT_ESTIMATOR = AUTO
+_MOST_SUMS = 20_000_000
 log = logging.getLogger("aitia")
 
 
@@ -167,7 +168,7 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
 
 def _is_attributed(run: Run, set_name: str, failures: Sequence[str], estimator: str) -> bool:
     """Return whether the influence tables are up to date and hold all these failures."""
-    paths = [run.folder.influence_path(set_name, name) for name in ("groups", "transitions")]
+    paths = [run.folder.influence_path(set_name, name) for name in ("groups", "transitions", "null")]
     if not all(path.exists() for path in paths):
         return False
     if metadata_of(read_table_schema(paths[0])).get("key") != attribution_key(run.task):
@@ -211,6 +212,7 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     influence = attribute_window(window, policy, targets, find_estimator(piece.estimator))
     write_table(piece.top_path, influence.top)
     sums = {name: torch.from_numpy(values) for name, values in influence.sums.effects.items()}
+    sums["null"] = torch.from_numpy(influence.sums.null)
     write_tensors(piece.sums_path, sums, {"groups": json.dumps(influence.sums.groups)})
 
 
@@ -219,10 +221,15 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
     grouping = load_grouping(run.folder, run.task)
     set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator
     top = TOP_TRANSITIONS.empty_table()
-    tables = []
+    tables, null = [], []
     for seed in run.task.seeds:
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
-        tables.append(_merge_sums(mine, reward_summary(run.folder, seed, grouping), seed, failures, estimator))
+        summary = reward_summary(run.folder, seed, grouping)
+        if grouping.name == "transition":  # every state would be a group of its own
+            summary = summary.filter(pc.field("wrong_transitions") > 0)
+        _require_few_groups(summary.num_rows, len(failures))
+        tables.append(_merge_sums(mine, summary, seed, failures, estimator))
+        null.append(_merge_null(mine, summary, seed, estimator))
         for piece in mine:
             top = pa.concat_tables([top, read_table(piece.top_path).cast(TOP_TRANSITIONS)])
         top = keep_top(top, TOP_K)
@@ -230,6 +237,24 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
         path = run.folder.influence_path(set_name, name)
         table = pa.concat_tables([*_still_valid(path, run.task, known, pieces[0]), found])
         write_table(path, with_metadata(table.unify_dictionaries(), {"key": attribution_key(run.task)}))
+    path = run.folder.influence_path(set_name, "null")
+    if set(failures) == set(known) or not path.exists():  # it is about the mean over failures: of all of them
+        kept = [read_table(path).filter(pc.field("estimator") != estimator)] if path.exists() else []
+        table = pa.concat_tables([*(found.replace_schema_metadata(None) for found in kept), *null])
+        write_table(path, table.unify_dictionaries())
+
+
+def _require_few_groups(groups: int, failures: int) -> None:
+    """Check that the sums fit: one row a failure, group and damping.
+
+    Raises:
+        InputError: they do not.
+    """
+    if groups * failures * len(LAMBDAS) > _MOST_SUMS:
+        raise InputError(
+            f"{groups} groups and {failures} failures make {groups * failures * len(LAMBDAS):,} sums a seed, expected "
+            f"at most {_MOST_SUMS:,}: use group_by: cluster, or name fewer failures with --failure"
+        )
 
 
 def _still_valid(path: Path, task: Task, known: Sequence[str], call: WindowPiece) -> list[pa.Table]:
@@ -239,6 +264,27 @@ def _still_valid(path: Path, task: Task, known: Sequence[str], call: WindowPiece
     failure = pc.field("failure").cast(pa.string())
     replaced = failure.isin(list(call.failures)) & (pc.field("estimator") == call.estimator)
     return [read_table(path).filter(failure.isin(list(known)) & ~replaced).replace_schema_metadata(None)]
+
+
+def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, estimator: str) -> pa.Table:
+    """Return the sums of permuted influence of one seed, [D, G] as rows; none where nothing is to correct."""
+    groups = summary["group"].to_pylist()
+    position = {name: i for i, name in enumerate(groups)}
+    total = np.zeros((NULL_DRAWS, len(groups)))
+    for piece in pieces:
+        where = [position[name] for name in json.loads(read_tensor_metadata(piece.sums_path)["groups"])]
+        total[:, where] += read_tensors(piece.sums_path)["null"].numpy()
+    draw, group = np.nonzero(total)
+    return pa.table(
+        {
+            "group": pa.DictionaryArray.from_arrays(pa.array(group.astype(np.int32)), pa.array(groups, pa.string())),
+            "seed": pa.array(np.full(len(group), seed, np.int32)),
+            "draw": pa.array(draw.astype(np.int32)),
+            "effect": pa.array(total[draw, group]),
+            "estimator": pa.array([estimator] * len(group), pa.string()),
+        },
+        schema=NULL_EFFECTS,
+    )
 
 
 def _merge_sums(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +13,7 @@ import click
 from ..datasets.errors import AitiaError, InputError
 
 # Nothing here imports torch or Dask before a command runs: `aitia --help` answers at once.
+ESTIMANDS = ("interactive", "replay")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -131,6 +132,20 @@ def verify(run: Path, set_: str, **options: Any) -> None:
 @cli.command()
 @_run
 @_set
+@click.option("--masks", metavar="N", default=12, show_default=True, type=int, help="Random correction sets.")
+@_computing
+def validate(run: Path, set_: str, masks: int, **options: Any) -> None:
+    """Ask whether predictions foretell retraining: LDS and its noise ceiling."""
+    from . import commands
+
+    found = commands.validate(run, set_, masks, **options)
+    _print_rows(("", *ESTIMANDS), _validation_rows(found))
+    click.echo(str(run / "validation" / set_ / "validation.json"))
+
+
+@cli.command()
+@_run
+@_set
 @click.option(
     "--illustrate",
     metavar="N|all",
@@ -194,9 +209,24 @@ def _print_table(summaries: dict[str, dict[str, Any]]) -> None:
         )
         for name, summary in summaries.items()
     ]
+    _print_rows(header, rows)
+
+
+def _print_rows(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _validation_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the LDS of each estimator and the noise ceiling, one column an estimand, and the AUC of causes."""
+    names = found["interactive"]["lds"]
+    rows = [(f"LDS, {name}", *(_interval(found[e]["lds"][name]) for e in ESTIMANDS)) for name in names]
+    rows.append(("noise ceiling", *(_interval(found[e]["noise_ceiling"]) for e in ESTIMANDS)))
+    causes = found["causes"]["auc"] if found["causes"] else {}
+    for name, auc in causes.items():
+        rows.append((f"AUC of the declared cause, {name}", f"{auc['auc']:.3f}", ""))
+    return rows
 
 
 def _interval(value: dict[str, float | None]) -> str:

@@ -16,6 +16,7 @@ from .report import DEFAULT_ILLUSTRATED, report_stage
 from .runs import Run, begin_run, open_run
 from .task import TEST_SET
 from .train import evaluate_stage, train_stage
+from .validate import DEFAULT_MASKS, validate_stage
 from .verify import verify_stage
 from .workers import Workers
 
@@ -113,6 +114,29 @@ def report(
     opened = open_run(run)
     with Workers(workers, scheduler) as pool:
         return _report(opened, set, illustrate, pool)
+
+
+def validate(
+    run: str | Path,
+    set: str = TEST_SET,
+    masks: int = DEFAULT_MASKS,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> dict[str, Any]:
+    """Ask whether predictions foretell retraining: LDS with its noise ceiling, interactive and replayed.
+
+    Args:
+        run: an attributed run folder; every estimator that attributed all failures is scored.
+        set: name of the evaluation set.
+        masks: random correction sets; each is trained again and replayed with every paired seed.
+        workers, scheduler: see `train`.
+
+    Returns:
+        The contents of `validation/SET/validation.json`.
+    """
+    opened = open_run(run)
+    with Workers(workers, scheduler) as pool, opened.timed("validate"):
+        return validate_stage(opened, set, masks, pool)
 
 
 def run(

@@ -22,10 +22,11 @@ from ..datasets.manifest import installed_versions
 from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import intended_known, reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED
-from ..datasets.store import RunFolder, read_table, write_json, write_table
+from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
 from ..reports.evidence import Bank
-from ..reports.figures import write_correction_curve, write_group_effects
+from ..reports.figures import write_calibration, write_correction_curve, write_group_effects
 from ..reports.findings import (
+    PredictionFindings,
     SetFindings,
     entries_table,
     failure_entry,
@@ -42,9 +43,10 @@ from ..reports.pages import (
     write_failure_page,
     write_index_page,
 )
-from ..reports.statistics import percent
+from ..reports.predictions import calibrate, concentration
+from ..reports.statistics import NOTHING, mean_interval, percent
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
-from .attribute import attributed_tables, load_targets
+from .attribute import attributed_tables, estimator_of, load_targets
 from .groups import load_grouping
 from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
 from .runs import Run
@@ -55,6 +57,12 @@ from .workers import Workers
 log = logging.getLogger("aitia")
 DEFAULT_ILLUSTRATED = 20
 _SHOWN_GROUPS = 20
+_PLURAL = {
+    "context": "contexts",
+    "component": "reward components",
+    "cluster": "state clusters",
+    "transition": "states and actions",
+}
 _CHUNK = 32
 
 
@@ -99,11 +107,12 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     attributed = attributed_tables(folder, task, set_name, names)
     page = _page_context(run, set_name, findings, list(rewards.values()), episodes)
     effects = effect_table(attributed["groups"])
+    groups = _suspected_groups(effects, rewards)
+    predictions = _predictions(run, set_name, effects, groups, bank)
+    unit = f"groups ({_PLURAL[task.group_by]})"
     out = folder.reports_folder(set_name)
     if page.has_curve:
-        write_correction_curve(
-            out / "assets" / "correction-curve.svg", findings.curve, findings.thresholds, "groups (contexts)"
-        )
+        write_correction_curve(out / "assets" / "correction-curve.svg", findings.curve, findings.thresholds, unit)
     chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
     pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
     pieces = [
@@ -114,17 +123,17 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     entries = [entry for result in results for entry in result.entries]
     thumbnails = {name: asset for result in results for name, asset in result.thumbnails.items()}
     seconds = {**run.manifest.seconds, "report": round((datetime.now(UTC) - began).total_seconds(), 2)}
-    summary = summarise(findings, entries, _trainings(task, bank), seconds)
-    groups = _suspected_groups(effects, rewards)
+    summary = summarise(findings, predictions, entries, _trainings(task, bank), seconds)
     if groups:
-        write_group_effects(
-            out / "assets" / "group-effects.svg", [group["effect"] for group in groups], "groups (contexts)"
-        )
+        write_group_effects(out / "assets" / "group-effects.svg", [group["interval"] for group in groups], unit)
+    if predictions.calibration is not None and predictions.calibration.fit is not None:
+        write_calibration(out / "assets" / "calibration.svg", predictions.calibration)
     for old in (out / "failures").glob("*.html"):
         if old.stem not in names:
             old.unlink()  # of an earlier report: no failure of this one
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
+    _add_predicted_rates(groups[:_SHOWN_GROUPS], predictions)
     write_index_page(out, page, summary, entries, groups[:_SHOWN_GROUPS], len(groups), thumbnails)
     write_json(out / "summary.json", summary)
     return summary
@@ -192,12 +201,46 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
 def _suspected_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> list[dict[str, Any]]:
     """Return the wrong groups, most suspected first, with what is wrong with them (means over seeds)."""
     totals = group_means(list(rewards.values()), ("wrong_transitions", "error"))
-    mean = effects.mean()
+    mean, column = effects.mean(), {group: index for index, group in enumerate(effects.groups)}
     wrong_names = [group for group in wrong_groups(list(rewards.values())) if group in mean]
     return [
-        {"group": group, "effect": mean[group], "wrong": totals[group][0], "error": totals[group][1]}
+        {
+            "group": group,
+            "effect": mean[group],
+            "interval": mean_interval(effects.by_seed[:, column[group]].tolist()),
+            "wrong": totals[group][0],
+            "error": totals[group][1],
+        }
         for group in sorted(wrong_names, key=lambda group: (mean[group], group))
     ]
+
+
+def _predictions(
+    run: Run, set_name: str, effects: EffectTable, groups: Sequence[Mapping[str, Any]], bank: Bank | None
+) -> PredictionFindings:
+    """Say what the predicted effects are worth: concentration, calibration, noise ceiling."""
+    estimator = estimator_of(run.task).name
+    null = read_table(run.folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator)
+    column = {group: index for index, group in enumerate(effects.groups)}
+    by_seed = {str(group["group"]): effects.by_seed[:, column[group["group"]]] for group in groups}
+    return PredictionFindings(
+        estimator,
+        concentration(by_seed, null),
+        calibrate(bank, effects.mean() if groups else {}, run.task.outcomes),
+        _noise_ceiling(run, set_name),
+    )
+
+
+def _noise_ceiling(run: Run, set_name: str) -> float | None:
+    """Return the noise ceiling that a validation measured; None before one."""
+    path = run.folder.validation_path(set_name)
+    return read_json(path)["interactive"]["noise_ceiling"]["value"] if path.exists() else None
+
+
+def _add_predicted_rates(groups: Sequence[dict[str, Any]], predictions: PredictionFindings) -> None:
+    """Give the shown groups the misbehaviour rate that is predicted when only they are corrected."""
+    for group in groups:
+        group["rate"] = NOTHING if predictions.calibration is None else predictions.calibration.rate(group["effect"])
 
 
 @dataclass(frozen=True)

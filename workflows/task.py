@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from ..attribution.targets import BUILT_IN
+from ..attribution.targets import BUILT_IN, load_callable
 from ..datasets.errors import TaskError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import Outcomes
@@ -22,9 +22,17 @@ from ..training.evaluation import EvaluationSpec
 
 TEST_SET = "test"
 DEFAULT_SEEDS = 8
-LATER_KEYS = ("hooks", "biases", "causes")
+LATER_KEYS = ("hooks", "biases")
 _TRAINING_KEYS = ("env", "train_kwargs", "agent")
-_FREE_KEYS = ("name", "seeds", "group_by", "target", "verify", "verdict")  # may change between calls on one run folder
+_FREE_KEYS = (
+    "name",
+    "seeds",
+    "group_by",
+    "causes",
+    "target",
+    "verify",
+    "verdict",
+)  # may change between calls on one run folder
 
 
 class _Model(BaseModel):
@@ -84,6 +92,7 @@ class Task(_Model):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     group_by: GroupBy = "context"
     target: str = "auto"
+    causes: list[str] | str | None = None
     verify: VerifySpec = Field(default_factory=VerifySpec)
     verdict: VerdictSpec = Field(default_factory=VerdictSpec)
 
@@ -140,6 +149,21 @@ class Task(_Model):
     def paired_seeds(self) -> list[int]:
         """The seeds that are trained again: the first `verify.seeds` of the ensemble."""
         return self.seeds[: self.verify.seeds]
+
+    def causal_groups(self) -> frozenset[str] | None:
+        """Return the groups that the task declares as the true cause, for validation; None where it declares none.
+
+        Raises:
+            TaskError: `causes` names no callable that takes the training environment and returns groups.
+        """
+        if self.causes is None or isinstance(self.causes, list):
+            return None if self.causes is None else frozenset(self.causes)
+        function = load_callable(self.causes, "causes", "a list of groups, or module:callable")
+        env = self.training_env.make()
+        try:
+            return frozenset(str(group) for group in function(env.unwrapped))
+        finally:
+            env.close()
 
     def resolved(self) -> dict[str, Any]:
         """Return the task with every default filled in, as plain values."""

@@ -79,7 +79,7 @@ def one_update(
 
 @pytest.fixture(scope="module", params=[("vector", "discrete"), ("dict", "multi"), ("vector", "box")])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("run"), *request.param, True, **SGD)
+    return Trained(tmp_path_factory.mktemp("run"), request.param[0], request.param[1], True, **SGD)
 
 
 def test_the_update_of_the_proof_is_the_one_that_stable_baselines3_makes(trained: Trained) -> None:

@@ -104,10 +104,13 @@ def test_effects_are_averaged_over_seeds_at_one_lambda() -> None:
     ]  # fmt: skip
     table = effect_table(pa.Table.from_pylist(rows))
     assert table.mean() == {"a": -2.0, "b": 1.0}
+    np.testing.assert_array_equal(table.by_seed, [[-1.0, 4.0], [-3.0, -2.0]])
+    np.testing.assert_allclose(table.error, [[1.0, 3.0]], err_msg="standard error of the mean of two seeds")
 
 
 def test_order_is_most_negative_first_and_the_null_is_another_order_of_the_same_groups() -> None:
-    effects = EffectTable(["0-0"], ["a", "b", "c"], np.array([[0.5, -2.0, -1.0]]))
+    effect = np.array([[0.5, -2.0, -1.0]])
+    effects = EffectTable(["0-0"], ["a", "b", "c"], effect, np.zeros_like(effect), effect)
     assert attribution_order(effects, {"a", "b", "c"}) == ["b", "c", "a"]
     names = {f"g{i}" for i in range(30)}
     assert sorted(random_order(names)) == sorted(names) and random_order(names) != sorted(names)
