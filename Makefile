@@ -19,6 +19,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --prefer-binary --editable ".[test,bench]"
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.planted --run $(OUT)/arrow-maze-outer
 

@@ -1,7 +1,8 @@
-"""How fast and how exact are the scores? Exact windowed TRAK beside traker's projection, on the same windows.
+"""How fast, how exact and how right are the scores? Beside traker and dattri, on the same windows, one thread.
 
-One thread, paired runs: ten windows of 2,048 transitions without repeated rows, an MLP policy with 8,775
-parameters, 200 targets. Prints a table and, as the last line, one JSON object.
+MLP: ten windows of 2,048 transitions without repeated rows, 8,775 parameters, 200 targets. CNN: one such window of
+44 x 44 images, 207,015 parameters. Then time against transitions, a worker's memory, and the decoy setting: does the
+planted cause come out? Prints tables and, as the last line, one JSON object. About ten minutes.
 
     python -m benchmarks.attribution
 """
@@ -12,140 +13,154 @@ import os
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
+import argparse
 import json
 import resource
 import tempfile
 import time
-import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor, nn
+from scipy.stats import linregress
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
+from torch import Tensor
 
-from aitia.attribution.outputs import Outputs
+import aitia
+from aitia.attribution.estimators import Trak
+from aitia.attribution.influence import TOP_K, attribute_window, keep_top
+from aitia.attribution.outputs import Outputs, prepare
 from aitia.attribution.targets import TargetSteps, UserSteps
 from aitia.attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, WindowRows, policy_gradients
+from aitia.attribution.window import read_window
+from aitia.datasets.arrays import array_format_of, array_metadata, encode_actions, encode_arrays
+from aitia.datasets.schema import TOP_TRANSITIONS, with_metadata
+from aitia.datasets.store import write_table
+from aitia.training.spaces import as_tensors
+from aitia.workflows.runs import open_run
+from benchmarks import peers, planted
 
-WINDOWS, ROWS, TARGETS, PROJECTED = 10, 2048, 200, 2048
-OBSERVATION, ACTIONS = 64, 7
-PAIRS = 3
-PEER_BATCH = 512
+WINDOWS, ROWS, TARGETS = 10, 2048, 200
+FEATURES, IMAGE, ACTIONS = 64, (1, 44, 44), 7
+PAIRS, CNN_PAIRS = 3, 3
+TRAKER_MLP, TRAKER_CNN, DATTRI = 2048, 512, 512  # projected dimensions
+ENVS, TRANSITIONS = 16, (10_240, 102_400, 1_024_000)
+MANY_FAILURES, DECISIVE = 1000, 8
+Data = tuple[NDArray[Any], NDArray[np.int64]]
 
 
-def make_policy() -> ActorCriticPolicy:
-    """Return a policy with 8,775 parameters between observation and action probabilities."""
+def mlp_policy() -> ActorCriticPolicy:
+    """A policy with 8,775 parameters between observation and action probabilities."""
+    return _disturbed(ActorCriticPolicy(spaces.Box(-1, 1, (FEATURES,)), spaces.Discrete(ACTIONS), lambda _: 0.0))
+
+
+def cnn_policy() -> ActorCriticPolicy:
+    """A NatureCNN policy with 207,015 parameters between image and action probabilities."""
+    return _disturbed(
+        ActorCriticCnnPolicy(spaces.Box(0, 255, IMAGE, np.uint8), spaces.Discrete(ACTIONS), lambda _: 0.0)
+    )
+
+
+def _disturbed(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     torch.manual_seed(0)
-    policy = ActorCriticPolicy(spaces.Box(-1, 1, (OBSERVATION,)), spaces.Discrete(ACTIONS), lambda _: 0.0)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
+            parameter.add_(0.1 * parameter.std().nan_to_num(0.1) * torch.randn(parameter.shape))
     policy.set_training_mode(False)
     return policy
 
 
-def make_samples(rows: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return observations [N, 64] and actions [N]."""
+def samples(rows: int, seed: int, image: bool = False) -> Data:
+    """Observations [N, ...] and actions [N], no two alike."""
     generator = np.random.default_rng(seed)
-    observations = generator.uniform(-1, 1, (rows, OBSERVATION)).astype(np.float32)
+    if image:
+        observations: NDArray[Any] = generator.integers(0, 256, (rows, *IMAGE)).astype(np.uint8)
+    else:
+        observations = generator.uniform(-1, 1, (rows, FEATURES)).astype(np.float32)
     return observations, generator.integers(0, ACTIONS, rows)
 
 
-def make_targets() -> TargetSteps:
-    """Return 200 targets, log pi of one action each: an output that traker scores as it is."""
-    observations, actions = make_samples(TARGETS, 10**6)
+def log_prob_targets(image: bool = False) -> TargetSteps:
+    """200 targets, log pi of one action each: an output that other libraries score as it is."""
+    observations, actions = samples(TARGETS, 10**6, image)
 
     def log_prob(log_probs: Tensor, steps: UserSteps) -> Tensor:
         return log_probs[0, int(steps.actions[0])]
 
     names = tuple(f"0-{i}" for i in range(TARGETS))
     labels = np.zeros((TARGETS, ACTIONS), np.int8)
-    decisive = np.zeros(TARGETS, bool)
     return TargetSteps(
-        names, ("user",) * TARGETS, np.arange(TARGETS), observations, actions, labels, decisive, log_prob
+        names, ("user",) * TARGETS, np.arange(TARGETS), observations, actions, labels, np.zeros(TARGETS, bool), log_prob
     )
 
 
-def ours(windows: list[tuple[NDArray[np.float32], NDArray[np.int64]]], targets: TargetSteps) -> list[NDArray[Any]]:
+def ours(make: Callable[[], ActorCriticPolicy], windows: list[Data], targets: TargetSteps) -> list[NDArray[Any]]:
     """Score all windows exactly."""
     scores = []
     for observations, actions in windows:
         rows = WindowRows.of(observations, actions)
-        scores.append(policy_gradients(make_policy(), rows, targets, "window").trak(DEFAULT_LAMBDA)[rows.row])
+        scores.append(policy_gradients(make(), rows, targets, "window").trak(DEFAULT_LAMBDA)[rows.row])
     return scores
 
 
-class _Actor(nn.Module):
-    """The actor alone, as traker wants it."""
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        super().__init__()
-        self.body, self.head = policy.mlp_extractor.policy_net, policy.action_net
-
-    def forward(self, observations: Tensor) -> Tensor:
-        out: Tensor = self.head(self.body(observations))
-        return out
+def _prepared(policy: ActorCriticPolicy, data: Data) -> peers.Samples:
+    found = prepare(policy, as_tensors(data[0]))
+    assert isinstance(found, Tensor)
+    return found, torch.as_tensor(data[1])
 
 
-def peer(windows: list[tuple[NDArray[np.float32], NDArray[np.int64]]], targets: TargetSteps) -> None:
-    """Score all windows with traker: float32, one projection block kept in memory, batches of 512."""
-    from trak import TRAKer
-    from trak.modelout_functions import AbstractModelOutput
-    from trak.projectors import BasicProjector, ProjectionType
+def by_traker(
+    make: Callable[[], ActorCriticPolicy], windows: list[Data], targets: TargetSteps, dimensions: int, batch: int
+) -> None:
+    """Score all windows with traker."""
+    for data in windows:
+        policy = make()
+        asked = _prepared(policy, (targets.observations, targets.actions))
+        peers.traker(peers.Actor(policy), _prepared(policy, data), asked, dimensions, DEFAULT_LAMBDA, batch)
 
-    class LogProb(AbstractModelOutput):  # type: ignore[misc]
-        def __init__(self) -> None: ...
 
-        @staticmethod
-        def get_output(model: nn.Module, weights: Any, buffers: Any, observation: Tensor, action: Tensor) -> Tensor:
-            logits = torch.func.functional_call(model, (weights, buffers), (observation[None],))
-            return (torch.log_softmax(logits, 1)[0] * (torch.arange(ACTIONS) == action)).sum()
+def by_dattri(windows: list[Data], targets: TargetSteps) -> None:
+    """Score all windows with dattri."""
+    for data in windows:
+        policy = mlp_policy()
+        asked = _prepared(policy, (targets.observations, targets.actions))
+        peers.dattri(peers.Actor(policy), _prepared(policy, data), asked, DATTRI, DEFAULT_LAMBDA)
 
-        @staticmethod
-        def get_out_to_loss_grad(model: nn.Module, weights: Any, buffers: Any, batch: tuple[Tensor, ...]) -> Tensor:
-            return torch.ones(len(batch[0]), 1)
 
-    for observations, actions in windows:
-        actor = _Actor(make_policy())
-        parameters = sum(parameter.numel() for parameter in actor.parameters())
-        projector = BasicProjector(
-            parameters, PROJECTED, 0, ProjectionType.rademacher, "cpu", block_size=PROJECTED
-        )  # fmt: skip
-        projector.free_memory = lambda: None
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            traker = TRAKer(
-                actor, LogProb(), train_set_size=len(actions), save_dir=folder, device="cpu", projector=projector,
-                proj_dim=PROJECTED, use_half_precision=False, logging_level=50,
-                lambda_reg=DEFAULT_LAMBDA * len(actions) * PROJECTED / parameters,
-            )  # fmt: skip
-            traker.load_checkpoint(actor.state_dict(), model_id=0)
-            for start in range(0, len(actions), PEER_BATCH):
-                part = slice(start, start + PEER_BATCH)
-                batch = (torch.as_tensor(observations[part]), torch.as_tensor(actions[part]))
-                traker.featurize(batch=batch, num_samples=len(batch[0]))
-            traker.finalize_features()
-            traker.start_scoring_checkpoint("t", actor.state_dict(), model_id=0, num_targets=TARGETS)
-            traker.score(
-                batch=(torch.as_tensor(targets.observations), torch.as_tensor(targets.actions)), num_samples=TARGETS
-            )
-            traker.finalize_scores("t")
+def paired(functions: dict[str, Callable[[], object]], pairs: int) -> dict[str, list[float]]:
+    """Time functions in turn, so that a slow minute of the machine falls on all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(pairs):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - began)
+    for name, values in seconds.items():
+        print(f"  {name:18s} {np.median(values):7.2f} s  (from {min(values):.2f} to {max(values):.2f})", flush=True)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str) -> dict[str, float]:
+    """Median, lowest and highest of the paired ratios."""
+    found = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds[name], strict=True)]
+    return {"": round(float(np.median(found)), 2), "_low": round(min(found), 2), "_high": round(max(found), 2)}
 
 
 def primal_error() -> float:
-    """Return the largest relative error of our scores against the float64 primal, on a window scored in float32."""
-
-    observations, actions = make_samples(DOUBLE_ROWS + 256, 1)
-    targets = make_targets()
-    (found,) = ours([(observations, actions)], targets)
-    policy = make_policy().double()
+    """Largest relative error of our scores against the float64 primal, on a window scored in float32."""
+    observations, actions = samples(DOUBLE_ROWS + 256, 1)
+    targets = log_prob_targets()
+    (found,) = ours(mlp_policy, [(observations, actions)], targets)
+    policy = mlp_policy().double()
     layers = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
 
-    def gradients(samples: NDArray[Any], chosen: NDArray[np.int64]) -> Tensor:
-        log_probs = Outputs(policy, torch.as_tensor(samples)).distribution.log_probs()
+    def gradients(given: NDArray[Any], chosen: NDArray[np.int64]) -> Tensor:
+        log_probs = Outputs(policy, torch.as_tensor(given)).distribution.log_probs()
         rows = [torch.autograd.grad(log_probs[i, int(a)], layers, retain_graph=True) for i, a in enumerate(chosen)]
         return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
 
@@ -155,31 +170,134 @@ def primal_error() -> float:
     return float(np.abs(found - exact).max() / np.abs(exact).max())
 
 
+def write_windows(folder: Path) -> list[Path]:
+    """Ten recorded windows of random transitions, a tenth with wrong rewards in 100 groups."""
+    paths = []
+    for number in range(WINDOWS):
+        observations, actions = samples(ROWS, number)
+        generator = np.random.default_rng(number)
+        reward = generator.choice([0.0, 1.0], ROWS, p=[0.9, 0.1])
+        column, metadata = encode_actions(actions)
+        minibatches = np.stack([generator.permutation(ROWS) // 256 for _ in range(4)], axis=1).astype(np.int32)
+        table = pa.table(
+            {
+                "seed": np.zeros(ROWS, np.int32), "window": np.full(ROWS, number, np.int32),
+                "observation": encode_arrays(observations), "action": column, "reward": reward,
+                "reward_scale": np.ones(ROWS), "intended_reward": reward - (generator.random(ROWS) < 0.1),
+                "context": generator.integers(0, 100, ROWS).astype(str), "advantage": generator.normal(size=ROWS),
+                "terminated": generator.random(ROWS) < 0.1, "truncated": np.zeros(ROWS, bool),
+                "minibatches": pa.array(list(minibatches)),
+            }
+        )  # fmt: skip
+        told = {"n_envs": str(ENVS), "gamma": "0.97", "gae_lambda": "0.95", "normalize_advantage": "true"}
+        metadata |= told | array_metadata("observation", array_format_of(observations))
+        paths.append(folder / f"window={number:05d}.parquet")
+        write_table(paths[-1], with_metadata(table, metadata))
+    return paths
+
+
+def stream(paths: list[Path], windows: int, targets: TargetSteps) -> pa.Table:
+    """What a worker does: read, attribute and reduce window after window."""
+    top, sums = TOP_TRANSITIONS.empty_table(), np.zeros(())
+    for number in range(windows):
+        found = attribute_window(read_window(paths[number % len(paths)]), mlp_policy(), targets, Trak())
+        top = keep_top(pa.concat_tables([top, found.top.cast(TOP_TRANSITIONS)]), TOP_K)
+        sums = sums + found.sums.effects["effect"].sum()
+    return top
+
+
+def cost_exponent(paths: list[Path]) -> tuple[float, list[float]]:
+    """Log-log slope of time against transitions."""
+    targets, seconds = log_prob_targets(), []
+    stream(paths, 2, targets)
+    for count in TRANSITIONS:
+        began = time.perf_counter()
+        stream(paths, count // ROWS, targets)
+        seconds.append(time.perf_counter() - began)
+        print(f"  {count:9,d} transitions {seconds[-1]:7.2f} s", flush=True)
+    return float(linregress(np.log(TRANSITIONS), np.log(seconds)).slope), seconds
+
+
+def memory_mib() -> float:
+    """Most memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def many_targets() -> TargetSteps:
+    """1,000 failures with eight decisive steps each."""
+    steps = MANY_FAILURES * DECISIVE
+    observations, actions = samples(steps, 10**7)
+    labels = np.tile(np.array([1, -1, *[0] * (ACTIONS - 2)], np.int8), (steps, 1))
+    names = tuple(f"0-{i}" for i in range(MANY_FAILURES))
+    failure = np.repeat(np.arange(MANY_FAILURES), DECISIVE)
+    return TargetSteps(
+        names, ("labels",) * MANY_FAILURES, failure, observations, actions * 0, labels, np.ones(steps, bool)
+    )
+
+
+def worker_memory(paths: list[Path]) -> dict[str, int]:
+    """Most memory of a worker with 1,000 failures of eight decisive steps, and what ten more windows add to it."""
+    targets = many_targets()
+    stream(paths, 3, targets)
+    early = memory_mib()
+    stream(paths, 10, targets)
+    return {"memory_worker_mib": round(memory_mib()), "memory_worker_growth_mib": round(memory_mib() - early)}
+
+
+def decoys(folder: Path) -> dict[str, float]:
+    """AUC of the planted cause in the decoy setting, from training to ranking."""
+    run = folder / "decoys"
+    aitia.train(Path(__file__).with_name("decoys.yaml"), run)
+    aitia.evaluate(run)
+    for name in ("trak", "tracin", "size"):
+        aitia.attribute(run, estimator=name)
+    found = planted.measure(open_run(run), ["trak", "tracin", "size"])
+    return {
+        "auc_ensemble": found["auc_trak_lambda_0.01"], "auc_single": found["auc_single_trak_lambda_0.01"],
+        "auc_size_baseline": found["auc_size"], "auc_tracin": found["auc_tracin"],
+    }  # fmt: skip
+
+
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description="Speed, exactness and rightness of the scores.")
+    parser.add_argument("--skip-decoys", action="store_true", help="Leave out the decoy setting (it trains 8 agents).")
+    skip_decoys = parser.parse_args().skip_decoys
     torch.set_num_threads(1)
-    windows, targets = [make_samples(ROWS, seed) for seed in range(WINDOWS)], make_targets()
-    seconds: dict[str, list[float]] = {"exact": [], "traker": []}
-    for _ in range(PAIRS):
-        for name, function in (("exact", ours), ("traker", peer)):
-            began = time.perf_counter()
-            function(windows, targets)
-            seconds[name].append(time.perf_counter() - began)
-            if name == "exact" and len(seconds["exact"]) == 1:
-                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    ratios = [theirs / mine for mine, theirs in zip(seconds["exact"], seconds["traker"], strict=True)]
-    print(f"{WINDOWS} windows of {ROWS}, {TARGETS} targets, one thread, {PAIRS} pairs")
-    for name, values in seconds.items():
-        print(f"  {name:8s} {np.median(values):7.2f} s  (from {min(values):.2f} to {max(values):.2f})")
-    result = {
-        "speedup_vs_traker_2048": round(float(np.median(ratios)), 2),
-        "speedup_low": round(min(ratios), 2),
-        "speedup_high": round(max(ratios), 2),
-        "seconds_exact": round(float(np.median(seconds["exact"])), 3),
-        "seconds_traker": round(float(np.median(seconds["traker"])), 3),
-        "exact_relative_error": primal_error(),
-        "memory_mib": round(memory),
-    }
+    result: dict[str, float | int] = {}
+    windows, targets = [samples(ROWS, seed) for seed in range(WINDOWS)], log_prob_targets()
+    ours(mlp_policy, windows, targets)
+    result["memory_mib"] = round(memory_mib())
+    with tempfile.TemporaryDirectory() as name:
+        result |= worker_memory(write_windows(Path(name)))
+    print(f"MLP: {WINDOWS} windows of {ROWS}, {TARGETS} targets, {PAIRS} pairs, one thread", flush=True)
+    seconds = paired(
+        {
+            "ours": lambda: ours(mlp_policy, windows, targets),
+            f"traker {TRAKER_MLP}": lambda: by_traker(mlp_policy, windows, targets, TRAKER_MLP, 512),
+            f"dattri TRAK {DATTRI}": lambda: by_dattri(windows, targets),
+        },
+        PAIRS,
+    )
+    for key, name in (("traker_2048", f"traker {TRAKER_MLP}"), ("dattri_trak", f"dattri TRAK {DATTRI}")):
+        result |= {f"speedup_vs_{key}{end}": value for end, value in ratio(seconds, name).items()}
+    images, asked = [samples(ROWS, 0, image=True)], log_prob_targets(image=True)
+    print(f"CNN: one window of {ROWS}, {TARGETS} targets, {CNN_PAIRS} pairs, one thread", flush=True)
+    seconds = paired(
+        {
+            "ours": lambda: ours(cnn_policy, images, asked),
+            f"traker {TRAKER_CNN}": lambda: by_traker(cnn_policy, images, asked, TRAKER_CNN, 128),
+        },
+        CNN_PAIRS,
+    )
+    result |= {f"speedup_vs_traker_cnn{end}": v for end, v in ratio(seconds, f"traker {TRAKER_CNN}").items()}
+    result["exact_relative_error"] = primal_error()
+    with tempfile.TemporaryDirectory() as name:
+        paths = write_windows(Path(name))
+        print("Whole attribution against transitions (three dampings, files read, top-k kept)", flush=True)
+        result["cost_exponent"] = round(cost_exponent(paths)[0], 3)
+        if not skip_decoys:
+            result |= decoys(Path(name))
     print(json.dumps(result))
 
 

@@ -115,6 +115,7 @@ class Ease:
     Attributes:
         transitions, reward_events, episodes, groups: shares, read off the curve by linear interpolation
             between the two verified sets around half of the drop.
+        by_component: whether groups are reward components.
         kind: `concentrated` or `diffuse`.
         verified: the smallest verified set that reaches half of the drop.
     """
@@ -125,6 +126,7 @@ class Ease:
     groups: float
     kind: str
     verified: CurvePoint
+    by_component: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the contract's `ease`."""
@@ -133,13 +135,17 @@ class Ease:
             "reward_events": self.reward_events,
             "episodes": self.episodes,
             "groups": self.groups,
-            "components": None,
+            "components": self.groups if self.by_component else None,
             "kind": self.kind,
         }
 
 
 def ease(
-    verdict: Verdict, curve: Sequence[CurvePoint], summaries: Sequence[pa.Table], thresholds: Thresholds
+    verdict: Verdict,
+    curve: Sequence[CurvePoint],
+    summaries: Sequence[pa.Table],
+    thresholds: Thresholds,
+    group_by: str = "context",
 ) -> Ease | None:
     """Return how easy the correction is: units for half of the drop, in attribution order.
 
@@ -148,6 +154,7 @@ def ease(
         curve: all verified correction sets.
         summaries: reward summaries of the paired seeds.
         thresholds: `few` decides between concentrated and diffuse.
+        group_by: what a group is; of components the share of components is known too.
     """
     nested = [point for order in ("none", "attribution", "all") for point in curve if point.order == order]
     rates = [point.misbehaviour.value for point in nested if point.misbehaviour.value is not None]
@@ -164,4 +171,4 @@ def ease(
     shares = np.divide(units, whole, out=np.zeros(len(whole)), where=whole > 0)
     transitions, events, episodes, groups = shares.tolist()
     kind = "concentrated" if min(events, groups) <= thresholds.few else "diffuse"
-    return Ease(transitions, events, episodes, groups, kind, nested[index])
+    return Ease(transitions, events, episodes, groups, kind, nested[index], group_by == "component")

@@ -51,6 +51,7 @@ def find_for_set(
     bank: Bank | None,
     declared: Outcomes,
     thresholds: Thresholds,
+    group_by: str = "context",
 ) -> SetFindings:
     """Decide the verdict of an evaluation set from its tables.
 
@@ -58,13 +59,13 @@ def find_for_set(
         episodes: episodes of the set: the ensemble's and the random policy's.
         rewards: reward summary of the training of each seed.
         bank: the counterfactual bank; None if nothing was trained again.
-        declared, thresholds: from the task.
+        declared, thresholds, group_by: from the task.
     """
     evidence = collect_evidence(episodes, list(rewards.values()), bank, declared)
     decision = decide(evidence, thresholds)
     curve = correction_curve(bank, rewards, declared) if bank is not None else ()
     paired = [rewards[rates.seed] for rates in evidence.paired()[0]]
-    found = ease(decision.verdict, curve, paired, thresholds)
+    found = ease(decision.verdict, curve, paired, thresholds, group_by)
     return SetFindings(evidence, decision, curve, found, RewardScale.of(episodes), thresholds, declared)
 
 
