@@ -14,7 +14,7 @@ Source: the factored form is the one of Goodfellow 2015 (arXiv:1510.01799); docs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -28,15 +28,16 @@ from .outputs import Inputs, Outputs
 
 Functional = Callable[[Outputs], Tensor]
 SPREAD = "log_std"
-_BLOCK_BYTES = 2**27  # of materialised gradients at once
+_BLOCK_BYTES = 2**28  # of materialised gradients at once
 _UNFOLDED_BYTES = 2**26  # of unfolded inputs at once
+_TRIANGLE_ROWS = 128
 
 
 class LayerFactors(Protocol):
     """Factored gradients of N scalars by the parameters of one layer."""
 
-    def inner(self, other: Self) -> Tensor:
-        """Return the inner products of gradients, [N, M]."""
+    def products(self, others: Sequence[Self]) -> list[Tensor]:
+        """Return the inner products with the gradients of each of `others` (also itself), [N, M] each."""
         ...
 
 
@@ -47,9 +48,9 @@ class LinearFactors:
     inputs: Tensor
     derivatives: Tensor
 
-    def inner(self, other: LinearFactors) -> Tensor:
-        """Return the inner products of gradients, [N, M]."""
-        return (self.inputs @ other.inputs.T).mul_(self.derivatives @ other.derivatives.T)
+    def products(self, others: Sequence[LinearFactors]) -> list[Tensor]:
+        """Return the inner products with the gradients of each of `others`, [N, M] each."""
+        return [(self.inputs @ other.inputs.T).mul_(self.derivatives @ other.derivatives.T) for other in others]
 
 
 @dataclass(frozen=True)
@@ -59,39 +60,76 @@ class PlacesFactors:
     Attributes:
         inputs: as the layer took them, [N, ...].
         derivatives: of the scalars by the layer's output, [N, O, L].
-        unfold: maps rows of inputs to [n, L, I], what the weight is multiplied with at each place (a column
-            of ones for a bias).
+        unfold: maps rows of inputs to [n, L, I], what the weight is multiplied with at each place.
+        bias: whether the layer has one.
     """
 
     inputs: Tensor
     derivatives: Tensor
     unfold: Callable[[Tensor], Tensor]
+    bias: bool
 
-    def inner(self, other: PlacesFactors) -> Tensor:
-        """Return the inner products of gradients, [N, M]."""
-        total = self.derivatives.new_zeros(len(self.inputs), len(other.inputs))
-        for channels in self._blocks(max(len(self.inputs), len(other.inputs))):
-            mine = self.gradients(channels)
-            total.addmm_(mine, (mine if other is self else other.gradients(channels)).T)
-        return total
+    def products(self, others: Sequence[PlacesFactors]) -> list[Tensor]:
+        """Return the inner products with the gradients of each of `others`, [N, M] each.
 
-    def _blocks(self, rows: int) -> Iterator[slice]:
-        """Yield blocks of output channels whose materialised gradients of so many rows fit."""
-        channels = self.derivatives.shape[1]
-        width = self.unfold(self.inputs[:1]).shape[2] * self.derivatives.element_size()
-        step = max(1, _BLOCK_BYTES // max(rows * width, 1))
+        Of rows with themselves only the lower triangle is computed.
+        """
+        channels, places = self.derivatives.shape[1:]
+        width = self.unfold(self.inputs[:1]).shape[2]
+        few = places**2 * (channels + width) < channels * width  # fewer products between places than by gradients
+        totals = self._by_places(others) if few else self._by_gradients(others, width)
+        if self.bias:
+            for total, other in zip(totals, others, strict=True):
+                total.addmm_(self.derivatives.sum(2), other.derivatives.sum(2).T)
+        return totals
+
+    def _by_gradients(self, others: Sequence[PlacesFactors], width: int) -> list[Tensor]:
+        """Form the gradients of a block of output channels at a time."""
+        channels, size = self.derivatives.shape[1], self.derivatives.element_size()
+        totals = [self.derivatives.new_zeros(len(self.inputs), len(other.inputs)) for other in others]
+        step = max(1, _BLOCK_BYTES // max(len(self.inputs) * width * size, 1))
         for start in range(0, channels, step):
-            yield slice(start, min(start + step, channels))
+            block = slice(start, min(start + step, channels))
+            mine = self.gradients(block)
+            for total, other in zip(totals, others, strict=True):
+                if other is not self:
+                    total.addmm_(mine, other.gradients(block).T)
+                    continue
+                for first in range(0, len(mine), _TRIANGLE_ROWS):
+                    rows = slice(first, first + _TRIANGLE_ROWS)
+                    total[first:, rows].addmm_(mine[first:], mine[rows].T)
+        return [_mirrored(total) if other is self else total for total, other in zip(totals, others, strict=True)]
+
+    def _by_places(self, others: Sequence[PlacesFactors]) -> list[Tensor]:
+        """Add, for every pair of places, the product of the inputs' and the derivatives' inner products."""
+        mine, totals = self._place_by_place(), []
+        for other in others:
+            theirs = mine if other is self else other._place_by_place()
+            same, different, left, right = self.derivatives.new_zeros(4, len(self.inputs), len(other.inputs))
+            for one, (inputs, derivatives) in enumerate(mine):
+                for two, (other_inputs, other_derivatives) in enumerate(theirs):
+                    if other is self and one > two:
+                        continue  # the transpose of what two and one give
+                    torch.mm(inputs, other_inputs.T, out=left)
+                    torch.mm(derivatives, other_derivatives.T, out=right)
+                    (same if one == two or other is not self else different).addcmul_(left, right)
+            totals.append(same.add_(different).add_(different.T) if other is self else same)
+        return totals
+
+    def _place_by_place(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the inputs [N, I] and derivatives [N, O] of each place."""
+        inputs = self.unfold(self.inputs).transpose(0, 1).contiguous()
+        return list(zip(inputs, self.derivatives.permute(2, 0, 1).contiguous(), strict=True))
 
     def gradients(self, channels: slice) -> Tensor:
         """Return the gradients by the weights of some output channels, [N, o * I]."""
+        derivatives = self.derivatives[:, channels]
         sample = self.unfold(self.inputs[:1])
+        found = sample.new_empty(len(self.inputs), derivatives.shape[1], sample.shape[2])
         step = max(1, _UNFOLDED_BYTES // max(sample.numel() * sample.element_size(), 1))
-        parts = [
-            torch.bmm(self.derivatives[i : i + step, channels], self.unfold(self.inputs[i : i + step])).flatten(1)
-            for i in range(0, len(self.inputs), step)
-        ]
-        return torch.cat(parts)
+        for i in range(0, len(self.inputs), step):
+            torch.bmm(derivatives[i : i + step], self.unfold(self.inputs[i : i + step]), out=found[i : i + step])
+        return found.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -106,14 +144,25 @@ class Factors:
     rows: int
     layers: Mapping[str, LayerFactors]
 
-    def inner(self, other: Factors) -> Tensor | None:
-        """Return the inner products of gradients, [N, M]; None where no layer is in both: they are all zero."""
-        total: Tensor | None = None
+    def shares_layers(self, other: Factors) -> bool:
+        """Return whether some layer is in both; else all inner products are zero."""
+        return not self.layers.keys().isdisjoint(other.layers)
+
+    def gram(self) -> Tensor:
+        """Return the inner products of the gradients with each other, [N, N]."""
+        return self.gram_and_products(Factors(0, {}))[0]
+
+    def gram_and_products(self, other: Factors) -> tuple[Tensor, Tensor]:
+        """Return the inner products with each other [N, N] and with `other` [N, M]; gradients are formed once."""
+        gram: Tensor | None = None
+        products: Tensor | None = None
         for name, mine in self.layers.items():
-            if name in other.layers:
-                product = mine.inner(other.layers[name])
-                total = product if total is None else total.add_(product)
-        return total
+            found = mine.products([mine, *([other.layers[name]] if name in other.layers else [])])
+            gram = found[0] if gram is None else gram.add_(found[0])
+            if len(found) > 1:
+                products = found[1] if products is None else products.add_(found[1])
+        assert gram is not None
+        return gram, gram.new_zeros(self.rows, other.rows) if products is None else products
 
 
 def gradient_factors(policy: ActorCriticPolicy, observations: Inputs, functional: Functional) -> Factors:
@@ -148,24 +197,28 @@ def gradient_factors(policy: ActorCriticPolicy, observations: Inputs, functional
     return Factors(rows, layers)
 
 
+def _mirrored(lower: Tensor) -> Tensor:
+    """Return the symmetric matrix whose lower triangle is given."""
+    return torch.tril(lower) + torch.tril(lower, -1).T
+
+
 def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LayerFactors:
     if isinstance(layer, nn.Linear):
         ones = layer.bias is not None
         if inputs.ndim == 2:
             return LinearFactors(_with_ones(inputs, ones), derivative)
-        return PlacesFactors(
-            inputs.flatten(1, -2), derivative.flatten(1, -2).mT, lambda rows: _with_ones(rows, ones)
-        )  # fmt: skip
+        return PlacesFactors(inputs.flatten(1, -2), derivative.flatten(1, -2).mT, lambda rows: rows, ones)
     if isinstance(layer, nn.Embedding):
         places = derivative.reshape(len(derivative), -1, layer.embedding_dim).mT
-        return PlacesFactors(inputs.reshape(len(inputs), -1), places, lambda rows: _one_hot(layer, rows, derivative))
+        return PlacesFactors(
+            inputs.reshape(len(inputs), -1), places, lambda rows: _one_hot(layer, rows, derivative), False
+        )
     assert isinstance(layer, nn.Conv2d)
 
     def unfold(rows: Tensor) -> Tensor:
-        patches = nn.functional.unfold(rows, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-        return _with_ones(patches.mT, layer.bias is not None)
+        return nn.functional.unfold(rows, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT  # type: ignore[arg-type]
 
-    return PlacesFactors(inputs, derivative.flatten(2), unfold)
+    return PlacesFactors(inputs, derivative.flatten(2), unfold, layer.bias is not None)
 
 
 def _with_ones(inputs: Tensor, ones: bool) -> Tensor:

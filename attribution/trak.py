@@ -156,15 +156,12 @@ def _gradients(
     policy.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)
     window = gradient_factors(policy, as_tensors(rows.observations), functional)
     steps = gradient_factors(policy, as_tensors(targets.observations), targets.functional())
-    per_step = window.inner(steps)
-    if per_step is None and not needed:
+    if not needed and not window.shares_layers(steps):
         return None
-    gram = window.inner(window)
-    assert gram is not None
+    gram, per_step = window.gram_and_products(steps)
     _require_finite(gram.diagonal(), rows, where)
     cross = torch.zeros(len(gram), targets.failures, dtype=gram.dtype)
-    if per_step is not None:
-        cross.index_add_(1, torch.as_tensor(targets.failure), per_step)
+    cross.index_add_(1, torch.as_tensor(targets.failure), per_step)
     if not torch.isfinite(cross).all():
         failure = int((~torch.isfinite(cross)).any(dim=0).nonzero()[0])
         raise NonFiniteError(f"{where}: the gradient of the target of failure {targets.ids[failure]} is not finite")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TQDM_DISABLE"), "1"))
 
 import argparse
 import json
@@ -56,6 +56,7 @@ Data = tuple[NDArray[Any], NDArray[np.int64]]
 
 def mlp_policy() -> ActorCriticPolicy:
     """A policy with 8,775 parameters between observation and action probabilities."""
+    torch.manual_seed(0)
     return _disturbed(ActorCriticPolicy(spaces.Box(-1, 1, (FEATURES,)), spaces.Discrete(ACTIONS), lambda _: 0.0))
 
 
@@ -67,10 +68,9 @@ def cnn_policy() -> ActorCriticPolicy:
 
 
 def _disturbed(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    torch.manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad():  # far from SB3's nearly uniform start, so that gradients differ
         for parameter in policy.parameters():
-            parameter.add_(0.1 * parameter.std().nan_to_num(0.1) * torch.randn(parameter.shape))
+            parameter.add_(0.1 / max(parameter[0].numel(), 1) ** 0.5 * torch.randn(parameter.shape))
     policy.set_training_mode(False)
     return policy
 

@@ -165,5 +165,5 @@ def _templates() -> Environment:
     environment.filters["share"] = lambda found: Interval(found["value"], found["low"], found["high"]).as_percent()
     environment.filters["interval"] = lambda value: Interval(**value).as_percent()
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
-    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2e}"
+    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2g}"
     return environment

@@ -148,7 +148,9 @@ def _page_context(
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     has_curve = len(findings.curve) > 1
-    told = [*_told(probe(run.task.evaluation_env(set_name)), rewards), *_undeclared(run.task, episodes)]
+    chosen = estimator_of(run.task)
+    projected = [f"Influence is TRAK's random projection: {chosen.reason}."] if chosen.name != "trak" else []
+    told = [*projected, *_told(probe(run.task.evaluation_env(set_name)), rewards), *_undeclared(run.task, episodes)]
     return PageContext(run.task.resolved(), set_name, findings, told, has_curve, provenance)
 
 
@@ -310,6 +312,8 @@ def _failure_view(
     target = {
         "labels": "log-odds of misbehaving against desired actions at the decisive steps",
         "log-odds": "log-odds of the actions taken",
+        "episode": "log-likelihood of the whole failing episode",
+        "value": "value of the state in which the episode began",
     }.get(kind, kind)
     corrections, influential = ([_reward_view(row, spec, piece.pictures) for row in rows] for rows in shown)
     return FailureView(frames, reason, target, corrections, influential)

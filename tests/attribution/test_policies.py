@@ -140,7 +140,8 @@ def test_embeddings_and_strided_padded_convolutions_are_factored_exactly() -> No
         phi = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
         (derivative,) = torch.autograd.grad(scalars.sum(), output)
         factors = _layer_factors(layer, given, derivative)
-        torch.testing.assert_close(factors.inner(factors), phi @ phi.T, rtol=1e-10, atol=1e-10)
+        (gram,) = factors.products([factors])
+        torch.testing.assert_close(gram, phi @ phi.T, rtol=1e-10, atol=1e-10)
 
 
 def test_unfactored_layers_are_named_and_in_place_activations_change_nothing() -> None:
@@ -151,9 +152,7 @@ def test_unfactored_layers_are_named_and_in_place_activations_change_nothing() -
 
     def gram() -> Tensor:
         factors = gradient_factors(policy, observations, lambda said: said.distribution.log_probs()[:, 0].sum())
-        found = factors.inner(factors)
-        assert found is not None
-        return found
+        return factors.gram()
 
     expected = gram()
     for module in policy.modules():
@@ -173,3 +172,14 @@ def test_rows_are_collapsed_for_dictionaries_and_arrays_of_actions() -> None:
     rows = np.array([(1, 2.0), (1, 2.0), (1, 3.0)], dtype=[("cell", "i8"), ("vector", "f4")])
     found = WindowRows.of(rows, np.array([[0, 1], [0, 1], [0, 1]]))
     assert sorted(found.counts.tolist()) == [1, 2] and found.row[0] == found.row[1] != found.row[2]
+
+
+def test_blocks_of_channels_and_rows_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolution gradients are formed for a block at a time: one channel and one row at a time give the same."""
+    trained = Trained(tmp_path, "image", "discrete", True)
+    targets, rows = trained.targets("log-odds"), trained.window.rows
+    whole = policy_gradients(trained.policy, rows, targets, "w").trak(LAM)
+    for name in ("_BLOCK_BYTES", "_UNFOLDED_BYTES"):
+        monkeypatch.setattr(f"aitia.attribution.factors.{name}", 1)
+    blocks = policy_gradients(trained.policy, rows, targets, "w").trak(LAM)
+    np.testing.assert_allclose(blocks, whole, rtol=1e-9)
