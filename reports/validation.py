@@ -20,24 +20,47 @@ from .statistics import CONFIDENCE, NOTHING, Interval
 Numbers = NDArray[np.float64]
 _RESAMPLES = 1000
 _MOST_SPLITS = 50
+_ROUNDING = 1e-9
 
 
-def rank_correlations(one: Numbers, other: Numbers) -> Numbers:
-    """Return Spearman's correlation of each column over the rows of [M, F] and [M, F]; 0 where one is constant."""
-    x, y = (rankdata(values, axis=0) for values in (one, other))
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+def rank_correlations(one: Numbers, other: Numbers, given: Numbers | None = None) -> Numbers:
+    """Return Spearman's correlation of each column over the rows of [M, F] and [M, F]; 0 where one is constant.
+
+    Args:
+        one, other: what is correlated.
+        given: [M], held fixed: the partial rank correlation.
+    """
+    x, y = (_centred_ranks(values, given) for values in (one, other))
     size = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    return np.asarray(np.divide((x * y).sum(axis=0), size, out=np.zeros_like(size), where=size > 0), dtype=np.float64)
+    return np.asarray(
+        np.divide((x * y).sum(axis=0), size, out=np.zeros_like(size), where=size > _ROUNDING), dtype=np.float64
+    )
 
 
-def linear_datamodeling_score(predicted: Numbers, measured: Numbers) -> Interval:
+def _centred_ranks(values: Numbers, given: Numbers | None) -> Numbers:
+    ranks: Numbers = rankdata(values, axis=0)
+    ranks = ranks - ranks.mean(axis=0)
+    if given is None:
+        return ranks
+    fixed = rankdata(given)
+    fixed = fixed - fixed.mean()
+    return np.asarray(ranks - np.outer(fixed, fixed @ ranks / max(float(fixed @ fixed), 1.0)), dtype=np.float64)
+
+
+def linear_datamodeling_score(predicted: Numbers, measured: Numbers, given: Numbers | None = None) -> Interval:
     """Return the LDS with a bootstrap interval over correction sets.
 
     Args:
         predicted: change of each failure's target that each set is predicted to make, [M, F].
         measured: the same as retrained, mean over seeds, [M, F].
+        given: [M], held fixed, such as how many groups each set corrects.
     """
-    return _bootstrapped(len(predicted), lambda sets: rank_correlations(predicted[sets], measured[sets]).mean())
+    return _bootstrapped(
+        len(predicted),
+        lambda sets: rank_correlations(
+            predicted[sets], measured[sets], None if given is None else given[sets]
+        ).mean(),
+    )  # fmt: skip
 
 
 def noise_ceiling(measured: Numbers) -> Interval:

@@ -222,6 +222,9 @@ def _validation_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the LDS of each estimator and the noise ceiling, one column an estimand, and the AUC of causes."""
     names = found["interactive"]["lds"]
     rows = [(f"LDS, {name}", *(_interval(found[e]["lds"][name]) for e in ESTIMANDS)) for name in names]
+    for name in found["interactive"]["lds_given_size"]:
+        cells = (_interval(found[e]["lds_given_size"][name]) for e in ESTIMANDS)
+        rows.append((f"LDS given how many are corrected, {name}", *cells))
     rows.append(("noise ceiling", *(_interval(found[e]["noise_ceiling"]) for e in ESTIMANDS)))
     causes = found["causes"]["auc"] if found["causes"] else {}
     for name, auc in causes.items():

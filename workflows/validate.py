@@ -179,13 +179,14 @@ def _scores(
 ) -> dict[str, Any]:
     """Return the LDS of every estimator and the noise ceiling.
 
-    `shuffled`: effects permuted among the wrong groups. It still knows how many groups a set corrects, which is what
-    every estimator has to beat; its interval is over permutations.
+    `shuffled`: effects permuted among the wrong groups; its interval is over permutations. It still knows how many
+    groups a set corrects, and that alone can score high, so `lds_given_size` holds that number fixed.
     """
     measured = changes.mean(axis=0)
-    scores = {}
+    scores, given_size = {}, {}
     for name, (chosen, effect) in effects.items():
         scores[name] = linear_datamodeling_score(chosen @ effect, measured).as_dict()
+        given_size[name] = linear_datamodeling_score(chosen @ effect, measured, chosen.sum(axis=1)).as_dict()
     chosen, effect = next(iter(effects.values()))
     generator = np.random.default_rng(_MASK_SEED)
     drawn = [
@@ -193,7 +194,7 @@ def _scores(
     ]
     low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975]).tolist()
     scores[SHUFFLED] = Interval(middle, low, high).as_dict()
-    return {"lds": scores, "noise_ceiling": noise_ceiling(changes).as_dict()}
+    return {"lds": scores, "lds_given_size": given_size, "noise_ceiling": noise_ceiling(changes).as_dict()}
 
 
 def _of_wrong(

@@ -87,6 +87,15 @@ def test_the_score_of_perfect_reversed_and_constant_predictions() -> None:
     assert constant == (0.0, 0.0, 0.0)
 
 
+def test_what_is_held_fixed_explains_nothing_any_more() -> None:
+    generator = np.random.default_rng(4)
+    size = np.arange(40.0)
+    measured = size[:, None] + 3 * generator.normal(size=(40, 6))
+    assert rank_correlations(size[:, None] + 0 * measured, measured).min() > 0.9
+    assert np.abs(rank_correlations(size[:, None] + 0 * measured, measured, size)).max() == 0.0
+    assert rank_correlations(measured, measured, size).tolist() == pytest.approx([1.0] * 6)
+
+
 def test_shuffled_scores_give_a_score_of_about_zero() -> None:
     """Sets of one size, true effects known: the true ones score 1, permuted ones nothing on average."""
     generator = np.random.default_rng(1)
