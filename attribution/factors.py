@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self
 
 import torch
 from gymnasium import spaces
+from scipy.linalg import get_blas_funcs
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
@@ -30,7 +31,6 @@ Functional = Callable[[Outputs], Tensor]
 SPREAD = "log_std"
 _BLOCK_BYTES = 2**28  # of materialised gradients at once
 _UNFOLDED_BYTES = 2**26  # of unfolded inputs at once
-_TRIANGLE_ROWS = 128
 
 
 class LayerFactors(Protocol):
@@ -85,20 +85,21 @@ class PlacesFactors:
 
     def _by_gradients(self, others: Sequence[PlacesFactors], width: int) -> list[Tensor]:
         """Form the gradients of a block of output channels at a time."""
-        channels, size = self.derivatives.shape[1], self.derivatives.element_size()
-        totals = [self.derivatives.new_zeros(len(self.inputs), len(other.inputs)) for other in others]
-        step = max(1, _BLOCK_BYTES // max(len(self.inputs) * width * size, 1))
+        channels, size, rows = self.derivatives.shape[1], self.derivatives.element_size(), len(self.inputs)
+        totals = [self.derivatives.new_zeros(rows, len(other.inputs)) for other in others]
+        step = max(1, _BLOCK_BYTES // max(rows * width * size, 1))
         for start in range(0, channels, step):
             block = slice(start, min(start + step, channels))
             mine = self.gradients(block)
             for total, other in zip(totals, others, strict=True):
-                if other is not self:
+                if other is self:
+                    _add_lower_triangle(total, mine)
+                else:
                     total.addmm_(mine, other.gradients(block).T)
-                    continue
-                for first in range(0, len(mine), _TRIANGLE_ROWS):
-                    rows = slice(first, first + _TRIANGLE_ROWS)
-                    total[first:, rows].addmm_(mine[first:], mine[rows].T)
-        return [_mirrored(total) if other is self else total for total, other in zip(totals, others, strict=True)]
+        for total, other in zip(totals, others, strict=True):
+            if other is self:
+                total.copy_(torch.tril(total) + torch.tril(total, -1).T)
+        return totals
 
     def _by_places(self, others: Sequence[PlacesFactors]) -> list[Tensor]:
         """Add, for every pair of places, the product of the inputs' and the derivatives' inner products."""
@@ -197,9 +198,11 @@ def gradient_factors(policy: ActorCriticPolicy, observations: Inputs, functional
     return Factors(rows, layers)
 
 
-def _mirrored(lower: Tensor) -> Tensor:
-    """Return the symmetric matrix whose lower triangle is given."""
-    return torch.tril(lower) + torch.tril(lower, -1).T
+def _add_lower_triangle(total: Tensor, rows: Tensor) -> None:
+    """Add the lower triangle of `rows @ rows.T`, half the work of the whole product."""
+    # the same memory, read column by column, is what LAPACK takes without a copy: its upper triangle is our lower
+    syrk = get_blas_funcs("syrk", [total.numpy()])
+    syrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, trans=1, lower=0, overwrite_c=1)
 
 
 def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LayerFactors:

@@ -16,7 +16,6 @@ push-through identity in place of the random projection; docs/method.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor
 from ..datasets.arrays import Array, row_bytes
 from ..datasets.errors import NonFiniteError
 from ..training.spaces import as_tensors
-from .factors import Functional, gradient_factors
+from .factors import Factors, Functional, gradient_factors
 from .targets import TargetSteps
 
 DEFAULT_LAMBDA = 1e-2
@@ -114,7 +113,8 @@ def policy_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: Targe
         InputError: the policy's gradients have no factored form.
     """
     actions = torch.as_tensor(rows.actions)
-    return _gradients(policy, rows, targets, where, lambda outputs: outputs.distribution.log_prob(actions).sum())
+    window, steps = _factors(policy, rows, targets, lambda outputs: outputs.distribution.log_prob(actions).sum())
+    return _inner_products(window, steps, rows, targets, where)
 
 
 def value_gradients(
@@ -129,35 +129,22 @@ def value_gradients(
     Returns:
         None where the value loss moves no parameter that a target depends on: all effects are zero.
     """
-    return _gradients(policy, rows, targets, where, lambda outputs: scale * outputs.values.sum(), needed=False)
+    window, steps = _factors(policy, rows, targets, lambda outputs: scale * outputs.values.sum())
+    return _inner_products(window, steps, rows, targets, where) if window.shares_layers(steps) else None
 
 
-@overload
-def _gradients(
-    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str, functional: Functional
-) -> WindowGradients: ...
-@overload
-def _gradients(
-    policy: ActorCriticPolicy,
-    rows: WindowRows,
-    targets: TargetSteps,
-    where: str,
-    functional: Functional,
-    needed: Literal[False],
-) -> WindowGradients | None: ...
-def _gradients(
-    policy: ActorCriticPolicy,
-    rows: WindowRows,
-    targets: TargetSteps,
-    where: str,
-    functional: Functional,
-    needed: bool = True,
-) -> WindowGradients | None:
+def _factors(
+    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, functional: Functional
+) -> tuple[Factors, Factors]:
+    """Return the factored gradients of the window's rows and of the targets' steps."""
     policy.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)
     window = gradient_factors(policy, as_tensors(rows.observations), functional)
-    steps = gradient_factors(policy, as_tensors(targets.observations), targets.functional())
-    if not needed and not window.shares_layers(steps):
-        return None
+    return window, gradient_factors(policy, as_tensors(targets.observations), targets.functional())
+
+
+def _inner_products(
+    window: Factors, steps: Factors, rows: WindowRows, targets: TargetSteps, where: str
+) -> WindowGradients:
     gram, per_step = window.gram_and_products(steps)
     _require_finite(gram.diagonal(), rows, where)
     cross = torch.zeros(len(gram), targets.failures, dtype=gram.dtype)

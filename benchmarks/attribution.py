@@ -282,6 +282,7 @@ def main() -> None:
     for key, name in (("traker_2048", f"traker {TRAKER_MLP}"), ("dattri_trak", f"dattri TRAK {DATTRI}")):
         result |= {f"speedup_vs_{key}{end}": value for end, value in ratio(seconds, name).items()}
     images, asked = [samples(ROWS, 0, image=True)], log_prob_targets(image=True)
+    ours(cnn_policy, images, asked)
     print(f"CNN: one window of {ROWS}, {TARGETS} targets, {CNN_PAIRS} pairs, one thread", flush=True)
     seconds = paired(
         {

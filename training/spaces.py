@@ -119,11 +119,6 @@ def env_action(space: Space, action: Any) -> Any:
     return np.asarray(action, dtype=space.dtype).reshape(space.shape)
 
 
-def action_width(space: Space) -> int | None:
-    """Return how many numbers an action is; None for a single integer (Discrete)."""
-    return None if isinstance(space, spaces.Discrete) else int(np.prod(space.shape or ()))
-
-
 def choices(space: Space) -> int | None:
     """Return the number of actions of a Discrete space, one label each; None for any other."""
     return int(space.n) if isinstance(space, spaces.Discrete) else None

@@ -106,7 +106,7 @@ def test_the_projection_scores_every_kind_and_correlates_with_exact(observe: str
     trained = Trained(tmp_path, observe, act, True)
     targets = trained.targets("log-odds")
     exact = policy_gradients(trained.policy, trained.window.rows, targets, "w").trak(LAM)[trained.window.rows.row]
-    prepared = TrakProjected(4096).prepare(trained.window, trained.policy, targets)
+    prepared = TrakProjected(1024).prepare(trained.window, trained.policy, targets)
     found = prepared.influence(LAM, slice(0, 2)).scores
     for failure in range(2):
         assert np.corrcoef(found[:, failure], exact[:, failure])[0, 1] > 0.9
