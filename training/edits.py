@@ -11,8 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..datasets.errors import EnvironmentError_, InputError
-from ..datasets.rewards import BY_CONTEXT, Grouping
+from ..datasets.rewards import BY_CONTEXT, WRONG_REWARD, Grouping
 from .environments import Env
+
+CORRECTED = "aitia.corrected"  # info key: whether the edit changed the reward
 
 
 @dataclass(frozen=True)
@@ -71,5 +73,7 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
                     "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
                     "every step of the training environment"
                 )
-            reward = float(info["intended_reward"])
+            intended = float(info["intended_reward"])
+            info = {**info, CORRECTED: abs(intended - float(reward)) > WRONG_REWARD}
+            reward = intended
         return self._left, reward, terminated, truncated, info

@@ -20,9 +20,13 @@ from ..datasets.schema import BANK_OUTCOMES, MASKS
 from ..datasets.store import RunFolder, read_table, write_table
 from ..reports.evidence import Bank, collect_evidence
 from ..reports.verdict import decide
+from ..training.agents import new_policy
+from ..training.array_envs import Member
 from ..training.edits import RewardEdit
 from ..training.ensemble import train_agent
 from ..training.evaluation import evaluate_policy
+from ..training.stack_training import train_stack
+from ..training.stacked import STACK, why_not_stackable
 from .attribute import attributed_tables
 from .groups import load_grouping
 from .runs import Run
@@ -130,8 +134,23 @@ def _extend(run: Run, set_name: str, masks: Sequence[Mask], done: list[MemberPie
         masks = masks[:allowed]
     pieces = [MemberPiece(run.folder.root, run.task, set_name, mask, seed) for mask in masks for seed in seeds]
     waiting = [piece for piece in pieces if not piece.path.exists()]
-    workers.map(_train_member, waiting, f"verify {run.task.name}")
+    name = f"verify {run.task.name}"
+    reason = why_not_stackable(run.task.agent, new_policy(run.task.agent, run.task.training_env))
+    if reason is None:
+        stacks = [waiting[i : i + STACK] for i in range(0, len(waiting), STACK)]
+        workers.map(_train_members, stacks, f"{name}, {STACK} agents at a time")
+    else:
+        log.info("%s: agents are trained one by one, because %s", name, reason)
+        workers.map(_train_member, waiting, name)
     done.extend(pieces)
+
+
+def _train_members(pieces: Sequence[MemberPiece]) -> None:
+    """Train several members as one stack; each is written as soon as it has played."""
+    task, grouping = pieces[0].task, load_grouping(RunFolder(pieces[0].root), pieces[0].task)
+    members = [Member(piece.seed, piece.mask.edit(grouping)) for piece in pieces]
+    for piece, trained in zip(pieces, train_stack(task.agent, task.training_env, members), strict=True):
+        _write_plays(piece, trained.policy)
 
 
 def _train_member(piece: MemberPiece) -> None:
@@ -142,7 +161,12 @@ def _train_member(piece: MemberPiece) -> None:
     policy = model.policy
     assert isinstance(policy, ActorCriticPolicy)
     policy.set_training_mode(False)
-    parts = []
+    _write_plays(piece, policy)
+
+
+def _write_plays(piece: MemberPiece, policy: ActorCriticPolicy) -> None:
+    """Let a trained member play test and training episodes, and write the finished piece."""
+    task, parts = piece.task, []
     for part, env in (("test", task.evaluation_env(piece.set_name)), ("train", task.training_env)):
         episodes, _ = evaluate_policy(policy, env, task.evaluation, piece.seed, part)
         parts.append(episodes.select(["part", "episode", "repeat", "outcome"]))

@@ -1,0 +1,139 @@
+"""Training a stack of agents from scratch: the counterfactual bank by the hundred."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import set_random_seed
+from torch import Tensor
+
+from .agents import AgentSpec, new_policy
+from .array_envs import ArrayEnv, Member, make_array_env
+from .ensemble import ONE_AT_A_TIME
+from .environments import EnvSpec
+from .stacked import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, require_stackable
+
+_DRAWS = 1  # the second word of an agent's generator's seed: actions and minibatches
+
+
+class Trained(NamedTuple):
+    """One agent of a stack after training: its policy, and how many of its transitions the edit changed."""
+
+    policy: ActorCriticPolicy
+    corrected: int
+
+
+def train_stack(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> list[Trained]:
+    """Train up to `STACK` agents as one program; each as if it were alone, bit for bit.
+
+    Initial weights and environments are those that Stable-Baselines3 has with the same seed; action draws and
+    minibatches come from a generator of the agent's own.
+
+    Args:
+        agent: algorithm and hyperparameters.
+        env: the training environment.
+        members: seeds and edits, at most `STACK`.
+
+    Raises:
+        InputError: agents of this task cannot be trained as a stack.
+    """
+    assert 0 < len(members) <= STACK
+    padded = [*members, *[members[0]] * (STACK - len(members))]
+    policies = [_initial(agent, env, member.seed) for member in padded]
+    require_stackable(agent, policies[0])
+    made = make_array_env(agent, env, padded)
+    try:
+        stack = _Stack(agent, padded, StackedPolicy(policies), made)
+        stack.learn()
+    finally:
+        made.close()
+    for slot, policy in enumerate(policies):
+        policy.load_state_dict(stack.policy.state_dict(slot))
+        policy.set_training_mode(False)
+    return [Trained(policies[slot], int(stack.corrected[slot])) for slot in range(len(members))]
+
+
+def _initial(agent: AgentSpec, env: EnvSpec, seed: int) -> ActorCriticPolicy:
+    """Return the policy that Stable-Baselines3 begins with at this seed."""
+    with ONE_AT_A_TIME:
+        set_random_seed(seed)
+        return new_policy(agent, env)
+
+
+class _Stack:
+    """Agents in training."""
+
+    def __init__(self, agent: AgentSpec, members: Sequence[Member], policy: StackedPolicy, env: ArrayEnv) -> None:
+        self.policy, self._env, self._envs = policy, env, agent.n_envs
+        self._settings = PPOSettings.of(agent)
+        self._total = agent.total_timesteps
+        self._ppo = StackedPPO(policy, self._settings)
+        self._generators = [np.random.default_rng([member.seed, _DRAWS]) for member in members]
+        self.corrected = np.zeros(len(members), dtype=np.int64)
+
+    def learn(self) -> None:
+        """Collect and update until every agent has made its steps."""
+        observations, done = torch.from_numpy(self._env.reset()), 0
+        while done < self._total:
+            observations, rollout = self._collect(observations)
+            rows = rollout.values.shape[1]
+            done += rows
+            order = np.stack([[g.permutation(rows) for g in self._generators] for _ in range(self._settings.n_epochs)])
+            self._ppo.update(rollout, torch.from_numpy(order), 1.0 - done / self._total)
+
+    @torch.no_grad()
+    def _collect(self, observations: Tensor) -> tuple[Tensor, Rollout]:
+        """Return what is observed next [K, E, D], and a rollout."""
+        steps, gamma = self._settings.n_steps, self._settings.gamma
+        width = self._numbers
+        draws = torch.from_numpy(np.stack([g.random((steps, self._envs, width)) for g in self._generators], axis=1))
+        kept: list[tuple[Tensor, ...]] = []
+        for draw in draws:
+            head, values = self.policy.head(observations), self.policy.values(observations)
+            actions = self._act(head, draw)
+            log_prob, _ = self.policy.log_prob_and_entropy(head, actions)
+            step = self._env.step(actions.numpy())
+            self.corrected += step.corrected.sum(axis=1)
+            rewards = torch.from_numpy(step.rewards)
+            if step.truncated.any():
+                bootstrap = self.policy.values(torch.from_numpy(step.final))
+                rewards = rewards + gamma * bootstrap * torch.from_numpy(step.truncated)
+            ended = torch.from_numpy(step.terminated | step.truncated)
+            kept.append((observations, actions, values, log_prob, rewards, ended))
+            observations = torch.from_numpy(step.observations)
+        seen, actions, values, log_probs, rewards, ended = (torch.stack(x, dim=2) for x in zip(*kept, strict=True))
+        advantages = self._advantages(rewards, values, ended, self.policy.values(observations))
+        whole = (seen, actions, values, log_probs, advantages, advantages + values)
+        return observations, Rollout(*(x.flatten(1, 2).contiguous() for x in whole))
+
+    @property
+    def _numbers(self) -> int:
+        return 1 if isinstance(self.policy.space, spaces.Discrete) else int(np.prod(self.policy.space.shape or ()))
+
+    def _act(self, head: Tensor, draw: Tensor) -> Tensor:
+        """Return actions [K, E] or [K, E, A], the inverse CDF at the draws [K, E, numbers]."""
+        if isinstance(self.policy.space, spaces.Discrete):
+            cumulative = torch.softmax(head.double(), dim=-1).cumsum(-1)
+            below = (cumulative <= draw * cumulative[..., -1:]).sum(-1)
+            return below.clamp(max=head.shape[-1] - 1)
+        spread = torch.exp(self.policy.parameters["log_std"])
+        drawn: Tensor = head + spread * torch.special.ndtri(draw.clamp(min=1e-12)).float()
+        return drawn
+
+    def _advantages(self, rewards: Tensor, values: Tensor, ended: Tensor, last: Tensor) -> Tensor:
+        """Return GAE advantages [K, E, T]."""
+        settings, running = self._settings, torch.zeros_like(last)
+        found: list[Any] = []
+        following = last
+        for step in reversed(range(rewards.shape[2])):
+            goes_on = (~ended[:, :, step]).float()
+            delta = rewards[:, :, step] + settings.gamma * following * goes_on - values[:, :, step]
+            running = delta + settings.gamma * settings.gae_lambda * goes_on * running
+            found.append(running)
+            following = values[:, :, step]
+        return torch.stack(found[::-1], dim=2)
