@@ -81,6 +81,7 @@ MASKS = pa.schema(
         ("order", pa.string()),  # none | all | attribution | random
         ("size", pa.int32()),  # number of corrected groups
         ("groups", pa.list_(pa.string())),
+        ("corrected", pa.int64()),  # transitions whose reward the edit changed while training
     ]
 )
 

@@ -15,6 +15,8 @@ from .statistics import Interval, rate_interval
 from .verdict import SeedRates, Thresholds, Verdict
 
 _UNITS = ("transitions", "reward_events", "episodes")
+SEARCHED_ORDERS = ("attribution", "size", "random")
+SEEDS_THAT_MUST = 0.8
 
 
 class Units(NamedTuple):
@@ -106,6 +108,67 @@ def all_units(summaries: Sequence[pa.Table]) -> Units:
         float(np.mean([table[name].to_numpy().sum() for table in summaries])) for name in _UNITS
     )
     return Units(transitions, events, episodes, float(np.mean([table.num_rows for table in summaries])))
+
+
+@dataclass(frozen=True)
+class MinimalCorrection:
+    """The smallest verified set of an order that removes the misbehaviour.
+
+    Attributes:
+        order: attribution, size or random.
+        corrected: units whose reward it changes.
+        too_few: the largest verified set of the order that does not suffice, in groups; a bisection leaves no
+            size between the two.
+        by_component: whether groups are reward components.
+    """
+
+    order: str
+    corrected: Units
+    too_few: int
+    by_component: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as `summary.json` writes it (counts are means over the paired seeds)."""
+        groups = int(self.corrected.groups)
+        return {
+            "order": self.order,
+            "groups": groups,
+            "reward_events": self.corrected.reward_events,
+            "transitions": self.corrected.transitions,
+            "components": groups if self.by_component else None,
+            "too_few": self.too_few,
+        }
+
+
+def suffices(rates: Sequence[SeedRates], level: float) -> bool:
+    """Return whether the misbehaviour rate is at most `level` in at least `SEEDS_THAT_MUST` of the seeds."""
+    good = [r.misbehaviour is not None and r.misbehaviour <= level for r in rates]
+    return bool(good) and sum(good) >= SEEDS_THAT_MUST * len(good)
+
+
+def minimal_corrections(
+    curve: Sequence[CurvePoint], level: float, group_by: str = "context"
+) -> tuple[MinimalCorrection, ...]:
+    """Return the smallest verified set that removes the misbehaviour, by order; none where not even all does.
+
+    Sets are nested, and more corrections are taken to suffice where fewer do.
+
+    Args:
+        curve: all verified correction sets.
+        level: highest misbehaviour rate that counts as removed.
+        group_by: what a group is.
+    """
+    found = []
+    for order in SEARCHED_ORDERS:
+        nested = sorted(
+            (point for point in curve if point.order in (order, "none", "all")), key=lambda p: p.corrected.groups
+        )
+        good = [point for point in nested if suffices(point.rates, level)]
+        if good and any(point.order == order for point in nested):
+            smallest = int(good[0].corrected.groups)
+            too_few = [int(p.corrected.groups) for p in nested if p.corrected.groups < smallest]
+            found.append(MinimalCorrection(order, good[0].corrected, max(too_few, default=0), group_by == "component"))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

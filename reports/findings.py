@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..attribution.order import EffectTable
 from ..datasets.outcomes import Outcomes, PlayCounts
 from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
-from .curve import CurvePoint, Ease, correction_curve, ease
+from .curve import CurvePoint, Ease, MinimalCorrection, correction_curve, ease, minimal_corrections
 from .evidence import Bank, collect_evidence
 from .framing import RewardScale, framing1
 from .predictions import Calibration, Concentration
@@ -32,6 +32,7 @@ class SetFindings:
 
     Attributes:
         evidence, decision, curve, ease: see their types.
+        minimal: smallest verified sets that remove the misbehaviour, by order; empty unless asked for.
         scale: what low and high return mean, for Framing 1.
         thresholds, declared: as the task gives them.
     """
@@ -40,6 +41,7 @@ class SetFindings:
     decision: Decision
     curve: tuple[CurvePoint, ...]
     ease: Ease | None
+    minimal: tuple[MinimalCorrection, ...]
     scale: RewardScale
     thresholds: Thresholds
     declared: Outcomes
@@ -52,6 +54,7 @@ def find_for_set(
     declared: Outcomes,
     thresholds: Thresholds,
     group_by: str = "context",
+    minimal: float | None = None,
 ) -> SetFindings:
     """Decide the verdict of an evaluation set from its tables.
 
@@ -60,13 +63,15 @@ def find_for_set(
         rewards: reward summary of the training of each seed.
         bank: the counterfactual bank; None if nothing was trained again.
         declared, thresholds, group_by: from the task.
+        minimal: highest misbehaviour rate that counts as removed; None: not asked.
     """
     evidence = collect_evidence(episodes, list(rewards.values()), bank, declared)
     decision = decide(evidence, thresholds)
     curve = correction_curve(bank, rewards, declared) if bank is not None else ()
     paired = [rewards[rates.seed] for rates in evidence.paired()[0]]
     found = ease(decision.verdict, curve, paired, thresholds, group_by)
-    return SetFindings(evidence, decision, curve, found, RewardScale.of(episodes), thresholds, declared)
+    smallest = () if minimal is None else minimal_corrections(curve, minimal, group_by)
+    return SetFindings(evidence, decision, curve, found, smallest, RewardScale.of(episodes), thresholds, declared)
 
 
 def failure_entry(
@@ -207,6 +212,7 @@ def summarise(
         "desired_rate": _before_after(before, after, "desired"),
         "outer_share": findings.decision.outer_share.as_dict(),
         "ease": findings.ease.as_dict() if findings.ease else None,
+        "minimal_corrections": [found.as_dict() for found in findings.minimal],
         "correction_curve": [point.as_dict() for point in findings.curve],
         "estimator": predictions.estimator,
         "concentration": predictions.concentration.as_dict() if predictions.concentration else None,

@@ -47,11 +47,16 @@ class RewardEdit:
 
 
 class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
-    """Pays the intended reward wherever the edit applies; everything else is untouched."""
+    """Pays the intended reward wherever the edit applies; everything else is untouched.
+
+    Attributes:
+        corrected: transitions whose reward was changed so far.
+    """
 
     def __init__(self, env: Env, edit: RewardEdit) -> None:
         super().__init__(env)
         self.edit = edit
+        self.corrected = 0
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
@@ -74,6 +79,8 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
                     "every step of the training environment"
                 )
             intended = float(info["intended_reward"])
-            info = {**info, CORRECTED: abs(intended - float(reward)) > WRONG_REWARD}
+            changed = abs(intended - float(reward)) > WRONG_REWARD
+            self.corrected += changed
+            info = {**info, CORRECTED: changed}
             reward = intended
         return self._left, reward, terminated, truncated, info

@@ -102,7 +102,9 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     grouping = load_grouping(folder, task)
     rewards = {seed: reward_summary(folder, seed, grouping) for seed in task.seeds}
     bank = read_bank(folder, set_name, task.seeds)
-    findings = find_for_set(episodes, rewards, bank, task.outcomes, task.verdict.thresholds, task.group_by)
+    findings = find_for_set(
+        episodes, rewards, bank, task.outcomes, task.verdict.thresholds, task.group_by, task.verify.minimal
+    )
     names = failure_ids(task.outcomes.failures(episodes))
     attributed = attributed_tables(folder, task, set_name, names)
     page = _page_context(run, set_name, findings, list(rewards.values()), episodes)

@@ -46,11 +46,13 @@ class VerifySpec(_Model):
         seeds: paired seeds that are trained again.
         points: nested correction sets strictly between none and all.
         budget: most trainings; None: no limit.
+        minimal: search the smallest correction that brings the misbehaviour rate to this or below; None: do not.
     """
 
     seeds: int = Field(default=5, ge=1)
     points: int = Field(default=5, ge=0)
     budget: int | None = Field(default=None, ge=0)
+    minimal: float | None = Field(default=None, ge=0, lt=1)
 
 
 class VerdictSpec(_Model):

@@ -16,9 +16,11 @@ from ..attribution.order import attribution_order, effect_table, nested_sizes, r
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import Grouping, reward_summary
-from ..datasets.schema import BANK_OUTCOMES, MASKS
+from ..datasets.schema import BANK_OUTCOMES, MASKS, metadata_of, with_metadata
 from ..datasets.store import RunFolder, read_table, write_table
+from ..reports.curve import suffices
 from ..reports.evidence import Bank, collect_evidence
+from ..reports.findings import group_means
 from ..reports.verdict import decide
 from ..training.agents import new_policy
 from ..training.array_envs import Member
@@ -35,6 +37,8 @@ from .workers import Workers
 
 log = logging.getLogger("aitia")
 _LAST_RULE_WITHOUT_RETRAINING = 6
+_UNDECIDED_RULE = 11
+_SEEDS_ADDED = 2
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,20 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     wrong = wrong_groups(rewards)
     masks = _nested_masks(run, set_name, episodes, wrong)  # first: it needs attributions, and says so if there are none
     done: list[MemberPiece] = []
-    _extend(run, set_name, [Mask("all", tuple(sorted(wrong)))], done, workers)
-    _write_bank(run, set_name, episodes, done)
+    everything = Mask("all", tuple(sorted(wrong)))
+    _extend(run, set_name, [everything], done, workers, run.task.paired_seeds)
+    if not done:
+        log.warning(
+            "verify %s: the budget of %s trainings is too small for any verdict: correcting everything takes %d",
+            run.task.name, run.task.verify.budget, len(run.task.paired_seeds),
+        )  # fmt: skip
+    _decided(run, set_name, episodes, rewards, everything, done, workers)
     if _correction_helps(run, set_name, episodes, rewards):
-        _extend(run, set_name, masks, done, workers)
+        _extend(run, set_name, masks, done, workers, run.task.paired_seeds)
         _write_bank(run, set_name, episodes, done)
+        if run.task.verify.minimal is not None:
+            for order, groups in _orders(run, set_name, episodes, wrong, rewards).items():
+                _bisect(run, set_name, episodes, order, groups, done, workers)
 
 
 def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
@@ -115,6 +128,49 @@ def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
     }
 
 
+def _orders(
+    run: Run, set_name: str, episodes: pa.Table, wrong: set[str], rewards: Sequence[pa.Table]
+) -> dict[str, list[str]]:
+    """Return the orders in which the smallest correction is searched."""
+    failures = failure_ids(run.task.outcomes.failures(episodes))
+    sums = attributed_tables(run.folder, run.task, set_name, failures)["groups"]
+    error = {group: values[0] for group, values in group_means(rewards, ("error",)).items()}
+    return {
+        "attribution": attribution_order(effect_table(sums), wrong),
+        "size": sorted(wrong, key=lambda group: (-error[group], group)),
+        "random": random_order(wrong),
+    }
+
+
+def _bisect(
+    run: Run, set_name: str, episodes: pa.Table, order: str, groups: Sequence[str],
+    done: list[MemberPiece], workers: Workers,
+) -> None:  # fmt: skip
+    """Verify sets of an order until the smallest that removes the misbehaviour is known to a group."""
+    level = run.task.verify.minimal
+    assert level is not None
+    while True:
+        bank = read_bank(run.folder, set_name, run.task.seeds)
+        assert bank is not None
+        verified = {len(groups): bank.members("all")} | {
+            size: bank.members(order, size)
+            for size in {row["size"] for row in bank.masks.to_pylist() if row["order"] == order}
+        }
+        good = [n for n, members in verified.items() if suffices(bank.rates(members, run.task.outcomes), level)]
+        if not good:
+            return  # not even correcting everything removes it
+        high = min(good)
+        low = max((size for size in verified if size < high), default=0)
+        if high - low <= 1:
+            return
+        before = len(done)
+        mask = Mask(order, tuple(groups[: (low + high) // 2]))
+        _extend(run, set_name, [mask], done, workers, run.task.paired_seeds)
+        if len(done) == before:
+            return  # the budget is spent
+        _write_bank(run, set_name, episodes, done)
+
+
 def _nested_masks(run: Run, set_name: str, episodes: pa.Table, wrong: set[str]) -> list[Mask]:
     failures = failure_ids(run.task.outcomes.failures(episodes))
     sums = attributed_tables(run.folder, run.task, set_name, failures)["groups"]
@@ -124,9 +180,32 @@ def _nested_masks(run: Run, set_name: str, episodes: pa.Table, wrong: set[str]) 
     return [Mask(name, tuple(groups[:size])) for size in sizes for name, groups in orders.items()]
 
 
-def _extend(run: Run, set_name: str, masks: Sequence[Mask], done: list[MemberPiece], workers: Workers) -> None:
+def _decided(
+    run: Run, set_name: str, episodes: pa.Table, rewards: Sequence[pa.Table], everything: Mask,
+    done: list[MemberPiece], workers: Workers,
+) -> None:  # fmt: skip
+    """Correct everything with more seeds of the ensemble, as long as those there are do not decide the verdict."""
+    task = run.task
+    while True:
+        _write_bank(run, set_name, episodes, done)
+        bank = read_bank(run.folder, set_name, task.seeds)
+        found = decide(collect_evidence(episodes, rewards, bank, task.outcomes), task.verdict.thresholds)
+        used = {piece.seed for piece in done}
+        further = [seed for seed in task.seeds if seed not in used][:_SEEDS_ADDED]
+        if found.rule != _UNDECIDED_RULE or not further or not used:
+            return
+        log.info("verify %s: %d seeds do not decide, %d more are trained", task.name, len(used), len(further))
+        before = len(done)
+        _extend(run, set_name, [everything], done, workers, further)
+        if len(done) == before:
+            return  # the budget is spent
+
+
+def _extend(
+    run: Run, set_name: str, masks: Sequence[Mask], done: list[MemberPiece], workers: Workers, seeds: Sequence[int]
+) -> None:
     """Train the agents of masks, as many whole masks as the budget allows, and add them to `done`."""
-    seeds, budget = run.task.paired_seeds, run.task.verify.budget
+    budget = run.task.verify.budget
     if budget is not None:
         allowed = max(budget - len(done), 0) // len(seeds)  # a mask without all its seeds could not be compared
         if allowed < len(masks):
@@ -150,27 +229,26 @@ def _train_members(pieces: Sequence[MemberPiece]) -> None:
     task, grouping = pieces[0].task, load_grouping(RunFolder(pieces[0].root), pieces[0].task)
     members = [Member(piece.seed, piece.mask.edit(grouping)) for piece in pieces]
     for piece, trained in zip(pieces, train_stack(task.agent, task.training_env, members), strict=True):
-        _write_plays(piece, trained.policy)
+        _write_plays(piece, trained.policy, trained.corrected)
 
 
 def _train_member(piece: MemberPiece) -> None:
     task = piece.task
-    model = train_agent(
-        task.agent, task.training_env, piece.seed, edit=piece.mask.edit(load_grouping(RunFolder(piece.root), task))
-    )
-    policy = model.policy
-    assert isinstance(policy, ActorCriticPolicy)
+    edit = piece.mask.edit(load_grouping(RunFolder(piece.root), task))
+    model = train_agent(task.agent, task.training_env, piece.seed, edit=edit)
+    policy, vec_env = model.policy, model.get_env()
+    assert isinstance(policy, ActorCriticPolicy) and vec_env is not None
     policy.set_training_mode(False)
-    _write_plays(piece, policy)
+    _write_plays(piece, policy, sum(vec_env.get_attr("corrected")))
 
 
-def _write_plays(piece: MemberPiece, policy: ActorCriticPolicy) -> None:
+def _write_plays(piece: MemberPiece, policy: ActorCriticPolicy, corrected: int) -> None:
     """Let a trained member play test and training episodes, and write the finished piece."""
     task, parts = piece.task, []
     for part, env in (("test", task.evaluation_env(piece.set_name)), ("train", task.training_env)):
         episodes, _ = evaluate_policy(policy, env, task.evaluation, piece.seed, part)
         parts.append(episodes.select(["part", "episode", "repeat", "outcome"]))
-    write_table(piece.path, pa.concat_tables(parts))
+    write_table(piece.path, with_metadata(pa.concat_tables(parts), {"corrected": str(corrected)}))
 
 
 def _correction_helps(run: Run, set_name: str, episodes: pa.Table, rewards: Sequence[pa.Table]) -> bool:
@@ -190,16 +268,31 @@ def read_bank(folder: RunFolder, set_name: str, seeds: Sequence[int]) -> Bank | 
     return Bank(masks, read_table(folder.bank_path(set_name, "outcomes")))
 
 
+def _corrected(plays: pa.Table) -> int | None:
+    """Return how many transitions a member's edit changed while it was trained; None of an earlier version."""
+    found = metadata_of(plays.schema).get("corrected")
+    return None if found is None else int(found)
+
+
 def _write_bank(run: Run, set_name: str, episodes: pa.Table, pieces: Sequence[MemberPiece]) -> None:
     """Write masks and outcomes: the ensemble itself as mask `none`, then every member trained."""
     none = Mask("none", ())
-    seeds = run.task.paired_seeds
+    seeds = sorted({*run.task.paired_seeds, *(piece.seed for piece in pieces)})
     masks = [(none, seed) for seed in seeds] + [(piece.mask, piece.seed) for piece in pieces]
     columns = ["part", "episode", "repeat", "outcome"]
     plays = [(none.member(seed), episodes.filter(pc.field("seed") == seed).select(columns)) for seed in seeds]
-    plays += [(piece.mask.member(piece.seed), read_table(piece.path)) for piece in pieces]
+    found = {piece.mask.member(piece.seed): read_table(piece.path) for piece in pieces}
+    corrected = {member: _corrected(table) for member, table in found.items()}
+    plays += [(member, table.replace_schema_metadata(None)) for member, table in found.items()]
     rows = [
-        {"member": m.member(s), "seed": s, "order": m.order, "size": len(m.groups), "groups": list(m.groups)}
+        {
+            "member": m.member(s),
+            "seed": s,
+            "order": m.order,
+            "size": len(m.groups),
+            "groups": list(m.groups),
+            "corrected": corrected.get(m.member(s), 0),
+        }
         for m, s in masks
     ]
     outcomes = [

@@ -185,3 +185,40 @@ def test_clusters_of_a_run_are_kept_and_used_again(copy: Path, write_task: Write
     first = load_grouping(run.folder, run.task).of_table(table)
     assert (copy / "groups/clusters.safetensors").exists()
     np.testing.assert_array_equal(first, load_grouping(run.folder, run.task).of_table(table))
+
+
+def test_seeds_are_added_until_the_verdict_is_decided(copy: Path, write_task: WriteTask, scheduler: str) -> None:
+    """Begun with two paired seeds, which decide nothing: the ensemble's other seeds are added."""
+    before = json.loads((copy / "reports/test/summary.json").read_text())
+    shutil.rmtree(copy / "bank")
+    shutil.rmtree(copy / ".parts/bank")
+    summary = commands.run(write_task(verify={"seeds": 2, "points": 0}), copy, scheduler=scheduler)["test"]
+    masks = pq.read_table(copy / "bank/test/masks.parquet").to_pylist()
+    assert sorted(row["seed"] for row in masks if row["order"] == "all") == [0, 1, 2, 3, 4]
+    assert sorted(row["seed"] for row in masks if row["order"] == "none") == [0, 1, 2, 3, 4]
+    assert summary["verdict"] == before["verdict"] != "undetermined"
+    assert summary["misbehaviour_rate"] == before["misbehaviour_rate"], (
+        "the same agents, whatever the order of training"
+    )
+
+
+def test_a_budget_ends_the_search_for_more_seeds_and_a_tiny_one_is_said(
+    copy: Path, write_task: WriteTask, aitia_command: Callable[..., Finished], scheduler: str
+) -> None:
+    for budget, seeds in ((3, [0, 1]), (1, [])):
+        shutil.rmtree(copy / "bank")
+        shutil.rmtree(copy / ".parts/bank", ignore_errors=True)
+        task = write_task(verify={"seeds": 2, "points": 0, "budget": budget})
+        done = aitia_command("run", task, "--out", copy, "--scheduler", scheduler)
+        masks = pq.read_table(copy / "bank/test/masks.parquet").to_pylist()
+        assert done.code == 0 and sorted(row["seed"] for row in masks if row["order"] == "all") == seeds
+        assert json.loads((copy / "reports/test/summary.json").read_text())["verdict"] == "undetermined"
+        assert ("too small for any verdict" in done.err) == (budget == 1)
+
+
+def test_the_bank_counts_what_its_edits_changed(small_run: Path) -> None:
+    masks = pq.read_table(small_run / "bank/test/masks.parquet").to_pylist()
+    counts = {order: [row["corrected"] for row in masks if row["order"] == order] for order in ("none", "all")}
+    assert set(counts["none"]) == {0} and all(0 < count <= 4096 for count in counts["all"])
+    nested = [row["corrected"] for row in masks if row["order"] == "attribution"]
+    assert nested and max(nested) < min(counts["all"])
