@@ -21,6 +21,7 @@ check: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --prefer-binary --editable ".[test,bench]"
 	$(BIN)/python -m benchmarks.attribution
+	$(BIN)/python -m benchmarks.retraining
 	$(BIN)/python -m benchmarks.planted --run $(OUT)/arrow-maze-outer
 
 install: $(VENV)/.installed

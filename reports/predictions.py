@@ -164,7 +164,7 @@ def fit_line(sets: Sequence[VerifiedSet], before: float) -> Calibration:
     """Fit the line through the origin and say whether it is good enough to use."""
     x, y = (np.array([getattr(found, name) for found in sets]) for name in ("predicted", "measured"))
     if len(sets) < LEAST_SETS or not np.any(x):
-        reason = f"{len(sets)} correction sets were verified, at least {LEAST_SETS} are needed"
+        reason = f"at least {LEAST_SETS} verified correction sets are needed, there are {len(sets)}"
         return Calibration(tuple(sets), NOTHING, 0.0, None, before, reason)
     slope = float(x @ y / (x @ x))
     residual = float(np.sqrt(np.sum((y - slope * x) ** 2) / (len(x) - 1)))

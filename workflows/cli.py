@@ -49,7 +49,7 @@ def cli() -> None:
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the two runs.")
 @_computing
 def demo(out: str, **options: Any) -> None:
-    """Both twins of the arrow maze, end to end (about 5 minutes on two cores)."""
+    """Both twins of the arrow maze, end to end (about 4 minutes on two cores)."""
     from . import commands
 
     summaries = commands.demo(out, **options)

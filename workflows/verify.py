@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,8 +114,7 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
         _extend(run, set_name, masks, done, workers, run.task.paired_seeds)
         _write_bank(run, set_name, episodes, done)
         if run.task.verify.minimal is not None:
-            for order, groups in _orders(run, set_name, episodes, wrong, rewards).items():
-                _bisect(run, set_name, episodes, order, groups, done, workers)
+            _bisect(run, set_name, episodes, _orders(run, set_name, episodes, wrong, rewards), done, workers)
 
 
 def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
@@ -143,32 +142,33 @@ def _orders(
 
 
 def _bisect(
-    run: Run, set_name: str, episodes: pa.Table, order: str, groups: Sequence[str],
+    run: Run, set_name: str, episodes: pa.Table, orders: Mapping[str, Sequence[str]],
     done: list[MemberPiece], workers: Workers,
 ) -> None:  # fmt: skip
-    """Verify sets of an order until the smallest that removes the misbehaviour is known to a group."""
-    level = run.task.verify.minimal
-    assert level is not None
+    """Verify sets until, of each order, the smallest that removes the misbehaviour is known to a group."""
     while True:
         bank = read_bank(run.folder, set_name, run.task.seeds)
         assert bank is not None
-        verified = {len(groups): bank.members("all")} | {
-            size: bank.members(order, size)
-            for size in {row["size"] for row in bank.masks.to_pylist() if row["order"] == order}
-        }
-        good = [n for n, members in verified.items() if suffices(bank.rates(members, run.task.outcomes), level)]
-        if not good:
-            return  # not even correcting everything removes it
-        high = min(good)
-        low = max((size for size in verified if size < high), default=0)
-        if high - low <= 1:
-            return
+        masks = [mask for name, groups in orders.items() if (mask := _next_mask(run.task, bank, name, groups))]
         before = len(done)
-        mask = Mask(order, tuple(groups[: (low + high) // 2]))
-        _extend(run, set_name, [mask], done, workers, run.task.paired_seeds)
+        _extend(run, set_name, masks, done, workers, run.task.paired_seeds)
         if len(done) == before:
-            return  # the budget is spent
+            return  # all are known, or the budget is spent
         _write_bank(run, set_name, episodes, done)
+
+
+def _next_mask(task: Task, bank: Bank, order: str, groups: Sequence[str]) -> Mask | None:
+    """Return the set half-way between what removes the misbehaviour and what does not; None where they touch."""
+    level = task.verify.minimal
+    assert level is not None
+    verified = {len(groups): bank.members("all")}
+    for row in bank.masks.select(["order", "size"]).to_pylist():
+        if row["order"] == order:
+            verified[row["size"]] = bank.members(order, row["size"])
+    good = [size for size, members in verified.items() if suffices(bank.rates(members, task.outcomes), level)]
+    high = min(good, default=0)  # 0: not even correcting everything removes it
+    low = max((size for size in verified if size < high), default=0)
+    return Mask(order, tuple(groups[: (low + high) // 2])) if high - low > 1 else None
 
 
 def _nested_masks(run: Run, set_name: str, episodes: pa.Table, wrong: set[str]) -> list[Mask]:

@@ -9,12 +9,12 @@ import pytest
 
 from aitia.datasets.outcomes import Outcomes
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, MASKS, with_metadata
-from aitia.reports.curve import correction_curve, ease
+from aitia.reports.curve import CurvePoint, Units, correction_curve, ease, minimal_corrections
 from aitia.reports.evidence import Bank, collect_evidence, ensemble_rates
 from aitia.reports.findings import own_rates, set_verdict
 from aitia.reports.framing import Framing1, RewardScale, framing1
-from aitia.reports.statistics import NOTHING
-from aitia.reports.verdict import Decision, Thresholds, Verdict
+from aitia.reports.statistics import NOTHING, rate_interval
+from aitia.reports.verdict import Decision, SeedRates, Thresholds, Verdict
 from aitia.training.arrow_maze import ArrowMazeEnv
 from aitia.training.solvers import Goal, Solver, play_reference
 
@@ -173,3 +173,24 @@ def test_scripted_policies_get_the_four_labels_of_framing_1(goal: Goal, bug: int
         if goal != "random" or play.outcome == "timeout":
             labels.add(framing1(play.outcome, play.reward, scale, DECLARED))
     assert labels == {expected}
+
+
+def test_the_smallest_correction_is_the_first_set_that_suffices_in_four_of_five_seeds() -> None:
+    def point(order: str, groups: float, rates: list[float]) -> CurvePoint:
+        units = Units(10 * groups, 5 * groups, groups, groups)
+        seeds = tuple(SeedRates(i, rate, 1.0, 1.0 - rate, 1.0) for i, rate in enumerate(rates))
+        return CurvePoint(order, units, rate_interval(rates), 1.0, 1.0, seeds)
+
+    curve = [
+        point("none", 0, [0.9] * 5), point("attribution", 3, [0.2, 0.2, 0.0, 0.0, 0.0]),
+        point("attribution", 4, [0.5, 0.1, 0.1, 0.0, 0.0]), point("attribution", 8, [0.0] * 5),
+        point("random", 8, [0.9] * 5), point("all", 16, [0.0] * 5),
+    ]  # fmt: skip
+    found = {m.order: m.as_dict() for m in minimal_corrections(curve, 0.1, "component")}
+    assert found["attribution"] == {
+        "order": "attribution", "groups": 4, "reward_events": 20, "transitions": 40, "components": 4, "too_few": 3,
+    }  # fmt: skip
+    assert (found["random"]["groups"], found["random"]["too_few"]) == (16, 8)
+    assert "size" not in found, "nothing of that order was verified"
+    assert minimal_corrections(curve, 0.1)[0].as_dict()["components"] is None
+    assert minimal_corrections([point("none", 0, [0.9] * 5), point("all", 16, [0.5] * 5)], 0.1) == ()

@@ -222,3 +222,16 @@ def test_the_bank_counts_what_its_edits_changed(small_run: Path) -> None:
     assert set(counts["none"]) == {0} and all(0 < count <= 4096 for count in counts["all"])
     nested = [row["corrected"] for row in masks if row["order"] == "attribution"]
     assert nested and max(nested) < min(counts["all"])
+
+
+def test_the_smallest_correction_is_bisected_to_a_group(copy: Path, write_task: WriteTask, scheduler: str) -> None:
+    summary = commands.run(
+        write_task(verify={"seeds": 5, "points": 1, "minimal": 0.3}), copy, scheduler=scheduler
+    )["test"]  # fmt: skip
+    found = {minimal["order"]: minimal for minimal in summary["minimal_corrections"]}
+    assert set(found) == {"attribution", "size", "random"}
+    for minimal in found.values():
+        assert minimal["groups"] - minimal["too_few"] == 1
+    assert found["attribution"]["groups"] < found["size"]["groups"], "harmless errors are the larger ones"
+    page = (copy / "reports/test/index.html").read_text()
+    assert "smallest verified correction" in page
