@@ -25,6 +25,7 @@ from aitia.training.ensemble import train_agent
 from aitia.training.environments import EnvSpec
 from aitia.training.stack_training import train_stack
 from aitia.training.stacked import STACK
+from aitia.workflows.workers import Workers
 
 MAZE = EnvSpec("aitia/ArrowMaze-v0", {"levels": 240, "moved": 36, "bug": 36, "harmless": 60})
 STEPS = 16_384
@@ -51,6 +52,25 @@ def compare(changes: dict[str, int]) -> tuple[list[float], list[float]]:
     return single, stacked
 
 
+def one_stack(seed: int) -> int:
+    """Train one stack in this process."""
+    torch.set_num_threads(1)
+    spec = AgentSpec(total_timesteps=STEPS, n_envs=16, hyperparameters=SETTINGS[""])
+    return len(train_stack(spec, MAZE, [Member(seed + i, None) for i in range(STACK)]))
+
+
+def scaling(workers: Workers) -> float:
+    """How much faster two worker processes train four stacks than one does, the workers warm."""
+    workers.map(one_stack, [0, 8], "warm")
+    began = time.perf_counter()
+    workers.map(one_stack, [0, 8, 16, 24], "two workers")
+    together = time.perf_counter() - began
+    began = time.perf_counter()
+    for seed in (0, 8, 16, 24):
+        workers.map(one_stack, [seed], "one worker")
+    return (time.perf_counter() - began) / together
+
+
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
@@ -63,6 +83,8 @@ def main() -> None:
             print(f"  {name:18s} {np.median(rates):9,.0f}  (from {min(rates):,.0f} to {max(rates):,.0f})")
         result[f"speedup_vs_sb3{key}"] = round(float(np.median(ratios)), 2)
         result[f"speedup_vs_sb3{key}_low"] = round(min(ratios), 2)
+    with Workers(2) as workers:
+        result["scaling_two_workers"] = round(scaling(workers), 2)
     print(json.dumps(result))
 
 
