@@ -14,18 +14,39 @@ from torch import Tensor
 
 from .agents import AgentSpec, new_policy
 from .array_envs import ArrayEnv, Member, make_array_env
-from .ensemble import ONE_AT_A_TIME
+from .edits import RewardEdit
+from .ensemble import ONE_AT_A_TIME, train_agent
 from .environments import EnvSpec
-from .stacked import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, require_stackable
+from .stacked import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, require_stackable, why_not_stackable
 
 _DRAWS = 1  # the second word of an agent's generator's seed: actions and minibatches
 
 
 class Trained(NamedTuple):
-    """One agent of a stack after training: its policy, and how many of its transitions the edit changed."""
+    """One agent after training: its policy, and how many of its transitions the edit changed."""
 
     policy: ActorCriticPolicy
     corrected: int
+
+
+def members_at_once(agent: AgentSpec, env: EnvSpec) -> tuple[int, str | None]:
+    """Return how many agents of a task are trained together, and why they are not stacked; None where they are."""
+    reason = why_not_stackable(agent, new_policy(agent, env))
+    return (STACK, None) if reason is None else (1, reason)
+
+
+def train_members(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> list[Trained]:
+    """Train agents with edited rewards, as a stack where the task allows it, else by Stable-Baselines3."""
+    if members_at_once(agent, env)[1] is None:
+        return train_stack(agent, env, members)
+    found = []
+    for member in members:
+        model = train_agent(agent, env, member.seed, edit=member.edit or RewardEdit(frozenset()))
+        policy, vec_env = model.policy, model.get_env()
+        assert isinstance(policy, ActorCriticPolicy) and vec_env is not None
+        policy.set_training_mode(False)
+        found.append(Trained(policy, sum(vec_env.get_attr("corrected"))))
+    return found
 
 
 def train_stack(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> list[Trained]:

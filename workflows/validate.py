@@ -24,11 +24,12 @@ from ..datasets.store import RunFolder, read_table, read_tensors, write_json, wr
 from ..reports.statistics import Interval, mean_interval
 from ..reports.validation import linear_datamodeling_score, noise_ceiling, rank_correlations
 from ..training.agents import load_policy
+from ..training.array_envs import Member
 from ..training.edits import RewardEdit
-from ..training.ensemble import train_agent
 from ..training.evaluation import evaluate_policy
 from ..training.replayed import replay
 from ..training.spaces import as_tensors
+from ..training.stack_training import members_at_once, train_members
 from .attribute import estimator_of, failures_of, load_targets
 from .groups import load_grouping
 from .runs import Run
@@ -99,7 +100,12 @@ def validate_stage(run: Run, set_name: str, masks: int, workers: Workers) -> dic
         for groups in ((), *chosen)
         for seed in task.paired_seeds
     ]
-    workers.map(_measure, [piece for piece in pieces if not piece.path.exists()], f"validate {task.name}")
+    waiting = [piece for piece in pieces if not piece.path.exists()]
+    again = [piece for piece in waiting if piece.estimand == "interactive" and piece.groups]
+    single = [[piece] for piece in waiting if piece not in again]
+    at_once, _ = members_at_once(task.agent, task.training_env)
+    together = [again[i : i + at_once] for i in range(0, len(again), at_once)]
+    workers.map(_measure, [*together, *single], f"validate {task.name}")
     found: dict[str, Any] = {
         "set": set_name, "failures": len(failures), "wrong_groups": len(wrong), "masks": masks,
         "sizes": [len(groups) for groups in chosen], "seeds": task.paired_seeds, "estimator": estimator_of(task).name,
@@ -139,31 +145,31 @@ def _effects(run: Run, set_name: str, failures: Sequence[str]) -> dict[str, Effe
     return {own: found.pop(own), **found}
 
 
-def _measure(piece: ValidationPiece) -> None:
-    """Train or replay one agent and write what the failures' targets are under it, and how it plays."""
-    folder, task = RunFolder(piece.root), piece.task
-    policy = _agent(piece, folder)
-    targets = load_targets(folder, task, piece.set_name, piece.failures)
-    with torch.no_grad():
-        values = targets.values(Outputs(policy, as_tensors(targets.observations)))
-    env = task.evaluation_env(piece.set_name)
-    episodes, _ = evaluate_policy(policy, env, task.evaluation, piece.seed, "test")
-    plays = PlayCounts.of(episodes["outcome"].to_pylist(), task.outcomes)
-    counts = torch.tensor([plays.misbehaved, plays.desired, plays.total])
-    write_tensors(piece.path, {"values": values.double(), "plays": counts}, {})
+def _measure(pieces: Sequence[ValidationPiece]) -> None:
+    """Train, replay or read agents, and write what the failures' targets are under each, and how it plays."""
+    folder, task = RunFolder(pieces[0].root), pieces[0].task
+    targets = load_targets(folder, task, pieces[0].set_name, pieces[0].failures)
+    env = task.evaluation_env(pieces[0].set_name)
+    for piece, policy in zip(pieces, _agents(pieces, folder), strict=True):
+        with torch.no_grad():
+            values = targets.values(Outputs(policy, as_tensors(targets.observations)))
+        episodes, _ = evaluate_policy(policy, env, task.evaluation, piece.seed, "test")
+        plays = PlayCounts.of(episodes["outcome"].to_pylist(), task.outcomes)
+        counts = torch.tensor([plays.misbehaved, plays.desired, plays.total])
+        write_tensors(piece.path, {"values": values.double(), "plays": counts}, {})
 
 
-def _agent(piece: ValidationPiece, folder: RunFolder) -> ActorCriticPolicy:
-    task = piece.task
-    if not piece.groups:  # uncorrected: the recorded agent, which its replay equals
-        return load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
-    edit = RewardEdit(frozenset(piece.groups), load_grouping(folder, task))
-    if piece.estimand == "replay":
-        return replay(task.agent, task.training_env, piece.seed, folder, edit)
-    policy = train_agent(task.agent, task.training_env, piece.seed, edit=edit).policy
-    assert isinstance(policy, ActorCriticPolicy)
-    policy.set_training_mode(False)
-    return policy
+def _agents(pieces: Sequence[ValidationPiece], folder: RunFolder) -> list[ActorCriticPolicy]:
+    """Return the agents of pieces: several interactive ones with corrections, or a single one of another kind."""
+    task, first = pieces[0].task, pieces[0]
+    if not first.groups:  # uncorrected: the recorded agent, which its replay equals
+        return [load_policy(task.agent, task.training_env, read_tensors(folder.final_path(first.seed)))]
+    grouping = load_grouping(folder, task)
+    edits = [RewardEdit(frozenset(piece.groups), grouping) for piece in pieces]
+    if first.estimand == "replay":
+        return [replay(task.agent, task.training_env, first.seed, folder, edits[0])]
+    members = [Member(piece.seed, edit) for piece, edit in zip(pieces, edits, strict=True)]
+    return [trained.policy for trained in train_members(task.agent, task.training_env, members)]
 
 
 def _changes(pieces: Sequence[ValidationPiece], seeds: int) -> NDArray[np.float64]:

@@ -22,13 +22,10 @@ from ..reports.curve import suffices
 from ..reports.evidence import Bank, collect_evidence
 from ..reports.findings import group_means
 from ..reports.verdict import decide
-from ..training.agents import new_policy
 from ..training.array_envs import Member
 from ..training.edits import RewardEdit
-from ..training.ensemble import train_agent
 from ..training.evaluation import evaluate_policy
-from ..training.stack_training import train_stack
-from ..training.stacked import STACK, why_not_stackable
+from ..training.stack_training import members_at_once, train_members
 from .attribute import attributed_tables
 from .groups import load_grouping
 from .runs import Run
@@ -214,32 +211,20 @@ def _extend(
     pieces = [MemberPiece(run.folder.root, run.task, set_name, mask, seed) for mask in masks for seed in seeds]
     waiting = [piece for piece in pieces if not piece.path.exists()]
     name = f"verify {run.task.name}"
-    reason = why_not_stackable(run.task.agent, new_policy(run.task.agent, run.task.training_env))
-    if reason is None:
-        stacks = [waiting[i : i + STACK] for i in range(0, len(waiting), STACK)]
-        workers.map(_train_members, stacks, f"{name}, {STACK} agents at a time")
-    else:
+    at_once, reason = members_at_once(run.task.agent, run.task.training_env)
+    if reason is not None:
         log.info("%s: agents are trained one by one, because %s", name, reason)
-        workers.map(_train_member, waiting, name)
+    together = [waiting[i : i + at_once] for i in range(0, len(waiting), at_once)]
+    workers.map(_train_members, together, f"{name}, {at_once} agents at a time" if at_once > 1 else name)
     done.extend(pieces)
 
 
 def _train_members(pieces: Sequence[MemberPiece]) -> None:
-    """Train several members as one stack; each is written as soon as it has played."""
+    """Train several members together; each is written as soon as it has played."""
     task, grouping = pieces[0].task, load_grouping(RunFolder(pieces[0].root), pieces[0].task)
     members = [Member(piece.seed, piece.mask.edit(grouping)) for piece in pieces]
-    for piece, trained in zip(pieces, train_stack(task.agent, task.training_env, members), strict=True):
+    for piece, trained in zip(pieces, train_members(task.agent, task.training_env, members), strict=True):
         _write_plays(piece, trained.policy, trained.corrected)
-
-
-def _train_member(piece: MemberPiece) -> None:
-    task = piece.task
-    edit = piece.mask.edit(load_grouping(RunFolder(piece.root), task))
-    model = train_agent(task.agent, task.training_env, piece.seed, edit=edit)
-    policy, vec_env = model.policy, model.get_env()
-    assert isinstance(policy, ActorCriticPolicy) and vec_env is not None
-    policy.set_training_mode(False)
-    _write_plays(piece, policy, sum(vec_env.get_attr("corrected")))
 
 
 def _write_plays(piece: MemberPiece, policy: ActorCriticPolicy, corrected: int) -> None:
