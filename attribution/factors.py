@@ -149,10 +149,6 @@ class Factors:
         """Return whether some layer is in both; else all inner products are zero."""
         return not self.layers.keys().isdisjoint(other.layers)
 
-    def gram(self) -> Tensor:
-        """Return the inner products of the gradients with each other, [N, N]."""
-        return self.gram_and_products(Factors(0, {}))[0]
-
     def gram_and_products(self, other: Factors) -> tuple[Tensor, Tensor]:
         """Return the inner products with each other [N, N] and with `other` [N, M]; gradients are formed once."""
         gram: Tensor | None = None

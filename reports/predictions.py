@@ -71,7 +71,7 @@ def concentration(by_seed: Mapping[str, NDArray[np.float64]], null: pa.Table) ->
     for (seed, _), values in draws.items():
         by_chance.setdefault(seed, []).append(_share(np.array(values), top))
     return Concentration(
-        top, effects.shape[1], mean_interval([s for s in shares if s is not None]),
+        top, effects.shape[1], mean_interval(shares),
         mean_interval([float(np.mean(values)) for values in by_chance.values()]),
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from .spaces import env_action
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
+MAZE_ID = "aitia/ArrowMaze-v0"
 
 
 class Member(NamedTuple):
@@ -68,7 +69,8 @@ def make_array_env(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) ->
     made = env.make()
     maze = made.unwrapped
     by_level = all(m.edit is None or m.edit.groups is None or m.edit.grouping is BY_CONTEXT for m in members)
-    if isinstance(maze, ArrowMazeEnv) and made.spec is not None and by_level:
+    own = made.spec is not None and made.spec.id == MAZE_ID  # another id may wrap the maze and change what it does
+    if isinstance(maze, ArrowMazeEnv) and own and by_level:
         made.close()
         return ArrowMazeArrays(agent, maze, members)
     made.close()

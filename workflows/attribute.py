@@ -183,10 +183,6 @@ def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[s
     return load_targets(RunFolder(root), Task.model_validate_json(task_json), set_name, failures)
 
 
-def _cached_grouping(root: Path, task: Task) -> Grouping:
-    return _grouping_of(root, task.model_dump_json())
-
-
 @lru_cache(maxsize=1)
 def _grouping_of(root: Path, task_json: str) -> Grouping:
     return load_grouping(RunFolder(root), Task.model_validate_json(task_json))
@@ -203,7 +199,9 @@ def _attribute_replayed(pieces: Sequence[WindowPiece]) -> None:
 
 def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None) -> None:
     folder, task = RunFolder(piece.root), piece.task
-    window = read_window(folder.transitions_path(piece.seed, piece.window), _cached_grouping(piece.root, task))
+    window = read_window(
+        folder.transitions_path(piece.seed, piece.window), _grouping_of(piece.root, task.model_dump_json())
+    )
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
     policy = load_policy(task.agent, task.training_env, parameters)

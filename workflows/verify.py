@@ -97,7 +97,7 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
         _write_bank(run, set_name, episodes, [])
         return
     wrong = wrong_groups(rewards)
-    masks = _nested_masks(run, set_name, episodes, wrong)  # first: it needs attributions, and says so if there are none
+    orders = _orders(run, set_name, episodes, wrong, rewards)  # first: attributions are needed, and said to be missing
     done: list[MemberPiece] = []
     everything = Mask("all", tuple(sorted(wrong)))
     _extend(run, set_name, [everything], done, workers, run.task.paired_seeds)
@@ -108,10 +108,12 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
         )  # fmt: skip
     _decided(run, set_name, episodes, rewards, everything, done, workers)
     if _correction_helps(run, set_name, episodes, rewards):
+        sizes = nested_sizes(len(wrong), run.task.verify.points)
+        masks = [Mask(name, tuple(orders[name][:size])) for size in sizes for name in ("attribution", "random")]
         _extend(run, set_name, masks, done, workers, run.task.paired_seeds)
         _write_bank(run, set_name, episodes, done)
         if run.task.verify.minimal is not None:
-            _bisect(run, set_name, episodes, _orders(run, set_name, episodes, wrong, rewards), done, workers)
+            _bisect(run, set_name, episodes, orders, done, workers)
 
 
 def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
@@ -127,7 +129,7 @@ def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
 def _orders(
     run: Run, set_name: str, episodes: pa.Table, wrong: set[str], rewards: Sequence[pa.Table]
 ) -> dict[str, list[str]]:
-    """Return the orders in which the smallest correction is searched."""
+    """Return the wrong groups in every order in which they are corrected."""
     failures = failure_ids(run.task.outcomes.failures(episodes))
     sums = attributed_tables(run.folder, run.task, set_name, failures)["groups"]
     error = {group: values[0] for group, values in group_means(rewards, ("error",)).items()}
@@ -166,15 +168,6 @@ def _next_mask(task: Task, bank: Bank, order: str, groups: Sequence[str]) -> Mas
     high = min(good, default=0)  # 0: not even correcting everything removes it
     low = max((size for size in verified if size < high), default=0)
     return Mask(order, tuple(groups[: (low + high) // 2])) if high - low > 1 else None
-
-
-def _nested_masks(run: Run, set_name: str, episodes: pa.Table, wrong: set[str]) -> list[Mask]:
-    failures = failure_ids(run.task.outcomes.failures(episodes))
-    sums = attributed_tables(run.folder, run.task, set_name, failures)["groups"]
-    order = attribution_order(effect_table(sums), wrong)
-    orders = {"attribution": order, "random": random_order(wrong)}
-    sizes = nested_sizes(len(wrong), run.task.verify.points)
-    return [Mask(name, tuple(groups[:size])) for size in sizes for name, groups in orders.items()]
 
 
 def _decided(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -105,6 +106,25 @@ def test_the_maze_as_arrays_is_the_maze(env: EnvSpec) -> None:
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
         corrected += int(one.corrected.sum())
     assert corrected > 0 and not one.corrected[1].any()
+
+
+def test_a_wrapped_maze_is_not_mistaken_for_the_maze() -> None:
+    """Registered under an id of its own, it pays something else: the tables of the maze would be wrong."""
+    gym.register("test/PaidMaze-v0", entry_point=lambda **kwargs: _Paid(gym.make(MAZE.id, **kwargs)))
+    try:
+        paid = EnvSpec("test/PaidMaze-v0", {"size": 4, "levels": 24})
+        arrays = make_array_env(agent(), paid, [Member(0, None)])
+        assert isinstance(arrays, GymArrays)
+        arrays.reset()
+        assert (arrays.step(np.zeros((1, 4), np.int64)).rewards == 7.0).all()
+    finally:
+        del gym.registry["test/PaidMaze-v0"]
+
+
+class _Paid(gym.Wrapper[Any, Any, Any, Any]):
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, 7.0, terminated, truncated, info
 
 
 @pytest.mark.parametrize("env", [MAZE, BOX])
