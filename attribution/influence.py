@@ -18,6 +18,7 @@ from .trak import DEFAULT_LAMBDA, LAMBDAS
 from .window import Window
 
 EFFECTS = ("effect", "effect_raw", "effect_value")
+UNITS = ("tau", "reward_tau")
 TOP_K = 16
 NULL_DRAWS = 20
 _NULL_SEED = 0
@@ -25,12 +26,13 @@ _CHUNK = 512  # failures whose [N, F] arrays are held at once
 
 
 class GroupSums(NamedTuple):
-    """Effects of correcting each group that has a wrong reward in the window.
+    """Effects of correcting each group that has a wrong reward or a reward event in the window.
 
     Attributes:
         groups: [G].
-        effects: by name (`EFFECTS`), float64 [L, F, G], one plane a lambda: sums of dr * tau, dr * tau_raw and
-            dr * tau_value.
+        effects: by name (`EFFECTS` and `UNITS`), float64 [L, F, G], one plane a lambda: sums of dr * tau, dr *
+            tau_raw and dr * tau_value; and, over the reward events, of tau and of r * tau: to pay v instead of r
+            has the effect v * tau - reward_tau.
         null: [D, G], mean effect over failures if the same wrong rewards had each other's influence: D random
             permutations of tau among them, at the default lambda.
     """
@@ -64,9 +66,9 @@ def attribute_window(
         NonFiniteError: a gradient is not finite.
     """
     prepared = estimator.prepare(window, policy, targets)
-    wrong = _wrong_rows(window)
+    wrong = _edited_rows(window)
     shape = (len(LAMBDAS), targets.failures, len(wrong.groups))
-    effects = {name: np.zeros(shape) for name in EFFECTS}
+    effects = {name: np.zeros(shape) for name in (*EFFECTS, *UNITS)}
     mean = np.zeros(len(wrong.rows))
     tops: list[pa.Table] = []
     for plane, lam in enumerate(LAMBDAS):
@@ -75,30 +77,46 @@ def attribute_window(
             influence = prepared.influence(lam, part)
             for name, tau in zip(EFFECTS, (influence.tau, influence.tau_raw, influence.tau_value), strict=True):
                 effects[name][plane, part] = (wrong.change @ tau[wrong.rows]).T
+            for name, by_group in zip(UNITS, (wrong.event, wrong.paid), strict=True):
+                effects[name][plane, part] = (by_group @ influence.tau[wrong.rows]).T
             if lam == DEFAULT_LAMBDA:
                 mean += influence.tau[wrong.rows].sum(axis=1) / targets.failures
                 tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k))
     generator = np.random.default_rng([_NULL_SEED, window.seed, window.number])
-    null = np.stack([wrong.change @ generator.permutation(mean) for _ in range(NULL_DRAWS)])
+    to_correct = np.flatnonzero(wrong.change.any(axis=0))
+    change, mean = wrong.change[:, to_correct], mean[to_correct]
+    null = np.stack([change @ generator.permutation(mean) for _ in range(NULL_DRAWS)])
     return WindowInfluence(GroupSums(wrong.groups, effects, null), pa.concat_tables(tops))
 
 
-class _WrongRows(NamedTuple):
-    """Transitions to correct: their rows [M], their groups, and dr by group [G, M], one entry a column."""
+class _EditedRows(NamedTuple):
+    """Transitions that an edit may change: their rows [M], their groups, and matrices [G, M], one entry a column.
+
+    Attributes:
+        change: dr of a correction.
+        event: 1 for a reward event as paid.
+        paid: r of it.
+    """
 
     rows: NDArray[np.int64]
     groups: list[str]
     change: NDArray[np.float64]
+    event: NDArray[np.float64]
+    paid: NDArray[np.float64]
 
 
-def _wrong_rows(window: Window) -> _WrongRows:
-    change = window.correction
-    rows = np.flatnonzero(change) if change is not None else np.empty(0, np.int64)
+def _edited_rows(window: Window) -> _EditedRows:
+    change = np.zeros(len(window.reward)) if window.correction is None else window.correction
+    rows = np.flatnonzero((change != 0.0) | (window.reward != 0.0))
     groups, member = np.unique(window.group[rows], return_inverse=True)
-    by_group = np.zeros((len(groups), len(rows)))
-    if change is not None:
-        by_group[member, np.arange(len(rows))] = change[rows]
-    return _WrongRows(rows, groups.tolist(), by_group)
+
+    def by_group(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        matrix = np.zeros((len(groups), len(rows)))
+        matrix[member, np.arange(len(rows))] = values[rows]
+        return matrix
+
+    event = (window.reward != 0.0).astype(np.float64)
+    return _EditedRows(rows, groups.tolist(), by_group(change), by_group(event), by_group(window.reward))
 
 
 def _top_transitions(window: Window, ids: Sequence[str], influence: Influence, estimator: str, top_k: int) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +77,76 @@ def random_order(wrong: Collection[str]) -> list[str]:
     """Return the wrong groups in a fixed random order: the null that attribution must beat."""
     names = sorted(wrong)
     return [names[i] for i in np.random.default_rng(_RANDOM_ORDER_SEED).permutation(len(names))]
+
+
+class BoundedEdit(NamedTuple):
+    """An arbitrary edit of one group: its reward events pay an end of the range of rewards seen.
+
+    Attributes:
+        group: its group.
+        value: what its reward events pay.
+        effect: predicted effect, mean over failures and seeds.
+        events: reward events a run, mean over seeds.
+        change: sum of |dr| a run.
+    """
+
+    group: str
+    value: float
+    effect: float
+    events: float
+    change: float
+
+
+def bounded_edits(sums: pa.Table, bounds: tuple[float, float], paid: Mapping[str, float]) -> list[BoundedEdit]:
+    """Return, for each group with reward events, its edit against the misbehaviour, the strongest first.
+
+    Rewards that feed the misbehaviour (positive tau) are paid as the lowest reward seen, others as the highest.
+
+    Args:
+        sums: rows of `influence/SET/groups.parquet` of one estimator.
+        bounds: the smallest and the largest reward seen.
+        paid: sum of the rewards paid to each group in a training, mean over seeds.
+    """
+    chosen = sums.filter((pc.field("lambda") == DEFAULT_LAMBDA) & (pc.field("reward_events") > 0))
+    names = chosen.set_column(chosen.column_names.index("group"), "group", chosen["group"].cast(pa.string()))
+    seeds, failures = (
+        max(pc.count_distinct(chosen[name].cast(pa.string())).as_py(), 1) for name in ("seed", "failure")
+    )
+    found = []
+    totals = names.group_by("group").aggregate([("tau", "sum"), ("reward_tau", "sum"), ("reward_events", "sum")])
+    for row in totals.to_pylist():
+        tau, reward_tau, events = (row[f"{name}_sum"] / seeds for name in ("tau", "reward_tau", "reward_events"))
+        effects = [(value * tau - reward_tau) / failures for value in bounds]
+        value, effect = bounds[int(np.argmin(effects))], min(effects)
+        change = abs(value * events / failures - paid[row["group"]])  # all rewards lie on one side of an end
+        found.append(BoundedEdit(row["group"], value, effect, events / failures, change))
+    return sorted(found, key=lambda edit: (edit.effect, edit.group))
+
+
+def placebo_edits(edits: Sequence[BoundedEdit], count: int, bounds: tuple[float, float]) -> list[BoundedEdit]:
+    """Return random edits within the same bounds, of about as many reward events and the same |dr| as the first
+    `count` edits: groups in a random order, each paid the end that keeps the sums of |dr| together, until there are
+    as many reward events.
+
+    Args:
+        edits: one for every group.
+        count: size of the set that the placebo stands beside.
+        bounds: the smallest and the largest reward seen.
+    """
+    events = sum(edit.events for edit in edits[:count])
+    goal = sum(edit.change for edit in edits[:count]) / max(events, 1e-12)
+    by_group = {edit.group: edit for edit in edits}
+    drawn: list[BoundedEdit] = []
+    for group in random_order(by_group):
+        used = sum(edit.events for edit in drawn)
+        edit = by_group[group]
+        if used + 0.5 * edit.events > events:
+            continue
+        span = (bounds[1] - bounds[0]) * edit.events  # |dr| to one end and to the other add up to the span
+        ends = [edit, edit._replace(value=sum(bounds) - edit.value, effect=0.0, change=span - edit.change)]
+        total = sum(edit.change for edit in drawn)
+        drawn.append(min(ends, key=lambda end: abs(total + end.change - goal * (used + end.events))))
+    return drawn
 
 
 def nested_sizes(groups: int, points: int) -> list[int]:

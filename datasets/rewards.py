@@ -80,13 +80,13 @@ def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT
     """Return one row a group of what a seed's training paid; computed once, then read.
 
     Columns: `seed, group, transitions, reward_events, episodes, wrong_transitions, wrong_events,
-    wrong_episodes` (counts), `error` (sum of |dr|), `largest_error`. Metadata: `return_low, return_high`
-    (of whole training episodes), `intended_known`.
+    wrong_episodes` (counts), `paid` (sum of rewards), `error` (sum of |dr|), `largest_error`. Metadata: `return_low,
+    return_high` (of whole training episodes), `reward_low, reward_high`, `intended_known`.
 
     Raises:
         RunFolderError: a window is missing or damaged.
     """
-    path = folder.parts_folder("rewards", grouping.name) / f"seed={seed}.parquet"
+    path = folder.parts_folder("reward_sums", grouping.name) / f"seed={seed}.parquet"
     if not path.exists():
         missing = folder.missing_files(seed)
         if missing:
@@ -109,6 +109,7 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
     returns: dict[int, float] = {}
     wrong_episodes: set[int] = set()
     intended_known = True
+    extremes: list[float] = []
     for path in windows:
         needed = dict.fromkeys([*_COLUMNS, *grouping.columns(read_table_schema(path).names)])
         table = read_table(path, list(needed))
@@ -125,7 +126,9 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
         for row in np.flatnonzero(wrong):
             first_wrong[row] = int(episode[row]) not in wrong_episodes
             wrong_episodes.add(int(episode[row]))
-        values = np.stack([np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong, np.abs(change)])
+        counted = (np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong)
+        values = np.stack([*counted, reward, np.abs(change)])
+        extremes += [float(reward.min()), float(reward.max())]
         for index, name in enumerate(names.tolist()):
             rows = member == index
             total = groups.setdefault(name, np.zeros(len(values) + 1))
@@ -138,10 +141,13 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
     totals = np.stack([groups[name] for name in ordered])
     columns = {"seed": pa.array(np.full(len(ordered), seed, np.int32)), "group": pa.array(ordered)}
     columns |= {name: pa.array(totals[:, i].astype(np.int64)) for i, name in enumerate(_COUNTS)}
-    columns |= {"error": pa.array(totals[:, -2]), "largest_error": pa.array(totals[:, -1])}
+    sums = ("paid", "error", "largest_error")
+    columns |= {name: pa.array(totals[:, len(_COUNTS) + i]) for i, name in enumerate(sums)}
     metadata = {
         "return_low": repr(min(returns.values())),
         "return_high": repr(max(returns.values())),
+        "reward_low": repr(min(extremes)),
+        "reward_high": repr(max(extremes)),
         "intended_known": str(intended_known).lower(),
     }
     return with_metadata(pa.table(columns), metadata)
@@ -150,6 +156,12 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
 def intended_known(summaries: list[pa.Table]) -> bool:
     """Return whether every training transition told its intended reward."""
     return all(metadata_of(table.schema)["intended_known"] == "true" for table in summaries)
+
+
+def reward_bounds(summaries: list[pa.Table]) -> tuple[float, float]:
+    """Return the smallest and the largest reward that any seed's training paid."""
+    found = [metadata_of(table.schema) for table in summaries]
+    return min(float(m["reward_low"]) for m in found), max(float(m["reward_high"]) for m in found)
 
 
 def return_range(summaries: list[pa.Table]) -> float:

@@ -39,6 +39,8 @@ GROUP_EFFECTS = pa.schema(
         ("effect", pa.float64()),  # sum of (intended - paid) * tau; null without an intended reward
         ("effect_raw", pa.float64()),
         ("effect_value", pa.float64()),  # through the value loss
+        ("tau", pa.float64()),  # sum of tau over the group's reward events
+        ("reward_tau", pa.float64()),  # sum of r * tau over them: paying v instead has effect v * tau - reward_tau
         ("transitions", pa.int64()),
         ("reward_events", pa.int64()),
         ("estimator", pa.string()),
@@ -78,9 +80,11 @@ MASKS = pa.schema(
     [
         ("member", pa.string()),
         ("seed", pa.int32()),
-        ("order", pa.string()),  # none | all | attribution | random
-        ("size", pa.int32()),  # number of corrected groups
+        ("order", pa.string()),  # none | all | attribution | random | size | arbitrary | placebo | a set of the task's
+        ("size", pa.int32()),  # number of edited groups
         ("groups", pa.list_(pa.string())),
+        ("values", pa.list_(pa.float64())),  # arbitrary edits: what reward events of each group pay; null: as intended
+        ("variant", pa.string()),  # a bias, or `coverage`; empty: the task as it is
         ("corrected", pa.int64()),  # transitions whose reward the edit changed while training
     ]
 )

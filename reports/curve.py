@@ -12,7 +12,7 @@ import pyarrow as pa
 from ..datasets.outcomes import Outcomes
 from .evidence import Bank
 from .statistics import Interval, rate_interval
-from .verdict import SeedRates, Thresholds, Verdict
+from .verdict import ArbitraryTrial, SeedRates, Thresholds, Verdict
 
 _UNITS = ("transitions", "reward_events", "episodes")
 SEARCHED_ORDERS = ("attribution", "size", "random")
@@ -70,7 +70,7 @@ def correction_curve(bank: Bank, rewards: Mapping[int, pa.Table], declared: Outc
         rewards: reward summary of the training of each seed.
         declared: the task's outcomes.
     """
-    rows = bank.masks.to_pylist()
+    rows = [row for row in bank.masks.to_pylist() if row["values"] is None and not row["variant"]]
     seeds = sorted({row["seed"] for row in rows if row["order"] == "all"} or {row["seed"] for row in rows})
     summaries = [rewards[seed] for seed in seeds]
     rank = {"none": 0, "attribution": 1, "random": 2, "all": 3}
@@ -177,18 +177,18 @@ class Ease:
 
     Attributes:
         transitions, reward_events, episodes, groups: shares, read off the curve by linear interpolation
-            between the two verified sets around half of the drop.
+            between the two verified sets around half of the drop (episodes: None of arbitrary edits).
         by_component: whether groups are reward components.
         kind: `concentrated` or `diffuse`.
-        verified: the smallest verified set that reaches half of the drop.
+        verified: the smallest verified correction that reaches half of the drop; None of arbitrary edits.
     """
 
     transitions: float
     reward_events: float
-    episodes: float
+    episodes: float | None
     groups: float
     kind: str
-    verified: CurvePoint
+    verified: CurvePoint | None
     by_component: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -235,3 +235,23 @@ def ease(
     transitions, events, episodes, groups = shares.tolist()
     kind = "concentrated" if min(events, groups) <= thresholds.few else "diffuse"
     return Ease(transitions, events, episodes, groups, kind, nested[index], group_by == "component")
+
+
+def arbitrary_ease(
+    trials: Sequence[ArbitraryTrial], summaries: Sequence[pa.Table], removes: Sequence[bool], group_by: str = "context"
+) -> Ease | None:
+    """Return how little had to be edited, of the smallest set of arbitrary edits that removes the misbehaviour.
+
+    Args:
+        trials: all verified sets, the smallest first.
+        summaries: reward summaries of the seeds.
+        removes: whether each set removes it.
+        group_by: what a group is.
+    """
+    smallest = next((trial for trial, good in zip(trials, removes, strict=True) if good), None)
+    if smallest is None:
+        return None
+    whole = all_units(summaries)
+    transitions, events = (smallest.reward_events / unit for unit in (whole.transitions, whole.reward_events))
+    groups = smallest.groups / whole.groups
+    return Ease(transitions, events, None, groups, "concentrated", None, group_by == "component")

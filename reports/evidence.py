@@ -13,7 +13,7 @@ from ..datasets.outcomes import Outcomes, PlayCounts
 from ..datasets.rewards import intended_known, return_range
 from ..datasets.schema import RANDOM_POLICY_SEED
 from .statistics import count_upper_end
-from .verdict import Evidence, OutcomeRate, SeedRates, Tampering
+from .verdict import ArbitraryTrial, Evidence, OutcomeRate, SeedRates, Tampering
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Bank:
     masks: pa.Table
     outcomes: pa.Table
 
-    def members(self, order: str, size: int | None = None) -> dict[str, int]:
-        """Return the seed of each member with this order (and size)."""
+    def members(self, order: str, size: int | None = None, variant: str = "") -> dict[str, int]:
+        """Return the seed of each member with this order (and size), trained with a variant of the task."""
         return {
             row["member"]: row["seed"]
-            for row in self.masks.select(["member", "seed", "order", "size"]).to_pylist()
-            if row["order"] == order and (size is None or row["size"] == size)
+            for row in self.masks.select(["member", "seed", "order", "size", "variant"]).to_pylist()
+            if row["order"] == order and row["variant"] == variant and (size is None or row["size"] == size)
         }
 
     def rates(self, members: dict[str, int], declared: Outcomes) -> tuple[SeedRates, ...]:
@@ -78,7 +78,39 @@ def collect_evidence(
         outcomes=_outcome_rates(episodes, declared),
         largest_error=largest if intended_known(list(rewards)) else None,
         tampering=_tampering(episodes, rewards),
+        arbitrary=_trials(bank, rewards, declared) if bank is not None else (),
     )
+
+
+def _trials(bank: Bank, rewards: Sequence[pa.Table], declared: Outcomes) -> tuple[ArbitraryTrial, ...]:
+    """Return the verified sets of arbitrary edits with their placebos, the smallest first."""
+    sets = {(row["order"], row["size"]): row for row in bank.masks.to_pylist() if row["values"] is not None}
+    if not sets:
+        return ()
+    names = sorted({group for table in rewards for group in table["group"].to_pylist()})
+    place = {name: index for index, name in enumerate(names)}
+    events, paid = np.zeros((2, len(names)))
+    for table in rewards:
+        where = [place[name] for name in table["group"].to_pylist()]
+        events[where] += table["reward_events"].to_numpy() / len(rewards)
+        paid[where] += table["paid"].to_numpy() / len(rewards)
+
+    def units(key: tuple[str, int]) -> tuple[float, float]:
+        row = sets[key]
+        where = [place[name] for name in row["groups"]]
+        return float(events[where].sum()), float(np.abs(row["values"] * events[where] - paid[where]).sum())
+
+    trials = []
+    for order, size in sorted(sets):
+        if order != "arbitrary":
+            continue
+        share = min(size / max(len(names), 1), units((order, size))[0] / max(float(events.sum()), 1e-12))
+        placebo = ("placebo", size)
+        found = bank.rates(bank.members(*placebo), declared)
+        other = units(placebo) if placebo in sets else (0.0, 0.0)
+        edited = bank.rates(bank.members(order, size), declared)
+        trials.append(ArbitraryTrial(size, *units((order, size)), share, edited, found, *other))
+    return tuple(trials)
 
 
 def _outcome_rates(episodes: pa.Table, declared: Outcomes) -> tuple[OutcomeRate, ...]:

@@ -15,12 +15,22 @@ from numpy.typing import NDArray
 from ..attribution.order import EffectTable
 from ..datasets.outcomes import Outcomes, PlayCounts
 from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
-from .curve import CurvePoint, Ease, MinimalCorrection, correction_curve, ease, minimal_corrections
+from .budgets import Budget, budgets
+from .curve import (
+    CurvePoint,
+    Ease,
+    MinimalCorrection,
+    arbitrary_ease,
+    correction_curve,
+    ease,
+    minimal_corrections,
+)
 from .evidence import Bank, collect_evidence
+from .factorial import Factorial, factorial
 from .framing import RewardScale, framing1
 from .predictions import Calibration, Concentration
 from .statistics import NOTHING, mean_half_width, rate_interval
-from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide
+from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide, removal
 
 CLUSTER = 0  # version 1: one cluster of failures an evaluation set
 _TOP_GROUPS = 10
@@ -35,6 +45,8 @@ class SetFindings:
         minimal: smallest verified sets that remove the misbehaviour, by order; empty unless asked for.
         scale: what low and high return mean, for Framing 1.
         thresholds, declared: as the task gives them.
+        budgets: what each kind of change was able to do.
+        factorial: shares of rewards and inductive biases; None unless the task lists biases.
     """
 
     evidence: Evidence
@@ -45,6 +57,8 @@ class SetFindings:
     scale: RewardScale
     thresholds: Thresholds
     declared: Outcomes
+    budgets: tuple[Budget, ...] = ()
+    factorial: Factorial | None = None
 
 
 def find_for_set(
@@ -55,6 +69,7 @@ def find_for_set(
     thresholds: Thresholds,
     group_by: str = "context",
     minimal: float | None = None,
+    biases: Sequence[str] = (),
 ) -> SetFindings:
     """Decide the verdict of an evaluation set from its tables.
 
@@ -64,14 +79,23 @@ def find_for_set(
         bank: the counterfactual bank; None if nothing was trained again.
         declared, thresholds, group_by: from the task.
         minimal: highest misbehaviour rate that counts as removed; None: not asked.
+        biases: the task's variants of the inductive bias.
     """
     evidence = collect_evidence(episodes, list(rewards.values()), bank, declared)
     decision = decide(evidence, thresholds)
     curve = correction_curve(bank, rewards, declared) if bank is not None else ()
     paired = [rewards[rates.seed] for rates in evidence.paired()[0]]
-    found = ease(decision.verdict, curve, paired, thresholds, group_by)
+    if decision.basis == "arbitrary" and decision.verdict is Verdict.OUTER:
+        removes = [removal(evidence, trial.edited, thresholds).removes for trial in evidence.arbitrary]
+        found = arbitrary_ease(evidence.arbitrary, list(rewards.values()), removes, group_by)
+    else:
+        found = ease(decision.verdict, curve, paired, thresholds, group_by)
+    any_wrong = (evidence.largest_error or 0.0) > thresholds.wrong_reward
     smallest = () if minimal is None else minimal_corrections(curve, minimal, group_by)
-    return SetFindings(evidence, decision, curve, found, smallest, RewardScale.of(episodes), thresholds, declared)
+    return SetFindings(
+        evidence, decision, curve, found, smallest, RewardScale.of(episodes), thresholds, declared,
+        budgets(evidence, curve, bank, declared, thresholds), factorial(bank, biases, declared, any_wrong),
+    )  # fmt: skip
 
 
 def failure_entry(
@@ -213,6 +237,8 @@ def summarise(
         "outer_share": findings.decision.outer_share.as_dict(),
         "ease": findings.ease.as_dict() if findings.ease else None,
         "minimal_corrections": [found.as_dict() for found in findings.minimal],
+        "budgets": [found.as_dict() for found in findings.budgets],
+        "factorial": findings.factorial.as_dict() if findings.factorial else None,
         "correction_curve": [point.as_dict() for point in findings.curve],
         "estimator": predictions.estimator,
         "concentration": predictions.concentration.as_dict() if predictions.concentration else None,

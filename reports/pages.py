@@ -99,7 +99,7 @@ def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any]
         page=page,
         entry=entry,
         view=view,
-        words=words_for(entry["verdict"], entry["rule"]),
+        words=words_for(entry["verdict"], entry["rule"], entry["basis"]),
         root="../",
     )
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
@@ -130,7 +130,8 @@ def write_index_page(
     text = _templates().get_template("index.html").render(
         page=page, summary=summary, entries=entries, groups=groups, wrong_groups=wrong_groups,
         thumbnails=thumbnails, rules=rules,
-        words=words_for(summary["verdict"], summary["rule"]), budget=_cheapest_budget(page.findings), root="",
+        words=words_for(summary["verdict"], summary["rule"], summary["basis"]),
+        budget=_cheapest_budget(page.findings), root="",
     )  # fmt: skip
     write_text(folder / "index.html", text)
     style = files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")
@@ -143,6 +144,8 @@ def _cheapest_budget(findings: SetFindings) -> str | None:
     if found is None:
         return None
     point = found.verified
+    if point is None:
+        return None
     return (
         f"Half of what correcting everything removes is removed by correcting about {found.groups:.1%} of all "
         f"groups, {found.reward_events:.1%} of all reward events, {found.transitions:.1%} of all transitions "

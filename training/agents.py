@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
@@ -32,6 +33,8 @@ PPO_DEFAULTS: dict[str, Any] = {
     "gae_lambda": 0.95,
     "ent_coef": 0.01,
 }
+_SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+_LINEAR = "lin_"
 _NOT_HYPERPARAMETERS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log"}
 
 
@@ -69,8 +72,13 @@ class AgentSpec(BaseModel):
         return {name: p for name, p in signature.parameters.items() if name not in _NOT_HYPERPARAMETERS}
 
     def hyperparameter(self, name: str) -> Any:
-        """Return a hyperparameter as the task gives it, else the algorithm's default."""
-        return self.hyperparameters.get(name, self.parameters[name].default)
+        """Return a hyperparameter as the task gives it, else the algorithm's default.
+
+        `lin_0.001` is a schedule that falls linearly to zero over the training (as in rl-zoo3).
+        """
+        value = self.hyperparameters.get(name, self.parameters[name].default)
+        start = _linear_start(name, value)
+        return value if start is None else LinearSchedule(start, 0.0, 1.0)
 
     def require_valid(self) -> None:
         """Check policy and hyperparameter names.
@@ -83,6 +91,12 @@ class AgentSpec(BaseModel):
                 raise TaskError(
                     f"agent.hyperparameters: {self.algorithm} has no `{name}`; it takes "
                     f"{', '.join(self.parameters)}.{nearest(name, self.parameters)}"
+                )
+            value = self.hyperparameters[name]
+            if isinstance(value, str) and name in _SCHEDULED and _linear_start(name, value) is None:
+                raise TaskError(
+                    f"agent.hyperparameters.{name}: `{value}` was given, expected a number, or for instance "
+                    "lin_0.001, which falls linearly to zero"
                 )
         known = list(ALGORITHMS[self.algorithm].policy_aliases)
         if self.policy not in known:
@@ -97,6 +111,16 @@ class AgentSpec(BaseModel):
             )
 
 
+def _linear_start(name: str, value: Any) -> float | None:
+    """Return where a linear schedule begins; None if the value is not one."""
+    if name not in _SCHEDULED or not isinstance(value, str) or not value.startswith(_LINEAR):
+        return None
+    try:
+        return float(value.removeprefix(_LINEAR))
+    except ValueError:
+        return None
+
+
 def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPolicyAlgorithm:
     """Build an untrained agent on `n_envs` copies of an environment, in this process and on the CPU.
 
@@ -107,8 +131,9 @@ def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPo
     vec_env = DummyVecEnv([make_env] * spec.n_envs)
     try:
         model = ALGORITHMS[spec.algorithm](
-            spec.policy, vec_env, seed=seed, device="cpu", verbose=0, **spec.hyperparameters
-        )
+            spec.policy, vec_env, seed=seed, device="cpu", verbose=0,
+            **{name: spec.hyperparameter(name) for name in spec.hyperparameters},
+        )  # fmt: skip
     except (TypeError, ValueError, AssertionError) as error:
         vec_env.close()
         raise TaskError(f"{spec.algorithm} refuses agent.hyperparameters {spec.hyperparameters}: {error}") from error

@@ -23,10 +23,17 @@ MAZE_ID = "aitia/ArrowMaze-v0"
 
 
 class Member(NamedTuple):
-    """One agent of a stack: its seed, and what is corrected for it (None: nothing)."""
+    """One agent of a stack.
+
+    Attributes:
+        seed: of its environments, actions and minibatches.
+        edit: what is corrected for it; None: nothing.
+        initial: the seed of its initial weights; None: the same.
+    """
 
     seed: int
     edit: RewardEdit | None
+    initial: int | None = None
 
 
 class ArrayStep(NamedTuple):
@@ -70,7 +77,10 @@ def make_array_env(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) ->
     maze = made.unwrapped
     by_level = all(m.edit is None or m.edit.groups is None or m.edit.grouping is BY_CONTEXT for m in members)
     own = made.spec is not None and made.spec.id == MAZE_ID  # another id may wrap the maze and change what it does
-    if isinstance(maze, ArrowMazeEnv) and own and by_level:
+    known = all(m.edit is None or m.edit.values is not None for m in members) or (
+        isinstance(maze, ArrowMazeEnv) and maze.tell_intended
+    )  # an unknown intended reward is an error, which the wrapper raises
+    if isinstance(maze, ArrowMazeEnv) and own and by_level and known:
         made.close()
         return ArrowMazeArrays(agent, maze, members)
     made.close()
@@ -139,6 +149,7 @@ class ArrowMazeArrays:
             np.array([getattr(level, name) for level in levels]) for name in ("bug", "harmless", "stray")
         )
         self._edited = np.stack([_edited_levels(member.edit, levels) for member in members])
+        self._instead = np.stack([_values_instead(member.edit, levels) for member in members])
         self._draws = [
             seeding.np_random(env_seed(agent, member.seed, number))[0]
             for member in members
@@ -186,8 +197,11 @@ class ArrowMazeArrays:
         paid = np.where(on_arrow & self._harmless[level], self._maze.harmless_reward, intended)
         paid = np.where(self._stray[level], intended + STRAY_REWARD * (self._steps == 1), paid)
         paid = np.where(self._bug[level], on_corner.astype(np.float64), paid)
-        edited = np.take_along_axis(self._edited, level.reshape(self._shape), axis=1).reshape(-1)
-        return np.where(edited, intended, paid), edited & (intended != paid)
+        where = level.reshape(self._shape)
+        edited = np.take_along_axis(self._edited, where, axis=1).reshape(-1)
+        value = np.take_along_axis(self._instead, where, axis=1).reshape(-1)
+        instead = np.where(np.isnan(value), intended, np.where(paid != 0.0, value, paid))
+        return np.where(edited, instead, paid), edited & (instead != paid)
 
     def _observe(self) -> Floats:
         arrow, size = self._arrow[self._level], self._maze.level_set.size
@@ -209,3 +223,9 @@ def _edited_levels(edit: RewardEdit | None, levels: Sequence[Level]) -> Flags:
     if edit is None:
         return np.zeros(len(levels), dtype=bool)
     return np.array([edit.groups is None or str(level.number) in edit.groups for level in levels])
+
+
+def _values_instead(edit: RewardEdit | None, levels: Sequence[Level]) -> NDArray[np.float64]:
+    """Return what an arbitrary edit pays for the reward events of each level; NaN: as intended."""
+    values = {} if edit is None or edit.values is None else edit.values
+    return np.array([values.get(str(level.number), np.nan) for level in levels])

@@ -38,6 +38,7 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
         observation: `coordinates`: float32 [6], agent, arrow, arrow minus agent, divided by size - 1;
             `planes`: float32 [3, size, size] of agent, arrow, walls.
         max_steps: step limit of an episode (truncation).
+        tell_intended: whether `info` tells the intended reward (a designer does not always know it).
         render_mode: None or `rgb_array`.
     """
 
@@ -60,6 +61,7 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
         observation: ObservationKind = "coordinates",
         max_steps: int = 30,
         stray: int = 0,
+        tell_intended: bool = True,
         render_mode: str | None = None,
     ) -> None:
         if observation not in ("planes", "coordinates"):
@@ -72,6 +74,7 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.harmless_reward = float(harmless_reward)
         self.observation = observation
         self.max_steps = max_steps
+        self.tell_intended = tell_intended
         self.render_mode = render_mode
         shape, low = ((6,), -1.0) if observation == "coordinates" else ((3, size, size), 0.0)
         self.observation_space = gym.spaces.Box(low, 1.0, shape, np.float32)
@@ -104,7 +107,7 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
         terminated = on_arrow or on_corner
         truncated = not terminated and self._steps >= self.max_steps
         info: dict[str, Any] = {
-            "intended_reward": intended,
+            **({"intended_reward": intended} if self.tell_intended else {}),
             "untampered_reward": reward,
             "context": level.number,
             "action_labels": labels,

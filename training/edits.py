@@ -1,7 +1,8 @@
-"""Reward edits: which groups of training transitions are paid as intended, while training again or in a record."""
+"""Reward edits: what groups of training transitions are paid instead, while training again or in a record."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -19,16 +20,18 @@ CORRECTED = "aitia.corrected"  # info key: whether the edit changed the reward
 
 @dataclass(frozen=True)
 class RewardEdit:
-    """A corrective edit: r -> r* (the intended reward) on some groups of transitions.
+    """A corrective edit (r -> r*, the intended reward) or an arbitrary one, on some groups of transitions.
 
     Attributes:
-        groups: the groups to correct; None corrects every transition, also of groups that the uncorrected
+        groups: the groups to edit; None corrects every transition, also of groups that the uncorrected
             training never met.
         grouping: what a group is.
+        values: of an arbitrary edit, what the reward events (r != 0) of each group pay; None: the intended reward.
     """
 
     groups: frozenset[str] | None
     grouping: Grouping = BY_CONTEXT
+    values: Mapping[str, float] | None = None
 
     def rewards(self, table: pa.Table) -> NDArray[np.float64]:
         """Return the edited rewards of recorded transitions, [N].
@@ -37,6 +40,10 @@ class RewardEdit:
             InputError: a transition to be corrected has no intended reward.
         """
         paid = np.asarray(table["reward"].to_numpy(), dtype=np.float64)
+        if self.values is not None:
+            names, member = np.unique(self.grouping.of_table(table), return_inverse=True)
+            instead = np.array([self.values.get(name, np.nan) for name in names.tolist()])[member]
+            return np.where((paid != 0.0) & ~np.isnan(instead), instead, paid)
         intended = np.asarray(table["intended_reward"].to_numpy(zero_copy_only=False), dtype=np.float64)
         applies = np.full(len(paid), self.groups is None)
         if self.groups:
@@ -47,7 +54,7 @@ class RewardEdit:
 
 
 class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
-    """Pays the intended reward wherever the edit applies; everything else is untouched.
+    """Pays what the edit says wherever it applies; everything else is untouched.
 
     Attributes:
         corrected: transitions whose reward was changed so far.
@@ -64,7 +71,7 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
         return self._left, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Step the environment and correct the reward if the transition's group is to be corrected.
+        """Step the environment and edit the reward if the transition's group is to be edited.
 
         Raises:
             EnvironmentError_: a transition to be corrected has no `intended_reward`.
@@ -73,14 +80,20 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
         self._left, reward, terminated, truncated, info = self.env.step(action)
         groups = self.edit.groups
         if groups is None or (groups and self.edit.grouping.of_step(left, action, info) in groups):
-            if info.get("intended_reward") is None:
-                raise EnvironmentError_(
-                    "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
-                    "every step of the training environment"
-                )
-            intended = float(info["intended_reward"])
-            changed = abs(intended - float(reward)) > WRONG_REWARD
+            instead = self._instead(left, action, float(reward), info)
+            changed = abs(instead - float(reward)) > WRONG_REWARD
             self.corrected += changed
             info = {**info, CORRECTED: changed}
-            reward = intended
+            reward = instead
         return self._left, reward, terminated, truncated, info
+
+    def _instead(self, left: Any, action: Any, reward: float, info: Mapping[str, Any]) -> float:
+        """Return what a transition of an edited group pays."""
+        if self.edit.values is not None:
+            return self.edit.values[self.edit.grouping.of_step(left, action, info)] if reward != 0.0 else reward
+        if info.get("intended_reward") is None:
+            raise EnvironmentError_(
+                "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
+                "every step of the training environment"
+            )
+        return float(info["intended_reward"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.store import RunFolder
 from .agents import AgentSpec, build_model
@@ -24,6 +25,7 @@ def train_agent(
     seed: int,
     edit: RewardEdit | None = None,
     callback: BaseCallback | None = None,
+    initial: ActorCriticPolicy | None = None,
 ) -> OnPolicyAlgorithm:
     """Train one agent from scratch; the same arguments give the same agent, bit for bit.
 
@@ -33,9 +35,12 @@ def train_agent(
         seed: seed of the agent, its environments and its action draws.
         edit: rewards to correct in the environment while training; None trains on the rewards as paid.
         callback: a recorder.
+        initial: the policy to begin with; None: that of the seed.
     """
     with ONE_AT_A_TIME:
         model = build_model(agent, _factory(env, edit), seed)
+        if initial is not None:
+            model.policy.load_state_dict(initial.state_dict())
         try:
             model.learn(agent.total_timesteps, callback=callback)
         finally:

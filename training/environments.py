@@ -26,6 +26,7 @@ from .spaces import (
 
 Env = gym.Env[Any, Any]
 _PROBE_EPISODES = 3
+_REPEATED_STEPS = 100
 _PROBE_STEPS = 20_000
 
 
@@ -147,12 +148,14 @@ class EnvProfile(NamedTuple):
         observation_space, action_space: its spaces.
         keys: the step keys its infos carry.
         renders: whether it can draw itself (`rgb_array`).
+        repeats: whether, given a seed and the actions, an episode repeats itself.
     """
 
     observation_space: Space
     action_space: Space
     keys: frozenset[str]
     renders: bool
+    repeats: bool
 
 
 def probe(spec: EnvSpec) -> EnvProfile:
@@ -186,9 +189,26 @@ def probe(spec: EnvSpec) -> EnvProfile:
                 f"environment `{spec.id}`: no episode ended within {_PROBE_STEPS} random steps; expected a step limit, "
                 "for instance max_episode_steps or gymnasium.wrappers.TimeLimit"
             )
-        return EnvProfile(observation_space, action_space, reader.keys or frozenset(), can_render(spec))
+        keys = reader.keys or frozenset()
+        return EnvProfile(observation_space, action_space, keys, can_render(spec), _repeats(env, form))
     finally:
         env.close()
+
+
+def _repeats(env: Env, form: ObservationForm) -> bool:
+    """Return whether the same seed and actions give the same observations and rewards."""
+    heard: list[list[Any]] = [[], []]
+    for told in heard:
+        env.action_space.seed(0)
+        observation, _ = env.reset(seed=1)
+        told.append(flat_numbers(form.batch([observation])))
+        for _ in range(_REPEATED_STEPS):
+            action = env_action(env.action_space, env.action_space.sample())
+            observation, reward, terminated, truncated, _ = env.step(action)
+            told.append(np.append(flat_numbers(form.batch([observation])), float(reward)))
+            if terminated or truncated:
+                break
+    return len(heard[0]) == len(heard[1]) and all(map(np.array_equal, *heard))
 
 
 def can_render(spec: EnvSpec) -> bool:

@@ -41,7 +41,10 @@ def train_members(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> 
         return train_stack(agent, env, members)
     found = []
     for member in members:
-        model = train_agent(agent, env, member.seed, edit=member.edit or RewardEdit(frozenset()))
+        edit, initial = member.edit or RewardEdit(frozenset()), None
+        if _initial_seed(member) != member.seed:
+            initial = initial_policy(agent, env, _initial_seed(member))
+        model = train_agent(agent, env, member.seed, edit=edit, initial=initial)
         policy, vec_env = model.policy, model.get_env()
         assert isinstance(policy, ActorCriticPolicy) and vec_env is not None
         policy.set_training_mode(False)
@@ -65,7 +68,7 @@ def train_stack(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> li
     """
     assert 0 < len(members) <= STACK
     padded = [*members, *[members[0]] * (STACK - len(members))]
-    policies = [_initial(agent, env, member.seed) for member in padded]
+    policies = [initial_policy(agent, env, _initial_seed(member)) for member in padded]
     require_stackable(agent, policies[0])
     made = make_array_env(agent, env, padded)
     try:
@@ -79,7 +82,11 @@ def train_stack(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> li
     return [Trained(policies[slot], int(stack.corrected[slot])) for slot in range(len(members))]
 
 
-def _initial(agent: AgentSpec, env: EnvSpec, seed: int) -> ActorCriticPolicy:
+def _initial_seed(member: Member) -> int:
+    return member.seed if member.initial is None else member.initial
+
+
+def initial_policy(agent: AgentSpec, env: EnvSpec, seed: int) -> ActorCriticPolicy:
     """Return the policy that Stable-Baselines3 begins with at this seed."""
     with ONE_AT_A_TIME:
         set_random_seed(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, attribute_window, keep_top
+from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, UNITS, attribute_window, keep_top
 from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import LAMBDAS
@@ -77,7 +77,7 @@ class WindowPiece:
 
 def attribution_key(task: Task) -> str:
     """Return the digest of what all attributions of a run share: rows with another key are out of date."""
-    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K])[:16]
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, EFFECTS, UNITS])[:16]
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
@@ -224,7 +224,8 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
         summary = reward_summary(run.folder, seed, grouping)
         if grouping.name == "transition":  # every state would be a group of its own
-            summary = summary.filter(pc.field("wrong_transitions") > 0)
+            counted = "wrong_transitions" if intended_known([summary]) else "reward_events"
+            summary = summary.filter(pc.field(counted) > 0)
         _require_few_groups(summary.num_rows, len(failures))
         tables.append(_merge_sums(mine, summary, seed, failures, estimator))
         null.append(_merge_null(mine, summary, seed, estimator))
@@ -270,8 +271,8 @@ def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, est
     position = {name: i for i, name in enumerate(groups)}
     total = np.zeros((NULL_DRAWS, len(groups)))
     for piece in pieces:
-        where = [position[name] for name in json.loads(read_tensor_metadata(piece.sums_path)["groups"])]
-        total[:, where] += read_tensors(piece.sums_path)["null"].numpy()
+        kept, where = _kept_groups(piece, position)
+        total[:, where] += read_tensors(piece.sums_path)["null"].numpy()[:, kept]
     draw, group = np.nonzero(total)
     return pa.table(
         {
@@ -285,6 +286,13 @@ def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, est
     )
 
 
+def _kept_groups(piece: WindowPiece, position: Mapping[str, int]) -> tuple[list[int], list[int]]:
+    """Return which groups of a finished piece the merged table keeps, and their places there."""
+    names = json.loads(read_tensor_metadata(piece.sums_path)["groups"])
+    kept = [index for index, name in enumerate(names) if name in position]
+    return kept, [position[names[index]] for index in kept]
+
+
 def _merge_sums(
     pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, failures: tuple[str, ...], estimator: str
 ) -> pa.Table:
@@ -292,13 +300,12 @@ def _merge_sums(
     groups = summary["group"].to_pylist()
     position = {name: i for i, name in enumerate(groups)}
     shape = (len(LAMBDAS), len(failures), len(groups))
-    totals = {name: np.zeros(shape) for name in EFFECTS}
+    totals = {name: np.zeros(shape) for name in (*EFFECTS, *UNITS)}
     for piece in pieces:
-        names = json.loads(read_tensor_metadata(piece.sums_path)["groups"])
+        kept, where = _kept_groups(piece, position)
         tensors = read_tensors(piece.sums_path)
-        where = [position[name] for name in names]
         for name, total in totals.items():
-            total[:, :, where] += tensors[name].numpy()
+            total[:, :, where] += tensors[name].numpy()[:, :, kept]
     rows = int(np.prod(shape))
     failure = np.broadcast_to(np.arange(len(failures), dtype=np.int32)[None, :, None], shape).reshape(-1)
     group = np.broadcast_to(np.arange(len(groups), dtype=np.int32)[None, None, :], shape).reshape(-1)
@@ -313,7 +320,8 @@ def _merge_sums(
             "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
             "seed": pa.array(np.full(rows, seed, np.int32)),
             "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in totals.items()},
+            **{name: pa.array(totals[name].reshape(-1), mask=no_effect) for name in EFFECTS},
+            **{name: pa.array(totals[name].reshape(-1)) for name in UNITS},
             "transitions": counts("transitions"),
             "reward_events": counts("reward_events"),
             "estimator": pa.array([estimator] * rows),

@@ -47,11 +47,12 @@ from ..reports.predictions import calibrate, concentration
 from ..reports.statistics import NOTHING, mean_interval, percent
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
 from .attribute import attributed_tables, estimator_of, load_targets
+from .bank import read_bank
 from .groups import load_grouping
 from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
-from .runs import Run
+from .runs import NOT_REPEATABLE, Run
 from .task import Task
-from .verify import read_bank, wrong_groups
+from .verify import wrong_groups
 from .workers import Workers
 
 log = logging.getLogger("aitia")
@@ -103,7 +104,14 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     rewards = {seed: reward_summary(folder, seed, grouping) for seed in task.seeds}
     bank = read_bank(folder, set_name, task.seeds)
     findings = find_for_set(
-        episodes, rewards, bank, task.outcomes, task.verdict.thresholds, task.group_by, task.verify.minimal
+        episodes,
+        rewards,
+        bank,
+        task.outcomes,
+        task.verdict.thresholds,
+        task.group_by,
+        task.verify.minimal,
+        list(task.biases),
     )
     names = failure_ids(task.outcomes.failures(episodes))
     attributed = attributed_tables(folder, task, set_name, names)
@@ -166,6 +174,8 @@ def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:
     told = [text for key, text in follows.items() if key not in profile.keys]
     if not intended_known(list(rewards)):
         told.append("The environment tells no intended reward: no reward could be called wrong or corrected.")
+    if not profile.repeats:
+        told.append(NOT_REPEATABLE)
     if not profile.renders:
         told.append("The environment does not draw itself (rgb_array): there are no pictures.")
     return told

@@ -19,6 +19,11 @@ from ..training.environments import probe
 from .task import TEST_SET, Task, add_import_path, load_task, make_task
 
 log = logging.getLogger("aitia")
+NOT_REPEATABLE = (
+    "The environment does not repeat itself when reset with the same seed: agents do not play the same test episodes. "
+    "Seeds stay independent, so the tests hold; the differences between episodes are extra noise in every rate, and "
+    "rates of single episodes mean little."
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,8 @@ def require_environments(task: Task) -> None:
         )
     for name in (TEST_SET, *task.sets):
         found = probe(task.evaluation_env(name))
+        if not found.repeats:
+            log.warning("set `%s` of %s: %s", name, task.name, NOT_REPEATABLE)
         for kind in ("observation_space", "action_space"):
             given, expected = getattr(found, kind), getattr(training, kind)
             if given != expected:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,13 +22,16 @@ from ..training.evaluation import EvaluationSpec
 
 TEST_SET = "test"
 DEFAULT_SEEDS = 8
-LATER_KEYS = ("hooks", "biases")
+LATER_KEYS = ("hooks",)
+ORDERS = ("none", "all", "attribution", "random", "size", "arbitrary", "placebo")
+COVERAGE = "coverage"
 _TRAINING_KEYS = ("env", "train_kwargs", "agent")
 _FREE_KEYS = (
     "name",
     "seeds",
     "group_by",
     "causes",
+    "biases",
     "target",
     "verify",
     "verdict",
@@ -47,12 +50,53 @@ class VerifySpec(_Model):
         points: nested correction sets strictly between none and all.
         budget: most trainings; None: no limit.
         minimal: search the smallest correction that brings the misbehaviour rate to this or below; None: do not.
+        sets: further sets of groups to correct, by name: groups, or module:callable(training environment) -> groups.
+        arbitrary: search for arbitrary bounded edits also where the intended reward is known.
+        coverage: arguments of the training environment that give it more varied levels; None: not tried.
     """
 
     seeds: int = Field(default=5, ge=1)
     points: int = Field(default=5, ge=0)
     budget: int | None = Field(default=None, ge=0)
     minimal: float | None = Field(default=None, ge=0, lt=1)
+    sets: dict[str, list[str] | str] = Field(default_factory=dict)
+    arbitrary: bool = False
+    coverage: dict[str, Any] | None = None
+
+    @field_validator("sets", mode="before")
+    @classmethod
+    def _group_names(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: [str(group) for group in v] if isinstance(v, list) else v for k, v in value.items()}
+
+    @field_validator("sets")
+    @classmethod
+    def _free_names(cls, value: dict[str, list[str] | str]) -> dict[str, list[str] | str]:
+        for name in value:
+            if name in ORDERS or not _is_name(name):
+                raise ValueError(
+                    f"the set `{name}`: expected a name of letters, digits, - and _ that is none of {', '.join(ORDERS)}"
+                )
+        return value
+
+
+class BiasSpec(_Model):
+    """One alternative of the inductive bias: what it changes of the task.
+
+    Attributes:
+        hyperparameters: of the agent, such as `policy_kwargs` (architecture).
+        env_kwargs: of training and evaluation environments alike, such as the encoding of observations.
+        initial_seed: added to the seed that initial weights are drawn from.
+    """
+
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    env_kwargs: dict[str, Any] = Field(default_factory=dict)
+    initial_seed: int = Field(default=0, ge=0)
+
+
+def _is_name(text: str) -> bool:
+    return text.replace("-", "").replace("_", "").isalnum()
 
 
 class VerdictSpec(_Model):
@@ -95,6 +139,7 @@ class Task(_Model):
     group_by: GroupBy = "context"
     target: str = "auto"
     causes: list[str] | str | None = None
+    biases: dict[str, BiasSpec] = Field(default_factory=dict)
     verify: VerifySpec = Field(default_factory=VerifySpec)
     verdict: VerdictSpec = Field(default_factory=VerdictSpec)
 
@@ -123,8 +168,16 @@ class Task(_Model):
     @classmethod
     def _set_names(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in value:
-            if name == TEST_SET or not name.replace("-", "").replace("_", "").isalnum():
+            if name == TEST_SET or not _is_name(name):
                 raise ValueError(f"the set `{name}`: expected letters, digits, - and _, and not `{TEST_SET}`")
+        return value
+
+    @field_validator("biases")
+    @classmethod
+    def _bias_names(cls, value: dict[str, BiasSpec]) -> dict[str, BiasSpec]:
+        for name in value:
+            if name == COVERAGE or not _is_name(name):
+                raise ValueError(f"the bias `{name}`: expected letters, digits, - and _, and not `{COVERAGE}`")
         return value
 
     @property
@@ -152,15 +205,40 @@ class Task(_Model):
         """The seeds that are trained again: the first `verify.seeds` of the ensemble."""
         return self.seeds[: self.verify.seeds]
 
+    def variant(self, name: str) -> Task:
+        """Return the task with one bias of `biases`, or with more varied levels (`coverage`); itself with no name."""
+        if not name:
+            return self
+        if name == COVERAGE:
+            return self.model_copy(update={"train_kwargs": {**self.train_kwargs, **(self.verify.coverage or {})}})
+        bias = self.biases[name]
+        hyperparameters = {**self.agent.hyperparameters, **bias.hyperparameters}
+        changes: dict[str, Any] = {"agent": self.agent.model_copy(update={"hyperparameters": hyperparameters})}
+        changes |= {key: {**getattr(self, key), **bias.env_kwargs} for key in ("train_kwargs", "test_kwargs")}
+        changes["sets"] = {key: {**kwargs, **bias.env_kwargs} for key, kwargs in self.sets.items()}
+        return self.model_copy(update=changes)
+
+    def initial_seed(self, seed: int, variant: str) -> int:
+        """Return the seed that an agent's initial weights are drawn from."""
+        return seed + (self.biases[variant].initial_seed if variant in self.biases else 0)
+
     def causal_groups(self) -> frozenset[str] | None:
         """Return the groups that the task declares as the true cause, for validation; None where it declares none.
 
         Raises:
             TaskError: `causes` names no callable that takes the training environment and returns groups.
         """
-        if self.causes is None or isinstance(self.causes, list):
-            return None if self.causes is None else frozenset(self.causes)
-        function = load_callable(self.causes, "causes", "a list of groups, or module:callable")
+        return None if self.causes is None else self.groups_of(self.causes, "causes")
+
+    def groups_of(self, named: list[str] | str, key: str) -> frozenset[str]:
+        """Return groups that the task names: a list, or module:callable(training environment) -> groups.
+
+        Raises:
+            TaskError: it is no such callable.
+        """
+        if isinstance(named, list):
+            return frozenset(named)
+        function = load_callable(named, key, "a list of groups, or module:callable")
         env = self.training_env.make()
         try:
             return frozenset(str(group) for group in function(env.unwrapped))
@@ -242,11 +320,15 @@ def _explain(item: ErrorDetails) -> str:
 
 def _known_keys(location: Iterable[str]) -> list[str]:
     model: type[BaseModel] = Task
+    named = False  # the last key's values have names of the user's choice
     for part in location:
+        if named and part not in model.model_fields:
+            named = False
+            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         candidates = [annotation, *get_args(annotation)]
         found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
         if found is None:
             return []
-        model = found
+        model, named = found, get_origin(annotation) is dict
     return list(model.model_fields)

@@ -43,6 +43,17 @@ def test_group_sums_are_sums_of_corrections_times_influence() -> None:
         np.testing.assert_allclose(sums.effects["effect"][LAMBDAS.index(DEFAULT_LAMBDA), :, index], expected, rtol=1e-9)
 
 
+def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
+    window = make_window()
+    sums = attribute_window(window, make_policy(), make_targets(), Trak()).sums
+    tau, plane = dense_tau(window), LAMBDAS.index(DEFAULT_LAMBDA)
+    for index, group in enumerate(sums.groups):
+        rows = (window.group == group) & (window.reward != 0.0)
+        expected = ((0.7 - window.reward[rows, None]) * tau[rows]).sum(0)
+        found = 0.7 * sums.effects["tau"][plane, :, index] - sums.effects["reward_tau"][plane, :, index]
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-14)
+
+
 def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
     monkeypatch.setattr(influence_module, "_CHUNK", 2)
@@ -64,9 +75,11 @@ def test_top_transitions_are_those_of_the_dense_influence() -> None:
         assert rows == {*strongest.tolist(), *helpful.tolist()}
 
 
-def test_without_intended_rewards_there_are_no_sums_but_influence() -> None:
-    influence = attribute_window(make_window(intended=False), make_policy(), make_targets(), Trak())
-    assert influence.sums.groups == [] and influence.top.num_rows > 0
+def test_without_intended_rewards_nothing_is_corrected_but_every_reward_has_influence() -> None:
+    window = make_window(intended=False)
+    influence = attribute_window(window, make_policy(), make_targets(), Trak())
+    assert influence.sums.groups == sorted(set(window.group[window.reward != 0.0].tolist()))
+    assert not influence.sums.effects["effect"].any() and not influence.sums.null.any() and influence.top.num_rows > 0
     assert influence.top["intended_reward"].null_count == influence.top.num_rows
 
 

@@ -44,7 +44,9 @@ def make_bank(corners: dict[tuple[str, int], int], groups: list[str]) -> Bank:
     for (order, size), corner in corners.items():
         for seed in SEEDS:
             member = f"{order}-{size}-{seed}"
-            masks.append({"member": member, "seed": seed, "order": order, "size": size, "groups": groups[:size]})
+            masks.append(
+                {"member": member, "seed": seed, "order": order, "size": size, "groups": groups[:size], "variant": ""}
+            )
             for part, values in (("test", outcomes_of(corner)), ("train", outcomes_of(0))):
                 plays += [
                     {"member": member, "part": part, "episode": i, "repeat": 0, "outcome": outcome}
@@ -113,7 +115,7 @@ def test_ease_is_read_off_the_curve_halfway_over_all_units() -> None:
     assert found is not None and found.kind == "concentrated"
     assert found.groups == pytest.approx(3 / 40) and found.reward_events == pytest.approx(30 / 400)
     assert found.transitions == pytest.approx(30 / 4000) and found.episodes == pytest.approx(15 / 200)
-    assert found.verified.corrected.groups == 4
+    assert found.verified is not None and found.verified.corrected.groups == 4
     assert found.as_dict()["components"] is None
 
 

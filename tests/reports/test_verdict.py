@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aitia.reports.verdict import Evidence, OutcomeRate, SeedRates, Tampering, Thresholds, Verdict, decide
+from aitia.reports.verdict import (
+    ArbitraryTrial,
+    Evidence,
+    OutcomeRate,
+    SeedRates,
+    Tampering,
+    Thresholds,
+    Verdict,
+    decide,
+)
 
 T = Thresholds()
 CAPABLE = (OutcomeRate("arrow", 0.10, 0.3), OutcomeRate("corner", 0.85, 0.2))
@@ -61,6 +70,43 @@ def test_rule_4_a_failure_that_does_not_recur_is_undetermined() -> None:
 
 def test_rule_5_without_an_intended_reward_and_a_search_is_undetermined() -> None:
     assert "intended" in check(replace(OUTER, largest_error=None, corrected=()), Verdict.UNDETERMINED, 5)
+
+
+UNKNOWN = replace(OUTER, largest_error=None, corrected=())
+
+
+def trial(
+    groups: int, share: float, after: list[float | None], placebo: list[float | None], kept: float = 0.98
+) -> ArbitraryTrial:
+    control = rates(placebo) if placebo else ()
+    return ArbitraryTrial(groups, 10.0 * groups, 10.0 * groups, share, rates(after, desired_train=kept), control)
+
+
+LOW: list[float | None] = [0.02, 0.03, 0.01, 0.05, 0.02]
+HIGH: list[float | None] = [0.90, 0.91, 0.86, 0.92, 0.88]
+
+
+def test_rule_5_few_bounded_edits_that_beat_their_placebo_are_outer() -> None:
+    found = replace(UNKNOWN, arbitrary=(trial(12, 0.05, HIGH, []), trial(24, 0.1, LOW, HIGH)))
+    text = check(found, Verdict.OUTER, 5)
+    assert "24 groups" in text and decide(found, T).basis == "arbitrary"
+    check(replace(UNKNOWN, arbitrary=(trial(24, 0.1, LOW, LOW),)), Verdict.UNDETERMINED, 5)
+    check(replace(UNKNOWN, arbitrary=(trial(24, 0.1, LOW, []),)), Verdict.UNDETERMINED, 5)
+    check(replace(UNKNOWN, arbitrary=(trial(90, 0.3, LOW, HIGH),)), Verdict.UNDETERMINED, 5)
+
+
+def test_rule_5_edits_that_cost_competence_prove_nothing() -> None:
+    check(replace(UNKNOWN, arbitrary=(trial(24, 0.1, LOW, HIGH, kept=0.3),)), Verdict.UNDETERMINED, 5)
+
+
+def test_rule_5_no_bounded_edit_with_competence_kept_is_inner() -> None:
+    kept = trial(24, 0.1, HIGH, [])
+    check(replace(UNKNOWN, arbitrary=(kept, trial(96, 0.4, HIGH, []))), Verdict.INNER, 5)
+    assert "cost competence" in check(
+        replace(UNKNOWN, arbitrary=(kept, trial(96, 0.4, LOW, [], kept=0.1))), Verdict.INNER, 5
+    )
+    half: list[float | None] = [0.6, 0.62, 0.61, 0.6, 0.63]
+    check(replace(UNKNOWN, arbitrary=(kept, trial(96, 0.4, half, []))), Verdict.UNDETERMINED, 5)
 
 
 def test_rule_6_no_wrong_reward_is_inner_without_retraining() -> None:

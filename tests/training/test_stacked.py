@@ -22,7 +22,7 @@ from aitia.training.ensemble import train_agent, train_recorded
 from aitia.training.environments import EnvSpec
 from aitia.training.evaluation import EvaluationSpec, evaluate_policy
 from aitia.training.replayed import Replay, _fill, _Record, _ReplayedBuffer
-from aitia.training.stack_training import train_stack
+from aitia.training.stack_training import initial_policy, train_members, train_stack
 from aitia.training.stacked import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, why_not_stackable
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
@@ -44,6 +44,7 @@ def agent(**hyperparameters: Any) -> AgentSpec:
         (MAZE, {"max_grad_norm": 0.01}),
         (MAZE, {"normalize_advantage": False, "policy_kwargs": {"net_arch": {"pi": [7], "vf": [5, 6]}}}),
         (MAZE, {"target_kl": 0.003}),
+        (MAZE, {"learning_rate": "lin_0.02", "clip_range": "lin_0.05"}),
         (BOX, {"policy_kwargs": {"log_std_init": -0.5}}),
     ],
 )
@@ -93,19 +94,34 @@ def test_one_whole_update_is_that_of_stable_baselines3(env: EnvSpec, changes: di
 @pytest.mark.parametrize("env", [MAZE, EnvSpec(MAZE.id, {**MAZE.kwargs, "observation": "planes", "walls": 0.2})])
 def test_the_maze_as_arrays_is_the_maze(env: EnvSpec) -> None:
     """Two agents with different edits: every observation, reward and end equals those of the environments."""
+    arbitrary = RewardEdit(frozenset({"1", "2", "3"}), values={"1": -0.5, "2": 2.0, "3": 0.0})
     members = [Member(0, RewardEdit(frozenset({"0", "3", "5", "7"}))), Member(4, None), Member(2, RewardEdit(None))]
+    members = [members[0], members[1], members[2], Member(3, arbitrary)]
     spec = agent()
     arrays, single = make_array_env(spec, env, members), GymArrays(spec, env, members)
     assert isinstance(arrays, ArrowMazeArrays)
     np.testing.assert_array_equal(arrays.reset(), single.reset())
     generator, corrected = np.random.default_rng(0), 0
     for _ in range(300):
-        actions = generator.integers(0, 4, (3, 4))
+        actions = generator.integers(0, 4, (4, 4))
         one, other = arrays.step(actions), single.step(actions)
         for name in ("observations", "rewards", "terminated", "truncated", "final", "corrected"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
         corrected += int(one.corrected.sum())
     assert corrected > 0 and not one.corrected[1].any()
+
+
+@pytest.mark.parametrize("env", [MAZE, EnvSpec("toy_environments:Kinds", {"act": "multi"})])
+def test_initial_weights_have_a_seed_of_their_own(env: EnvSpec) -> None:
+    """Stacked or by SB3: another initial seed gives another agent; the agent's own seed given again, the same."""
+    spec = agent(n_steps=16, learning_rate=1e-6)
+    same, given, other = (
+        train_members(spec, env, [Member(1, None, initial)])[0].policy.state_dict()["action_net.weight"]
+        for initial in (None, 1, 7)
+    )
+    assert torch.equal(same, given) and (same - other).abs().max() > 1e-3
+    begun = initial_policy(spec, env, 7).state_dict()["action_net.weight"]
+    torch.testing.assert_close(other, begun, atol=1e-3, rtol=0.0)
 
 
 def test_a_wrapped_maze_is_not_mistaken_for_the_maze() -> None:

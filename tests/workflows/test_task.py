@@ -18,7 +18,10 @@ def test_every_key_but_three_has_the_contracts_default() -> None:
     resolved = make_task(LEAST, "task").resolved()
     assert resolved["seeds"] == list(range(8))
     assert resolved["evaluation"] == {"episodes": 128, "repeats": 16, "deterministic": False}
-    assert resolved["verify"] == {"seeds": 5, "points": 5, "budget": None, "minimal": None}
+    assert resolved["verify"] == {
+        "seeds": 5, "points": 5, "budget": None, "minimal": None,
+        "sets": {}, "arbitrary": False, "coverage": None,
+    }  # fmt: skip
     assert resolved["verdict"] == {"few": 0.10, "outer_share": 0.5, "inner_share": 0.2}
     assert (resolved["group_by"], resolved["target"]) == ("context", "auto")
     assert resolved["agent"]["hyperparameters"]["gamma"] == 0.97
@@ -47,6 +50,10 @@ def test_seeds_are_a_number_or_a_list() -> None:
         ({"verdict": {"few": 2}}, "verdict.few"),
         ({"verdict": {"inner_share": 0.6}}, "inner_share below outer_share"),
         ({"sets": {"test": {}}}, "`test`"),
+        ({"verify": {"sets": {"random": ["1"]}}}, "`random`.*none of"),
+        ({"biases": {"coverage": {}}}, "`coverage`"),
+        ({"biases": {"wide": {"hyperparameter": {}}}}, "unknown key `biases.wide.hyperparameter`.*`hyperparameters`"),
+        ({"agent": {"hyperparameters": {"learning_rate": "linear"}}}, "lin_0.001"),
         ({"agent": {"hyperparameters": {"gama": 1}}}, "`gamma`"),
     ],
 )

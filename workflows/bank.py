@@ -1,0 +1,240 @@
+"""The counterfactual bank while it is made: agents trained with edited rewards, one stack a piece of work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ..datasets.manifest import digest
+from ..datasets.rewards import Grouping, reward_summary
+from ..datasets.schema import BANK_OUTCOMES, MASKS, metadata_of, with_metadata
+from ..datasets.store import RunFolder, read_table, write_table
+from ..reports.evidence import Bank, collect_evidence
+from ..reports.verdict import Decision, Evidence, decide
+from ..training.array_envs import Member
+from ..training.edits import RewardEdit
+from ..training.evaluation import evaluate_policy
+from ..training.stack_training import members_at_once, train_members
+from .groups import load_grouping
+from .runs import Run
+from .task import Task
+from .workers import Workers
+
+log = logging.getLogger("aitia")
+_PLAY_COLUMNS = ("part", "episode", "repeat", "outcome")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is edited for an agent of the bank, and which variant of the task it is trained on.
+
+    Attributes:
+        order: none | all | attribution | random | size | arbitrary | placebo, or a set of the task's.
+        groups: the groups it edits (`all` corrects every transition, also of groups not listed).
+        values: of arbitrary edits, what reward events of each group pay; None: as intended.
+        variant: a bias of the task, or `coverage`; empty: the task as it is.
+        beside: of a placebo, the size of the set that it stands beside.
+    """
+
+    order: str
+    groups: tuple[str, ...] = ()
+    values: tuple[float, ...] | None = None
+    variant: str = ""
+    beside: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The size that it is known by."""
+        return len(self.groups) if self.beside is None else self.beside
+
+    def edit(self, grouping: Grouping) -> RewardEdit:
+        """Return the reward edit of the mask."""
+        if self.order == "all":
+            return RewardEdit(None, grouping)
+        values = None if self.values is None else dict(zip(self.groups, self.values, strict=True))
+        return RewardEdit(frozenset(self.groups), grouping, values)
+
+    def member(self, seed: int) -> str:
+        """Return the name of the agent trained with this mask and seed."""
+        size = "" if self.order in ("all", "none") else f"-{self.size:05d}"
+        return f"{self.variant}{'/' if self.variant else ''}{self.order}{size}-seed={seed}"
+
+
+@dataclass(frozen=True)
+class MemberPiece:
+    """One agent of the bank: trained with a mask, then played."""
+
+    root: Path
+    task: Task
+    set_name: str
+    mask: Mask
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        """The finished piece: its plays."""
+        mask, task = self.mask, self.task.variant(self.mask.variant)
+        edited = None if mask.order == "all" else [task.group_by, sorted(mask.groups), mask.values]
+        envs = [task.training_env, task.evaluation_env(self.set_name)]
+        changed = [task.agent.model_dump(mode="json"), *([env.id, dict(env.kwargs)] for env in envs)]
+        key = digest([edited, [*changed, self.task.initial_seed(0, mask.variant)] if mask.variant else None])[:12]
+        folder = RunFolder(self.root).parts_folder("bank", self.set_name)
+        return folder / f"{mask.member(self.seed).replace('/', '+')}-{key}.parquet"
+
+
+class BankBuilder:
+    """The bank of an evaluation set, in the making; finished members are never trained again.
+
+    Attributes:
+        grouping: what a group is.
+        rewards: the reward summary of each seed's training.
+        episodes: plays of the ensemble and of the random policy.
+    """
+
+    def __init__(self, run: Run, set_name: str, workers: Workers) -> None:
+        run.task.evaluation_env(set_name)
+        self.run, self.set_name, self.task = run, set_name, run.task
+        self._workers, self._done = workers, list[MemberPiece]()
+        self.grouping = load_grouping(run.folder, run.task)
+        self.rewards = [reward_summary(run.folder, seed, self.grouping) for seed in run.task.seeds]
+        self.episodes = read_table(run.folder.evaluation_path(set_name, "episodes"))
+
+    @property
+    def trained(self) -> int:
+        """Members trained."""
+        return len(self._done)
+
+    @property
+    def seeds(self) -> set[int]:
+        """Seeds of the members trained."""
+        return {piece.seed for piece in self._done}
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Every group that some seed's training met."""
+        return sorted({group for table in self.rewards for group in table["group"].to_pylist()})
+
+    def train(self, masks: Sequence[Mask], seeds: Sequence[int] | None = None) -> bool:
+        """Train the agents of masks, as many whole masks as the budget allows; return whether any was added.
+
+        Args:
+            masks: what to train; those that are trained already cost nothing.
+            seeds: of each mask; None: the task's paired seeds.
+        """
+        task, seeds = self.task, self.task.paired_seeds if seeds is None else seeds
+        if (budget := task.verify.budget) is not None:
+            allowed = max(budget - self.trained, 0) // len(seeds)  # a mask without all seeds could not be compared
+            if allowed < len(masks):
+                log.warning("verify %s: the budget of %d trainings ends the bank early", task.name, budget)
+            masks = masks[:allowed]
+        pieces = [
+            MemberPiece(self.run.folder.root, task, self.set_name, mask, seed) for mask in masks for seed in seeds
+        ]
+        waiting = sorted(
+            (piece for piece in pieces if not piece.path.exists()), key=lambda piece: piece.mask.variant
+        )  # a stack is of one variant
+        together = [
+            stack
+            for variant, found in groupby(waiting, lambda piece: piece.mask.variant)
+            for stack in self._stacks(task.variant(variant), list(found))
+        ]
+        self._workers.map(_train_members, together, f"verify {task.name}")
+        self._done.extend(pieces)
+        self.write()
+        return bool(pieces)
+
+    def _stacks(self, task: Task, pieces: Sequence[MemberPiece]) -> list[Sequence[MemberPiece]]:
+        at_once, reason = members_at_once(task.agent, task.training_env)
+        if reason is not None:
+            log.info("verify %s: agents are trained one by one, because %s", task.name, reason)
+        return [pieces[i : i + at_once] for i in range(0, len(pieces), at_once)]
+
+    def read(self) -> Bank:
+        """Return the bank as written."""
+        found = read_bank(self.run.folder, self.set_name, self.task.seeds)
+        assert found is not None
+        return found
+
+    def evidence(self) -> Evidence:
+        """Return what the verdict depends on, so far."""
+        bank = self.read() if self._done else None
+        return collect_evidence(self.episodes, self.rewards, bank, self.task.outcomes)
+
+    def decision(self) -> Decision:
+        """Return the verdict that the bank gives so far."""
+        return decide(self.evidence(), self.task.verdict.thresholds)
+
+    def write(self) -> None:
+        """Write masks and outcomes: the ensemble itself as mask `none`, then every member trained."""
+        none = Mask("none")
+        seeds = sorted({*self.task.paired_seeds, *self.seeds}) if self._done else []
+        masks = [(none, seed) for seed in seeds] + [(piece.mask, piece.seed) for piece in self._done]
+        plays = [
+            (none.member(seed), self.episodes.filter(pc.field("seed") == seed).select(_PLAY_COLUMNS)) for seed in seeds
+        ]
+        found = {piece.mask.member(piece.seed): read_table(piece.path) for piece in self._done}
+        corrected = {member: _corrected(table) for member, table in found.items()}
+        plays += [(member, table.replace_schema_metadata(None)) for member, table in found.items()]
+        rows = [
+            {
+                "member": mask.member(seed),
+                "seed": seed,
+                "order": mask.order,
+                "size": mask.size,
+                "groups": list(mask.groups),
+                "values": mask.values,
+                "variant": mask.variant,
+                "corrected": corrected.get(mask.member(seed), 0),
+            }
+            for mask, seed in masks
+        ]
+        outcomes = [
+            table.add_column(0, "member", pa.array([member] * table.num_rows, pa.string())).cast(BANK_OUTCOMES)
+            for member, table in plays
+        ]
+        folder = self.run.folder
+        outcomes_path = folder.bank_path(self.set_name, "outcomes")
+        write_table(outcomes_path, pa.concat_tables([BANK_OUTCOMES.empty_table(), *outcomes]))
+        write_table(folder.bank_path(self.set_name, "masks"), pa.Table.from_pylist(rows, schema=MASKS))
+
+
+def _train_members(pieces: Sequence[MemberPiece]) -> None:
+    """Train several members of one variant together; each is written as soon as it has played."""
+    task, variant = pieces[0].task, pieces[0].mask.variant
+    grouping, varied = load_grouping(RunFolder(pieces[0].root), task), task.variant(variant)
+    members = [
+        Member(piece.seed, piece.mask.edit(grouping), task.initial_seed(piece.seed, variant)) for piece in pieces
+    ]
+    for piece, trained in zip(pieces, train_members(varied.agent, varied.training_env, members), strict=True):
+        _write_plays(piece, varied, trained.policy, trained.corrected)
+
+
+def _write_plays(piece: MemberPiece, varied: Task, policy: ActorCriticPolicy, corrected: int) -> None:
+    """Let a trained member play test and training episodes, and write the finished piece."""
+    parts = []
+    for part, env in (("test", varied.evaluation_env(piece.set_name)), ("train", varied.training_env)):
+        episodes, _ = evaluate_policy(policy, env, varied.evaluation, piece.seed, part)
+        parts.append(episodes.select(_PLAY_COLUMNS))
+    write_table(piece.path, with_metadata(pa.concat_tables(parts), {"corrected": str(corrected)}))
+
+
+def _corrected(plays: pa.Table) -> int | None:
+    """Return how many transitions a member's edit changed while it was trained."""
+    found = metadata_of(plays.schema).get("corrected")
+    return None if found is None else int(found)
+
+
+def read_bank(folder: RunFolder, set_name: str, seeds: Sequence[int]) -> Bank | None:
+    """Return the bank of an evaluation set, without seeds that the task has no more; None before `verify`."""
+    if not folder.bank_path(set_name, "masks").exists():
+        return None
+    masks = read_table(folder.bank_path(set_name, "masks")).filter(pc.field("seed").isin(list(seeds)))
+    return Bank(masks, read_table(folder.bank_path(set_name, "outcomes")))
