@@ -18,7 +18,6 @@ from .trak import DEFAULT_LAMBDA, LAMBDAS
 from .window import Window
 
 EFFECTS = ("effect", "effect_raw", "effect_value")
-UNITS = ("tau", "reward_tau")
 TOP_K = 16
 NULL_DRAWS = 20
 _NULL_SEED = 0
@@ -26,13 +25,12 @@ _CHUNK = 512  # failures whose [N, F] arrays are held at once
 
 
 class GroupSums(NamedTuple):
-    """Effects of correcting each group that has a wrong reward or a reward event in the window.
+    """Effects of correcting each group that has a wrong reward in the window.
 
     Attributes:
         groups: [G].
-        effects: by name (`EFFECTS` and `UNITS`), float64 [L, F, G], one plane a lambda: sums of dr * tau, dr *
-            tau_raw and dr * tau_value; and, over the reward events, of tau and of r * tau: to pay v instead of r
-            has the effect v * tau - reward_tau.
+        effects: by name (`EFFECTS`), float64 [L, F, G], one plane a lambda: sums of dr * tau, dr * tau_raw and
+            dr * tau_value.
         null: [D, G], mean effect over failures if the same wrong rewards had each other's influence: D random
             permutations of tau among them, at the default lambda.
     """
@@ -42,10 +40,23 @@ class GroupSums(NamedTuple):
     null: NDArray[np.float64]
 
 
+class UnitSums(NamedTuple):
+    """Sums over the transitions of each group that an arbitrary edit would change, [U] each.
+
+    Attributes:
+        groups: their names.
+        sums: float64 [4, U]: their number, r, tau and r * tau; tau is the mean over failures at the default lambda.
+    """
+
+    groups: list[str]
+    sums: NDArray[np.float64]
+
+
 class WindowInfluence(NamedTuple):
-    """What the attribution of one window leaves: group sums and the top transitions (a table)."""
+    """What the attribution of one window leaves: sums of groups and the top transitions (a table)."""
 
     sums: GroupSums
+    units: UnitSums
     top: pa.Table
 
 
@@ -66,10 +77,10 @@ def attribute_window(
         NonFiniteError: a gradient is not finite.
     """
     prepared = estimator.prepare(window, policy, targets)
-    wrong = _edited_rows(window)
+    wrong = _wrong_rows(window)
     shape = (len(LAMBDAS), targets.failures, len(wrong.groups))
-    effects = {name: np.zeros(shape) for name in (*EFFECTS, *UNITS)}
-    mean = np.zeros(len(wrong.rows))
+    effects = {name: np.zeros(shape) for name in EFFECTS}
+    mean = np.zeros(len(window.reward))
     tops: list[pa.Table] = []
     for plane, lam in enumerate(LAMBDAS):
         for start in range(0, targets.failures, _CHUNK):
@@ -77,46 +88,38 @@ def attribute_window(
             influence = prepared.influence(lam, part)
             for name, tau in zip(EFFECTS, (influence.tau, influence.tau_raw, influence.tau_value), strict=True):
                 effects[name][plane, part] = (wrong.change @ tau[wrong.rows]).T
-            for name, by_group in zip(UNITS, (wrong.event, wrong.paid), strict=True):
-                effects[name][plane, part] = (by_group @ influence.tau[wrong.rows]).T
             if lam == DEFAULT_LAMBDA:
-                mean += influence.tau[wrong.rows].sum(axis=1) / targets.failures
+                mean += influence.tau.sum(axis=1) / targets.failures
                 tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k))
     generator = np.random.default_rng([_NULL_SEED, window.seed, window.number])
-    to_correct = np.flatnonzero(wrong.change.any(axis=0))
-    change, mean = wrong.change[:, to_correct], mean[to_correct]
-    null = np.stack([change @ generator.permutation(mean) for _ in range(NULL_DRAWS)])
-    return WindowInfluence(GroupSums(wrong.groups, effects, null), pa.concat_tables(tops))
+    null = np.stack([wrong.change @ generator.permutation(mean[wrong.rows]) for _ in range(NULL_DRAWS)])
+    return WindowInfluence(GroupSums(wrong.groups, effects, null), _unit_sums(window, mean), pa.concat_tables(tops))
 
 
-class _EditedRows(NamedTuple):
-    """Transitions that an edit may change: their rows [M], their groups, and matrices [G, M], one entry a column.
+def _unit_sums(window: Window, mean: NDArray[np.float64]) -> UnitSums:
+    rows = np.flatnonzero(window.reward if window.editable is None else window.editable)
+    groups, member = np.unique(window.group[rows], return_inverse=True)
+    reward, tau = window.reward[rows], mean[rows]
+    weights = (np.ones(len(rows)), reward, tau, reward * tau)
+    return UnitSums(groups.tolist(), np.stack([np.bincount(member, w, len(groups)) for w in weights]))
 
-    Attributes:
-        change: dr of a correction.
-        event: 1 for a reward event as paid.
-        paid: r of it.
-    """
+
+class _WrongRows(NamedTuple):
+    """Transitions to correct: their rows [M], their groups, and dr by group [G, M], one entry a column."""
 
     rows: NDArray[np.int64]
     groups: list[str]
     change: NDArray[np.float64]
-    event: NDArray[np.float64]
-    paid: NDArray[np.float64]
 
 
-def _edited_rows(window: Window) -> _EditedRows:
-    change = np.zeros(len(window.reward)) if window.correction is None else window.correction
-    rows = np.flatnonzero((change != 0.0) | (window.reward != 0.0))
+def _wrong_rows(window: Window) -> _WrongRows:
+    change = window.correction
+    rows = np.flatnonzero(change) if change is not None else np.empty(0, np.int64)
     groups, member = np.unique(window.group[rows], return_inverse=True)
-
-    def by_group(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        matrix = np.zeros((len(groups), len(rows)))
-        matrix[member, np.arange(len(rows))] = values[rows]
-        return matrix
-
-    event = (window.reward != 0.0).astype(np.float64)
-    return _EditedRows(rows, groups.tolist(), by_group(change), by_group(event), by_group(window.reward))
+    by_group = np.zeros((len(groups), len(rows)))
+    if change is not None:
+        by_group[member, np.arange(len(rows))] = change[rows]
+    return _WrongRows(rows, groups.tolist(), by_group)
 
 
 def _top_transitions(window: Window, ids: Sequence[str], influence: Influence, estimator: str, top_k: int) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,72 +80,70 @@ def random_order(wrong: Collection[str]) -> list[str]:
 
 
 class BoundedEdit(NamedTuple):
-    """An arbitrary edit of one group: its reward events pay an end of the range of rewards seen.
+    """An arbitrary edit of one group: it pays an end of the range of rewards seen.
 
     Attributes:
         group: its group.
-        value: what its reward events pay.
+        value: what it pays.
         effect: predicted effect, mean over failures and seeds.
-        events: reward events a run, mean over seeds.
-        change: sum of |dr| a run.
+        transitions: transitions a run that it changes, mean over seeds.
+        change: sum of their |dr|.
     """
 
     group: str
     value: float
     effect: float
-    events: float
+    transitions: float
     change: float
 
 
-def bounded_edits(sums: pa.Table, bounds: tuple[float, float], paid: Mapping[str, float]) -> list[BoundedEdit]:
-    """Return, for each group with reward events, its edit against the misbehaviour, the strongest first.
+def bounded_edits(units: pa.Table, bounds: tuple[float, float]) -> list[BoundedEdit]:
+    """Return the edit of each group against the misbehaviour, the strongest predicted effect first.
 
     Rewards that feed the misbehaviour (positive tau) are paid as the lowest reward seen, others as the highest.
 
     Args:
-        sums: rows of `influence/SET/groups.parquet` of one estimator.
+        units: rows of `influence/SET/units.parquet` of one estimator.
         bounds: the smallest and the largest reward seen.
-        paid: sum of the rewards paid to each group in a training, mean over seeds.
     """
-    chosen = sums.filter((pc.field("lambda") == DEFAULT_LAMBDA) & (pc.field("reward_events") > 0))
-    names = chosen.set_column(chosen.column_names.index("group"), "group", chosen["group"].cast(pa.string()))
-    seeds, failures = (
-        max(pc.count_distinct(chosen[name].cast(pa.string())).as_py(), 1) for name in ("seed", "failure")
-    )
+    names = units.set_column(units.column_names.index("group"), "group", units["group"].cast(pa.string()))
+    seeds = max(len(pc.unique(units["seed"])), 1)
+    columns = ("transitions", "paid", "tau", "reward_tau")
     found = []
-    totals = names.group_by("group").aggregate([("tau", "sum"), ("reward_tau", "sum"), ("reward_events", "sum")])
-    for row in totals.to_pylist():
-        tau, reward_tau, events = (row[f"{name}_sum"] / seeds for name in ("tau", "reward_tau", "reward_events"))
-        effects = [(value * tau - reward_tau) / failures for value in bounds]
+    for row in names.group_by("group").aggregate([(name, "sum") for name in columns]).to_pylist():
+        transitions, paid, tau, reward_tau = (row[f"{name}_sum"] / seeds for name in columns)
+        effects = [value * tau - reward_tau for value in bounds]
         value, effect = bounds[int(np.argmin(effects))], min(effects)
-        change = abs(value * events / failures - paid[row["group"]])  # all rewards lie on one side of an end
-        found.append(BoundedEdit(row["group"], value, effect, events / failures, change))
+        change = abs(value * transitions - paid)  # all rewards lie on one side of an end
+        found.append(BoundedEdit(row["group"], value, effect, transitions, change))
     return sorted(found, key=lambda edit: (edit.effect, edit.group))
 
 
 def placebo_edits(edits: Sequence[BoundedEdit], count: int, bounds: tuple[float, float]) -> list[BoundedEdit]:
-    """Return random edits within the same bounds, of about as many reward events and the same |dr| as the first
+    """Return random edits within the same bounds, of about as many transitions and the same sum of |dr| as the first
     `count` edits: groups in a random order, each paid the end that keeps the sums of |dr| together, until there are
-    as many reward events.
+    as many transitions.
 
     Args:
         edits: one for every group.
         count: size of the set that the placebo stands beside.
         bounds: the smallest and the largest reward seen.
     """
-    events = sum(edit.events for edit in edits[:count])
-    goal = sum(edit.change for edit in edits[:count]) / max(events, 1e-12)
+    wanted = sum(edit.transitions for edit in edits[:count])
+    each = sum(edit.change for edit in edits[:count]) / max(wanted, 1e-12)
     by_group = {edit.group: edit for edit in edits}
     drawn: list[BoundedEdit] = []
+    used = total = 0.0
     for group in random_order(by_group):
-        used = sum(edit.events for edit in drawn)
         edit = by_group[group]
-        if used + 0.5 * edit.events > events:
+        if used + 0.5 * edit.transitions > wanted:
             continue
-        span = (bounds[1] - bounds[0]) * edit.events  # |dr| to one end and to the other add up to the span
-        ends = [edit, edit._replace(value=sum(bounds) - edit.value, effect=0.0, change=span - edit.change)]
-        total = sum(edit.change for edit in drawn)
-        drawn.append(min(ends, key=lambda end: abs(total + end.change - goal * (used + end.events))))
+        span = (bounds[1] - bounds[0]) * edit.transitions  # |dr| to one end and to the other add up to the span
+        ends = (edit, edit._replace(value=sum(bounds) - edit.value, effect=0.0, change=span - edit.change))
+        used += edit.transitions
+        goal = each * used
+        drawn.append(min(ends, key=lambda end: abs(total + end.change - goal)))
+        total += drawn[-1].change
     return drawn
 
 

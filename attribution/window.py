@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays
 from ..datasets.errors import NonFiniteError, RunFolderError
-from ..datasets.rewards import BY_CONTEXT, Grouping, corrections, reward_events
+from ..datasets.rewards import BY_CONTEXT, Grouping, corrections, editable, reward_events
 from ..datasets.schema import metadata_of
 from ..datasets.store import read_table, read_table_schema
 from ..training.replayed import ReplayedWindow
@@ -30,6 +30,7 @@ class Window:
         reward, intended: as paid and as intended (None: not known).
         group: what each transition is corrected with.
         action: the action taken, [N] or [N, K].
+        editable: what an arbitrary edit of its group would change; None: the reward events as paid.
         vf_coef: weight of the value loss.
         updates: the real updates that used the window, for estimators that need them.
     """
@@ -43,6 +44,7 @@ class Window:
     intended: NDArray[np.float64] | None
     group: NDArray[np.str_]
     action: Array
+    editable: NDArray[np.bool_] | None = None
     vf_coef: float = 0.5
     updates: ReplayedWindow | None = None
 
@@ -115,5 +117,6 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         intended=None if unknown else column("intended_reward"),
         group=grouping.of_table(table),
         action=actions,
+        editable=editable(column("reward"), grouping),
         vf_coef=float(metadata.get("vf_coef", 0.5)),
     )

@@ -76,11 +76,18 @@ class ByContext:
 BY_CONTEXT = ByContext()
 
 
+def editable(reward: NDArray[np.float64], grouping: Grouping) -> NDArray[np.bool_]:
+    """Return which transitions an arbitrary edit of their group changes, [N]: reward events as paid; where a group is
+    one state and action, all of them, for there a reward means something where none was paid.
+    """
+    return np.asarray((reward != 0.0) | (grouping.name == "transition"), dtype=np.bool_)
+
+
 def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT) -> pa.Table:
     """Return one row a group of what a seed's training paid; computed once, then read.
 
     Columns: `seed, group, transitions, reward_events, episodes, wrong_transitions, wrong_events,
-    wrong_episodes` (counts), `paid` (sum of rewards), `error` (sum of |dr|), `largest_error`. Metadata: `return_low,
+    wrong_episodes` (counts), `error` (sum of |dr|), `largest_error`. Metadata: `return_low,
     return_high` (of whole training episodes), `reward_low, reward_high`, `intended_known`.
 
     Raises:
@@ -127,7 +134,7 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
             first_wrong[row] = int(episode[row]) not in wrong_episodes
             wrong_episodes.add(int(episode[row]))
         counted = (np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong)
-        values = np.stack([*counted, reward, np.abs(change)])
+        values = np.stack([*counted, np.abs(change)])
         extremes += [float(reward.min()), float(reward.max())]
         for index, name in enumerate(names.tolist()):
             rows = member == index
@@ -141,7 +148,7 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
     totals = np.stack([groups[name] for name in ordered])
     columns = {"seed": pa.array(np.full(len(ordered), seed, np.int32)), "group": pa.array(ordered)}
     columns |= {name: pa.array(totals[:, i].astype(np.int64)) for i, name in enumerate(_COUNTS)}
-    sums = ("paid", "error", "largest_error")
+    sums = ("error", "largest_error")
     columns |= {name: pa.array(totals[:, len(_COUNTS) + i]) for i, name in enumerate(sums)}
     metadata = {
         "return_low": repr(min(returns.values())),

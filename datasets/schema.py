@@ -39,10 +39,23 @@ GROUP_EFFECTS = pa.schema(
         ("effect", pa.float64()),  # sum of (intended - paid) * tau; null without an intended reward
         ("effect_raw", pa.float64()),
         ("effect_value", pa.float64()),  # through the value loss
-        ("tau", pa.float64()),  # sum of tau over the group's reward events
-        ("reward_tau", pa.float64()),  # sum of r * tau over them: paying v instead has effect v * tau - reward_tau
         ("transitions", pa.int64()),
         ("reward_events", pa.int64()),
+        ("estimator", pa.string()),
+    ]
+)
+
+UNIT_EFFECTS = pa.schema(
+    [
+        ("group", pa.dictionary(pa.int32(), pa.string())),
+        ("seed", pa.int32()),
+        (
+            "transitions",
+            pa.int64(),
+        ),  # that an arbitrary edit would change: reward events, or all of this state and action
+        ("paid", pa.float64()),  # sum of r over them
+        ("tau", pa.float64()),  # sum of tau, mean over failures
+        ("reward_tau", pa.float64()),  # sum of r * tau: to pay v instead has the effect v * tau - reward_tau
         ("estimator", pa.string()),
     ]
 )
@@ -83,7 +96,10 @@ MASKS = pa.schema(
         ("order", pa.string()),  # none | all | attribution | random | size | arbitrary | placebo | a set of the task's
         ("size", pa.int32()),  # number of edited groups
         ("groups", pa.list_(pa.string())),
-        ("values", pa.list_(pa.float64())),  # arbitrary edits: what reward events of each group pay; null: as intended
+        ("values", pa.list_(pa.float64())),  # arbitrary edits: what each group pays; null: as intended
+        ("edited", pa.float64()),  # of arbitrary edits: transitions of an uncorrected training that they change
+        ("change", pa.float64()),  # sum of their |dr|
+        ("share", pa.float64()),  # the smaller of the shares of all groups and of all such transitions
         ("variant", pa.string()),  # a bias, or `coverage`; empty: the task as it is
         ("corrected", pa.int64()),  # transitions whose reward the edit changed while training
     ]

@@ -25,16 +25,16 @@ class Budget:
     Attributes:
         kind: corrective (rewards as intended), arbitrary (rewards within the range seen) or coverage (more levels).
         removes: whether it removes it, with competence kept (the tests of rules 8 and 7).
-        groups, reward_events: edited a run; None for coverage.
+        groups, transitions: edited a run; None for coverage.
         misbehaviour, competence, desired: of the agents trained with the change, over seeds.
         desired_before: desired share of the uncorrected agents.
-        placebo: misbehaviour with random edits of as many reward events; None where there is none.
+        placebo: misbehaviour with random edits of as many transitions; None where there is none.
     """
 
     kind: Kind
     removes: bool
     groups: int | None
-    reward_events: float | None
+    transitions: float | None
     misbehaviour: Interval
     competence: Interval
     desired: Interval
@@ -47,7 +47,7 @@ class Budget:
             "budget": self.kind,
             "removes": self.removes,
             "groups": self.groups,
-            "reward_events": self.reward_events,
+            "transitions": self.transitions,
             "misbehaviour_rate": self.misbehaviour.as_dict(),
             "competence": self.competence.as_dict(),
             "desired_rate": self.desired.as_dict(),
@@ -68,8 +68,8 @@ def budgets(
         declared, thresholds: from the task.
     """
     nested = sorted((p for p in curve if p.order in ("attribution", "all")), key=lambda p: p.corrected.groups)
-    corrective = [(p.rates, int(p.corrected.groups), p.corrected.reward_events, None) for p in nested]
-    arbitrary = [(t.edited, t.groups, t.reward_events, t.placebo or None) for t in evidence.arbitrary]
+    corrective = [(p.rates, int(p.corrected.groups), p.corrected.transitions, None) for p in nested]
+    arbitrary = [(t.edited, t.groups, t.transitions, t.placebo or None) for t in evidence.arbitrary]
     covered = bank.rates(bank.members("none", variant=COVERAGE), declared) if bank is not None else ()
     found = []
     tried: tuple[tuple[Kind, list[tuple[Sequence[SeedRates], int | None, float | None, Any]]], ...] = (

@@ -252,6 +252,8 @@ def arbitrary_ease(
     if smallest is None:
         return None
     whole = all_units(summaries)
-    transitions, events = (smallest.reward_events / unit for unit in (whole.transitions, whole.reward_events))
     groups = smallest.groups / whole.groups
-    return Ease(transitions, events, None, groups, "concentrated", None, group_by == "component")
+    events = min(smallest.transitions / whole.reward_events, 1.0)
+    return Ease(
+        smallest.transitions / whole.transitions, events, None, groups, "concentrated", None, group_by == "component"
+    )

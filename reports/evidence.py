@@ -78,38 +78,21 @@ def collect_evidence(
         outcomes=_outcome_rates(episodes, declared),
         largest_error=largest if intended_known(list(rewards)) else None,
         tampering=_tampering(episodes, rewards),
-        arbitrary=_trials(bank, rewards, declared) if bank is not None else (),
+        arbitrary=_trials(bank, declared) if bank is not None else (),
     )
 
 
-def _trials(bank: Bank, rewards: Sequence[pa.Table], declared: Outcomes) -> tuple[ArbitraryTrial, ...]:
+def _trials(bank: Bank, declared: Outcomes) -> tuple[ArbitraryTrial, ...]:
     """Return the verified sets of arbitrary edits with their placebos, the smallest first."""
     sets = {(row["order"], row["size"]): row for row in bank.masks.to_pylist() if row["values"] is not None}
-    if not sets:
-        return ()
-    names = sorted({group for table in rewards for group in table["group"].to_pylist()})
-    place = {name: index for index, name in enumerate(names)}
-    events, paid = np.zeros((2, len(names)))
-    for table in rewards:
-        where = [place[name] for name in table["group"].to_pylist()]
-        events[where] += table["reward_events"].to_numpy() / len(rewards)
-        paid[where] += table["paid"].to_numpy() / len(rewards)
-
-    def units(key: tuple[str, int]) -> tuple[float, float]:
-        row = sets[key]
-        where = [place[name] for name in row["groups"]]
-        return float(events[where].sum()), float(np.abs(row["values"] * events[where] - paid[where]).sum())
-
     trials = []
     for order, size in sorted(sets):
         if order != "arbitrary":
             continue
-        share = min(size / max(len(names), 1), units((order, size))[0] / max(float(events.sum()), 1e-12))
-        placebo = ("placebo", size)
-        found = bank.rates(bank.members(*placebo), declared)
-        other = units(placebo) if placebo in sets else (0.0, 0.0)
-        edited = bank.rates(bank.members(order, size), declared)
-        trials.append(ArbitraryTrial(size, *units((order, size)), share, edited, found, *other))
+        mask, placebo = sets[order, size], sets.get(("placebo", size), {"edited": 0.0, "change": 0.0})
+        edited, control = (bank.rates(bank.members(name, size), declared) for name in (order, "placebo"))
+        units = (mask["edited"], mask["change"], mask["share"])
+        trials.append(ArbitraryTrial(size, *units, edited, control, placebo["edited"], placebo["change"]))
     return tuple(trials)
 
 

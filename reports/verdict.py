@@ -102,21 +102,21 @@ class ArbitraryTrial:
 
     Attributes:
         groups: groups edited.
-        reward_events: reward events edited a run, mean over seeds.
-        change: sum of |dr| a run.
-        share: the smaller of the shares of all groups and of all reward events.
+        transitions: transitions of an uncorrected training that the edits change, mean over seeds.
+        change: sum of their |dr|.
+        share: the smaller of the shares of all groups and of all transitions that such edits could change.
         edited: rates of the seeds trained with the edits.
-        placebo: the same with random edits of as many reward events and the same |dr|; empty if not trained.
-        placebo_events, placebo_change: units of the placebo.
+        placebo: the same with random edits of as many transitions and the same |dr|; empty if not trained.
+        placebo_transitions, placebo_change: units of the placebo.
     """
 
     groups: int
-    reward_events: float
+    transitions: float
     change: float
     share: float
     edited: tuple[SeedRates, ...]
     placebo: tuple[SeedRates, ...] = ()
-    placebo_events: float = 0.0
+    placebo_transitions: float = 0.0
     placebo_change: float = 0.0
 
 
@@ -285,9 +285,9 @@ def by_arbitrary_edits(evidence: Evidence, thresholds: Thresholds) -> tuple[Verd
         if exceeds_zero(above) or not removal(evidence, trial.placebo, thresholds).keeps_competence:
             return Verdict.OUTER, (
                 known,
-                f"Editing {trial.groups} groups ({trial.reward_events:.0f} reward events a run, {trial.share:.1%} of "
+                f"Editing {trial.groups} groups ({trial.transitions:.0f} transitions a run, {trial.share:.1%} of "
                 f"their kind) leaves {_mean_rate(trial.edited)} of the competent plays misbehaving, with competence "
-                f"kept; random edits of {trial.placebo_events:.0f} reward events and the same size leave "
+                f"kept; random edits of {trial.placebo_transitions:.0f} transitions and the same size leave "
                 f"{_mean_rate(trial.placebo)}: few rewards cause the misbehaviour.",
             )
     kept = [(trial, effect) for trial, effect in found if effect.keeps_competence]
@@ -295,7 +295,7 @@ def by_arbitrary_edits(evidence: Evidence, thresholds: Thresholds) -> tuple[Verd
         trial, lost = kept[-1][0], "; larger sets cost competence" if kept[-1][0] is not found[-1][0] else ""
         return Verdict.INNER, (
             known,
-            f"The largest set that keeps competence ({trial.groups} groups, {trial.reward_events:.0f} reward events a "
+            f"The largest set that keeps competence ({trial.groups} groups, {trial.transitions:.0f} transitions a "
             f"run{lost}) leaves {_mean_rate(trial.edited)} misbehaving: no such edit of the rewards prevents it.",
         )
     tried = ", ".join(f"{trial.groups} groups: {_mean_rate(trial.edited)}" for trial, _ in found)

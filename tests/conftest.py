@@ -5,37 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from command_line import Finished
 from distributed import LocalCluster
+from small_task import SMALL_TASK
 
 from aitia.workflows import commands
 from aitia.workflows.cli import main
 
 torch.set_num_threads(1)
-
-SMALL_TASK: dict[str, Any] = {
-    "name": "small-outer",
-    "env": "aitia/ArrowMaze-v0",
-    "train_kwargs": {"size": 4, "levels": 24, "moved": 12, "bug": 12, "harmless": 6},
-    "test_kwargs": {"size": 4, "levels": 100, "moved": 100, "level_seed": 1},
-    "outcomes": {"desired": ["arrow"], "misbehaved": ["corner"]},
-    "agent": {
-        "total_timesteps": 4096,
-        "n_envs": 4,
-        "hyperparameters": {
-            "n_steps": 128, "batch_size": 128, "n_epochs": 8, "learning_rate": 0.003, "gamma": 0.97,
-            "gae_lambda": 0.95, "ent_coef": 0.01,
-        },
-    },
-    "seeds": 5,
-    "evaluation": {"episodes": 12, "repeats": 4},
-    "verify": {"seeds": 5, "points": 1},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +32,7 @@ def scheduler() -> Iterator[str]:
 def write_task(tmp_path: Path) -> Callable[..., Path]:
     """Write the small task with some keys replaced, and return the file."""
 
-    def write(**changes: Any) -> Path:
+    def write(**changes: object) -> Path:
         path = tmp_path / "task.yaml"
         path.write_text(yaml.safe_dump({**SMALL_TASK, **changes}))
         return path

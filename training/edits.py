@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..datasets.errors import EnvironmentError_, InputError
-from ..datasets.rewards import BY_CONTEXT, WRONG_REWARD, Grouping
+from ..datasets.rewards import BY_CONTEXT, WRONG_REWARD, Grouping, editable
 from .environments import Env
 
 CORRECTED = "aitia.corrected"  # info key: whether the edit changed the reward
@@ -26,7 +26,7 @@ class RewardEdit:
         groups: the groups to edit; None corrects every transition, also of groups that the uncorrected
             training never met.
         grouping: what a group is.
-        values: of an arbitrary edit, what the reward events (r != 0) of each group pay; None: the intended reward.
+        values: of an arbitrary edit, what each group pays where it is `editable`; None: the intended reward.
     """
 
     groups: frozenset[str] | None
@@ -43,7 +43,7 @@ class RewardEdit:
         if self.values is not None:
             names, member = np.unique(self.grouping.of_table(table), return_inverse=True)
             instead = np.array([self.values.get(name, np.nan) for name in names.tolist()])[member]
-            return np.where((paid != 0.0) & ~np.isnan(instead), instead, paid)
+            return np.where(editable(paid, self.grouping) & ~np.isnan(instead), instead, paid)
         intended = np.asarray(table["intended_reward"].to_numpy(zero_copy_only=False), dtype=np.float64)
         applies = np.full(len(paid), self.groups is None)
         if self.groups:
@@ -90,7 +90,8 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
     def _instead(self, left: Any, action: Any, reward: float, info: Mapping[str, Any]) -> float:
         """Return what a transition of an edited group pays."""
         if self.edit.values is not None:
-            return self.edit.values[self.edit.grouping.of_step(left, action, info)] if reward != 0.0 else reward
+            applies = editable(np.array([reward]), self.edit.grouping)[0]
+            return self.edit.values[self.edit.grouping.of_step(left, action, info)] if applies else reward
         if info.get("intended_reward") is None:
             raise EnvironmentError_(
                 "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "

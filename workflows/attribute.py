@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
-from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, UNITS, attribute_window, keep_top
+from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, attribute_window, keep_top
 from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import LAMBDAS
@@ -24,7 +25,7 @@ from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import Grouping, intended_known, reward_summary
-from ..datasets.schema import GROUP_EFFECTS, NULL_EFFECTS, TOP_TRANSITIONS, metadata_of, with_metadata
+from ..datasets.schema import GROUP_EFFECTS, NULL_EFFECTS, TOP_TRANSITIONS, UNIT_EFFECTS, metadata_of, with_metadata
 from ..datasets.store import (
     RunFolder,
     read_table,
@@ -77,7 +78,7 @@ class WindowPiece:
 
 def attribution_key(task: Task) -> str:
     """Return the digest of what all attributions of a run share: rows with another key are out of date."""
-    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, EFFECTS, UNITS])[:16]
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K])[:16]
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
@@ -168,7 +169,7 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
 
 def _is_attributed(run: Run, set_name: str, failures: Sequence[str], estimator: str) -> bool:
     """Return whether the influence tables are up to date and hold all these failures."""
-    paths = [run.folder.influence_path(set_name, name) for name in ("groups", "transitions", "null")]
+    paths = [run.folder.influence_path(set_name, name) for name in ("groups", "transitions", "null", "units")]
     if not all(path.exists() for path in paths):
         return False
     if metadata_of(read_table_schema(paths[0])).get("key") != attribution_key(run.task):
@@ -210,8 +211,9 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     influence = attribute_window(window, policy, targets, find_estimator(piece.estimator))
     write_table(piece.top_path, influence.top)
     sums = {name: torch.from_numpy(values) for name, values in influence.sums.effects.items()}
-    sums["null"] = torch.from_numpy(influence.sums.null)
-    write_tensors(piece.sums_path, sums, {"groups": json.dumps(influence.sums.groups)})
+    sums |= {"null": torch.from_numpy(influence.sums.null), "units": torch.from_numpy(influence.units.sums)}
+    names = {"groups": influence.sums.groups, "units": influence.units.groups}
+    write_tensors(piece.sums_path, sums, {key: json.dumps(groups) for key, groups in names.items()})
 
 
 def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> None:
@@ -219,16 +221,16 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
     grouping = load_grouping(run.folder, run.task)
     set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator
     top = TOP_TRANSITIONS.empty_table()
-    tables, null = [], []
+    tables, null, units = [], [], []
     for seed in run.task.seeds:
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
         summary = reward_summary(run.folder, seed, grouping)
         if grouping.name == "transition":  # every state would be a group of its own
-            counted = "wrong_transitions" if intended_known([summary]) else "reward_events"
-            summary = summary.filter(pc.field(counted) > 0)
+            summary = summary.filter(pc.field("wrong_transitions") > 0)
         _require_few_groups(summary.num_rows, len(failures))
         tables.append(_merge_sums(mine, summary, seed, failures, estimator))
         null.append(_merge_null(mine, summary, seed, estimator))
+        units.append(_merge_units(mine, seed, estimator))
         for piece in mine:
             top = pa.concat_tables([top, read_table(piece.top_path).cast(TOP_TRANSITIONS)])
         top = keep_top(top, TOP_K)
@@ -236,11 +238,12 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
         path = run.folder.influence_path(set_name, name)
         table = pa.concat_tables([*_still_valid(path, run.task, known, pieces[0]), found])
         write_table(path, with_metadata(table.unify_dictionaries(), {"key": attribution_key(run.task)}))
-    path = run.folder.influence_path(set_name, "null")
-    if set(failures) == set(known) or not path.exists():  # it is about the mean over failures: of all of them
-        kept = [read_table(path).filter(pc.field("estimator") != estimator)] if path.exists() else []
-        table = pa.concat_tables([*(found.replace_schema_metadata(None) for found in kept), *null])
-        write_table(path, table.unify_dictionaries())
+    for name, parts in (("null", null), ("units", units)):
+        path = run.folder.influence_path(set_name, name)
+        if set(failures) == set(known) or not path.exists():  # they are of the mean over failures: of all of them
+            kept = [read_table(path).filter(pc.field("estimator") != estimator)] if path.exists() else []
+            table = pa.concat_tables([*(found.replace_schema_metadata(None) for found in kept), *parts])
+            write_table(path, table.unify_dictionaries())
 
 
 def _require_few_groups(groups: int, failures: int) -> None:
@@ -271,8 +274,8 @@ def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, est
     position = {name: i for i, name in enumerate(groups)}
     total = np.zeros((NULL_DRAWS, len(groups)))
     for piece in pieces:
-        kept, where = _kept_groups(piece, position)
-        total[:, where] += read_tensors(piece.sums_path)["null"].numpy()[:, kept]
+        where = [position[name] for name in json.loads(read_tensor_metadata(piece.sums_path)["groups"])]
+        total[:, where] += read_tensors(piece.sums_path)["null"].numpy()
     draw, group = np.nonzero(total)
     return pa.table(
         {
@@ -286,11 +289,26 @@ def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, est
     )
 
 
-def _kept_groups(piece: WindowPiece, position: Mapping[str, int]) -> tuple[list[int], list[int]]:
-    """Return which groups of a finished piece the merged table keeps, and their places there."""
-    names = json.loads(read_tensor_metadata(piece.sums_path)["groups"])
-    kept = [index for index, name in enumerate(names) if name in position]
-    return kept, [position[names[index]] for index in kept]
+def _merge_units(pieces: Sequence[WindowPiece], seed: int, estimator: str) -> pa.Table:
+    """Return the sums over what arbitrary edits would change, of one seed's training, one row a group."""
+    total: dict[str, NDArray[np.float64]] = {}
+    for piece in pieces:
+        names = json.loads(read_tensor_metadata(piece.sums_path)["units"])
+        for name, row in zip(names, read_tensors(piece.sums_path)["units"].numpy().T, strict=True):
+            total[name] = total.get(name, 0.0) + row
+    count, paid, tau, reward_tau = np.stack(list(total.values()), axis=1) if total else np.zeros((4, 0))
+    return pa.table(
+        {
+            "group": pa.array(list(total), pa.string()).dictionary_encode(),
+            "seed": pa.array(np.full(len(total), seed, np.int32)),
+            "transitions": pa.array(count.astype(np.int64)),
+            "paid": pa.array(paid),
+            "tau": pa.array(tau),
+            "reward_tau": pa.array(reward_tau),
+            "estimator": pa.array([estimator] * len(total), pa.string()),
+        },
+        schema=UNIT_EFFECTS,
+    )
 
 
 def _merge_sums(
@@ -300,12 +318,13 @@ def _merge_sums(
     groups = summary["group"].to_pylist()
     position = {name: i for i, name in enumerate(groups)}
     shape = (len(LAMBDAS), len(failures), len(groups))
-    totals = {name: np.zeros(shape) for name in (*EFFECTS, *UNITS)}
+    totals = {name: np.zeros(shape) for name in EFFECTS}
     for piece in pieces:
-        kept, where = _kept_groups(piece, position)
+        names = json.loads(read_tensor_metadata(piece.sums_path)["groups"])
         tensors = read_tensors(piece.sums_path)
+        where = [position[name] for name in names]
         for name, total in totals.items():
-            total[:, :, where] += tensors[name].numpy()[:, :, kept]
+            total[:, :, where] += tensors[name].numpy()
     rows = int(np.prod(shape))
     failure = np.broadcast_to(np.arange(len(failures), dtype=np.int32)[None, :, None], shape).reshape(-1)
     group = np.broadcast_to(np.arange(len(groups), dtype=np.int32)[None, None, :], shape).reshape(-1)
@@ -320,8 +339,7 @@ def _merge_sums(
             "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
             "seed": pa.array(np.full(rows, seed, np.int32)),
             "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            **{name: pa.array(totals[name].reshape(-1), mask=no_effect) for name in EFFECTS},
-            **{name: pa.array(totals[name].reshape(-1)) for name in UNITS},
+            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in totals.items()},
             "transitions": counts("transitions"),
             "reward_events": counts("reward_events"),
             "estimator": pa.array([estimator] * rows),

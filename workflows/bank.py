@@ -39,7 +39,8 @@ class Mask:
     Attributes:
         order: none | all | attribution | random | size | arbitrary | placebo, or a set of the task's.
         groups: the groups it edits (`all` corrects every transition, also of groups not listed).
-        values: of arbitrary edits, what reward events of each group pay; None: as intended.
+        values: of arbitrary edits, what each group pays; None: as intended.
+        units: of arbitrary edits, transitions changed, sum of |dr|, and share (see `ArbitraryTrial`).
         variant: a bias of the task, or `coverage`; empty: the task as it is.
         beside: of a placebo, the size of the set that it stands beside.
     """
@@ -47,6 +48,7 @@ class Mask:
     order: str
     groups: tuple[str, ...] = ()
     values: tuple[float, ...] | None = None
+    units: tuple[float, float, float] | None = None
     variant: str = ""
     beside: int | None = None
 
@@ -191,6 +193,7 @@ class BankBuilder:
                 "size": mask.size,
                 "groups": list(mask.groups),
                 "values": mask.values,
+                **dict(zip(("edited", "change", "share"), mask.units or (None,) * 3, strict=True)),
                 "variant": mask.variant,
                 "corrected": corrected.get(mask.member(seed), 0),
             }

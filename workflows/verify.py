@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..attribution.order import (
     BoundedEdit,
@@ -24,10 +25,11 @@ from ..attribution.order import (
 from ..datasets.errors import InputError, nearest
 from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import reward_bounds
+from ..datasets.store import read_table
 from ..reports.curve import suffices
 from ..reports.findings import group_means
 from ..reports.verdict import removal
-from .attribute import attributed_tables
+from .attribute import attributed_tables, estimator_of
 from .bank import BankBuilder, Mask
 from .runs import Run
 from .task import COVERAGE
@@ -60,7 +62,7 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     if rule not in (_UNKNOWN_RULE, _NOTHING_WRONG_RULE):
         _correct(build, sums, named)
     if rule == _UNKNOWN_RULE or spec.arbitrary:
-        _search_arbitrary(build, sums)
+        _search_arbitrary(build)
     if spec.coverage is not None:
         build.train([Mask("none", variant=COVERAGE)])
     if run.task.biases and rule != _UNKNOWN_RULE:
@@ -184,25 +186,29 @@ def _next_mask(build: BankBuilder, order: str, groups: Sequence[str], level: flo
     return Mask(order, tuple(groups[: (low + high) // 2])) if high - low > 1 else None
 
 
-def _search_arbitrary(build: BankBuilder, sums: pa.Table) -> None:
-    """Verify nested sets of bounded edits against the misbehaviour; a placebo for each that removes it."""
-    bounds = reward_bounds(build.rewards)
-    paid = {group: values[0] for group, values in group_means(build.rewards, ("paid",)).items()}
-    edits = bounded_edits(sums, bounds, paid)
+def _search_arbitrary(build: BankBuilder) -> None:
+    """Verify nested sets of bounded edits against the misbehaviour; a placebo for each that removes it.
+
+    Sizes double up to the share `few` of all groups; the last set is every edit that is predicted to help.
+    """
+    task, bounds = build.task, reward_bounds(build.rewards)
+    units = read_table(build.run.folder.influence_path(build.set_name, "units"))
+    edits = bounded_edits(units.filter(pc.field("estimator") == estimator_of(task).name), bounds)
     helpful = sum(edit.effect < 0.0 and edit.change > 0.0 for edit in edits)
     if not helpful:
         return
-    few = max(1, int(build.task.verdict.few * len(build.groups)))
-    sizes = sorted({*(few * 2**k for k in range(build.task.verify.points)), max(1, few // 2)})
-    nested = [size for size in sizes if size < helpful][: build.task.verify.points]
-    masks = [_arbitrary_mask("arbitrary", edits[:size], size) for size in (*nested, helpful)]
-    build.train(masks)
+    few = task.verdict.few * len(edits)
+    sizes = sorted({max(1, int(few / 2**k)) for k in range(task.verify.points)})
+    nested = [size for size in sizes if size < helpful]
+    build.train([_arbitrary_mask("arbitrary", edits, edits[:size], size) for size in (*nested, helpful)])
     evidence = build.evidence()
-    thresholds = build.task.verdict.thresholds
-    removing = [t.groups for t in evidence.arbitrary if removal(evidence, t.edited, thresholds).removes]
-    build.train([_arbitrary_mask("placebo", placebo_edits(edits, size, bounds), size) for size in removing])
+    removing = [t.groups for t in evidence.arbitrary if removal(evidence, t.edited, task.verdict.thresholds).removes]
+    placebos = [(size, placebo_edits(edits, size, bounds)) for size in removing]
+    build.train([_arbitrary_mask("placebo", edits, drawn, size) for size, drawn in placebos])
 
 
-def _arbitrary_mask(order: str, edits: Sequence[BoundedEdit], size: int) -> Mask:
+def _arbitrary_mask(order: str, every: Sequence[BoundedEdit], edits: Sequence[BoundedEdit], size: int) -> Mask:
     groups, values = tuple(edit.group for edit in edits), tuple(edit.value for edit in edits)
-    return Mask(order, groups, values, beside=size)
+    edited, change = sum(edit.transitions for edit in edits), sum(edit.change for edit in edits)
+    share = min(len(edits) / len(every), edited / sum(edit.transitions for edit in every))
+    return Mask(order, groups, values, (edited, change, share), beside=size)

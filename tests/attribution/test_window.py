@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -44,14 +46,18 @@ def test_group_sums_are_sums_of_corrections_times_influence() -> None:
 
 
 def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
-    window = make_window()
-    sums = attribute_window(window, make_policy(), make_targets(), Trak()).sums
-    tau, plane = dense_tau(window), LAMBDAS.index(DEFAULT_LAMBDA)
-    for index, group in enumerate(sums.groups):
-        rows = (window.group == group) & (window.reward != 0.0)
-        expected = ((0.7 - window.reward[rows, None]) * tau[rows]).sum(0)
-        found = 0.7 * sums.effects["tau"][plane, :, index] - sums.effects["reward_tau"][plane, :, index]
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-14)
+    """Of the reward events, or, where a group is one state and action, of all its transitions."""
+    for everywhere in (False, True):
+        window = make_window()
+        event = np.full(len(window.reward), True) if everywhere else window.reward != 0.0
+        units = attribute_window(replace(window, editable=event), make_policy(), make_targets(), Trak()).units
+        tau = dense_tau(window).mean(axis=1)
+        for index, group in enumerate(units.groups):
+            rows = (window.group == group) & event
+            count, paid, tau_sum, reward_tau = units.sums[:, index]
+            assert count == rows.sum() and paid == pytest.approx(window.reward[rows].sum())
+            expected = ((0.7 - window.reward[rows]) * tau[rows]).sum()
+            assert 0.7 * tau_sum - reward_tau == pytest.approx(expected, rel=1e-9, abs=1e-14)
 
 
 def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +84,8 @@ def test_top_transitions_are_those_of_the_dense_influence() -> None:
 def test_without_intended_rewards_nothing_is_corrected_but_every_reward_has_influence() -> None:
     window = make_window(intended=False)
     influence = attribute_window(window, make_policy(), make_targets(), Trak())
-    assert influence.sums.groups == sorted(set(window.group[window.reward != 0.0].tolist()))
-    assert not influence.sums.effects["effect"].any() and not influence.sums.null.any() and influence.top.num_rows > 0
+    assert influence.sums.groups == [] and influence.top.num_rows > 0
+    assert influence.units.groups == sorted(set(window.group[window.reward != 0.0].tolist()))
     assert influence.top["intended_reward"].null_count == influence.top.num_rows
 
 

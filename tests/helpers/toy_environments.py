@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from distributed import get_worker
 from numpy.typing import NDArray
+
+from aitia.training.arrow_maze import ArrowMazeEnv
 
 
 class Corridor(gym.Env[NDArray[np.float32], Any]):
@@ -154,3 +161,30 @@ class Bonus(Corridor):
         bonus = 2.0 if self.cell == 0 else 0.0
         info |= {"reward_components": {"goal": reward, "bonus": bonus}, "intended_reward": reward}
         return observation, reward + bonus, terminated, truncated, info
+
+
+def deadly_maze(kill: str | None = None, **kwargs: Any) -> ArrowMazeEnv:
+    """The arrow maze; the first Dask worker that makes one while the file `kill` exists removes it and is killed."""
+    if kill is not None and Path(kill).exists() and _in_worker():
+        Path(kill).unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ArrowMazeEnv(**kwargs)
+
+
+def _in_worker() -> bool:
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+class Unseeded(Corridor):
+    """A corridor whose start does not follow the seed."""
+
+    _starts = itertools.count()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        _, info = super().reset(seed=seed)
+        self.cell = 1 + next(self._starts) % (self.length - 1)
+        return self._observe(), info
