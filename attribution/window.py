@@ -117,6 +117,6 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         intended=None if unknown else column("intended_reward"),
         group=grouping.of_table(table),
         action=actions,
-        editable=editable(column("reward"), grouping),
+        editable=editable(column("reward"), table["terminated"].to_numpy(), grouping),
         vf_coef=float(metadata.get("vf_coef", 0.5)),
     )

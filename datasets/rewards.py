@@ -76,11 +76,13 @@ class ByContext:
 BY_CONTEXT = ByContext()
 
 
-def editable(reward: NDArray[np.float64], grouping: Grouping) -> NDArray[np.bool_]:
-    """Return which transitions an arbitrary edit of their group changes, [N]: reward events as paid; where a group is
-    one state and action, all of them, for there a reward means something where none was paid.
+def editable(reward: NDArray[np.float64], terminated: NDArray[np.bool_], grouping: Grouping) -> NDArray[np.bool_]:
+    """Return which transitions an arbitrary edit of their group changes, [N].
+
+    Reward events as paid; where a group is one state and action, also unpaid ends of episodes. What is neither could be
+    paid again and again: measured, such edits cost the agents' competence.
     """
-    return np.asarray((reward != 0.0) | (grouping.name == "transition"), dtype=np.bool_)
+    return np.asarray((reward != 0.0) | (terminated & (grouping.name == "transition")), dtype=np.bool_)
 
 
 def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT) -> pa.Table:

@@ -43,7 +43,8 @@ class RewardEdit:
         if self.values is not None:
             names, member = np.unique(self.grouping.of_table(table), return_inverse=True)
             instead = np.array([self.values.get(name, np.nan) for name in names.tolist()])[member]
-            return np.where(editable(paid, self.grouping) & ~np.isnan(instead), instead, paid)
+            changed = editable(paid, table["terminated"].to_numpy(), self.grouping)
+            return np.where(changed & ~np.isnan(instead), instead, paid)
         intended = np.asarray(table["intended_reward"].to_numpy(zero_copy_only=False), dtype=np.float64)
         applies = np.full(len(paid), self.groups is None)
         if self.groups:
@@ -80,17 +81,17 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
         self._left, reward, terminated, truncated, info = self.env.step(action)
         groups = self.edit.groups
         if groups is None or (groups and self.edit.grouping.of_step(left, action, info) in groups):
-            instead = self._instead(left, action, float(reward), info)
+            instead = self._instead(left, action, float(reward), terminated, info)
             changed = abs(instead - float(reward)) > WRONG_REWARD
             self.corrected += changed
             info = {**info, CORRECTED: changed}
             reward = instead
         return self._left, reward, terminated, truncated, info
 
-    def _instead(self, left: Any, action: Any, reward: float, info: Mapping[str, Any]) -> float:
+    def _instead(self, left: Any, action: Any, reward: float, terminated: bool, info: Mapping[str, Any]) -> float:
         """Return what a transition of an edited group pays."""
         if self.edit.values is not None:
-            applies = editable(np.array([reward]), self.edit.grouping)[0]
+            applies = editable(np.array([reward]), np.array([terminated]), self.edit.grouping)[0]
             return self.edit.values[self.edit.grouping.of_step(left, action, info)] if applies else reward
         if info.get("intended_reward") is None:
             raise EnvironmentError_(

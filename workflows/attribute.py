@@ -157,7 +157,7 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
         name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == estimator)
         for name in ("groups", "transitions")
     }
-    known = set(pc.unique(tables["groups"]["failure"].cast(pa.string())).to_pylist())
+    known = _failures_in(*tables.values())
     missing = [name for name in failures if name not in known]
     if missing:
         raise InputError(
@@ -174,8 +174,15 @@ def _is_attributed(run: Run, set_name: str, failures: Sequence[str], estimator: 
         return False
     if metadata_of(read_table_schema(paths[0])).get("key") != attribution_key(run.task):
         return False
-    table = read_table(paths[0], ["failure", "estimator"]).filter(pc.field("estimator") == estimator)
-    return set(failures) <= set(pc.unique(table["failure"].cast(pa.string())).to_pylist())
+    tables = [
+        read_table(path, ["failure", "estimator"]).filter(pc.field("estimator") == estimator) for path in paths[:2]
+    ]
+    return set(failures) <= _failures_in(*tables)
+
+
+def _failures_in(*tables: pa.Table) -> set[str]:
+    """Return the failures that have rows: group sums, or, where no group is wrong, top transitions."""
+    return {name for table in tables for name in pc.unique(table["failure"].cast(pa.string())).to_pylist()}
 
 
 @lru_cache(maxsize=1)
