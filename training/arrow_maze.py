@@ -153,6 +153,11 @@ def causal_levels(env: ArrowMazeEnv) -> list[int]:
     return [number for number in range(env.level_set.levels) if make_level(env.level_set, number).bug]
 
 
+def harmless_levels(env: ArrowMazeEnv) -> list[int]:
+    """Return the levels that pay a wrong amount where it does no harm."""
+    return [number for number in range(env.level_set.levels) if make_level(env.level_set, number).harmless]
+
+
 def action_labels(level: Level, cell: Cell) -> list[int]:
     """Label each action at `cell` by shortest paths.
 
