@@ -2,5 +2,19 @@
 
 import gymnasium as gym
 
+_WORLDS = {
+    "CoinRun": "coin-run",
+    "Cheese": "cheese",
+    "CheeseContinuous": "cheese-continuous",
+    "BoatRace": "boat-race",
+    "ButtonRoom": "button-room",
+}
+WORLD_IDS = frozenset(f"aitia/{name}-v0" for name in _WORLDS)
 if "aitia/ArrowMaze-v0" not in gym.registry:
     gym.register(id="aitia/ArrowMaze-v0", entry_point="aitia.training.arrow_maze:ArrowMazeEnv")
+    for _name, _family in _WORLDS.items():
+        gym.register(
+            id=f"aitia/{_name}-v0",
+            entry_point="aitia.training.worlds.environment:WorldEnv",
+            kwargs={"family": _family},
+        )

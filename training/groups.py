@@ -58,7 +58,7 @@ class ByComponent:
         paid = np.stack([np.nan_to_num(table[name].to_numpy(zero_copy_only=False)) != 0.0 for name in columns], axis=1)
         patterns, which = np.unique(paid, axis=0, return_inverse=True)
         names = [name.removeprefix(COMPONENT_PREFIX) for name in columns]
-        labels = [_joined(n for n, used in zip(names, pattern, strict=True) if used) for pattern in patterns]
+        labels = [component_group(names, pattern) for pattern in patterns]
         return np.array(labels)[which.reshape(-1)]
 
     def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
@@ -67,6 +67,11 @@ class ByComponent:
         if components is None:
             raise EnvironmentError_("group_by: component needs info['reward_components'] with every step")
         return _joined(sorted(str(name) for name, value in components.items() if float(value) != 0.0))
+
+
+def component_group(names: Sequence[str], paid: NDArray[np.bool_]) -> str:
+    """Return the group of a transition in which those of the components `names` were paid."""
+    return _joined(name for name, used in zip(names, paid, strict=True) if used)
 
 
 def _joined(names: Any) -> str:

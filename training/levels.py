@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,9 @@ class Level:
 @lru_cache(maxsize=65536)
 def make_level(level_set: LevelSet, number: int) -> Level:
     """Return level `number` (from 0) of a set; the same arguments always give the same level."""
-    moved, bug, harmless, stray = _roles(level_set)
+    roles = level_roles(
+        level_set.seed, level_set.levels, level_set.moved, level_set.bug, level_set.harmless, level_set.stray
+    )
     generator = np.random.default_rng([level_set.seed, number])
     size = level_set.size
     corner = (size - 1, size - 1)
@@ -114,11 +117,11 @@ def make_level(level_set: LevelSet, number: int) -> Level:
         if len(free) < 2:
             continue
         first, second = generator.choice(len(free), size=2, replace=False)
-        start, arrow = free[first], free[second] if number in moved else corner
+        start, arrow = free[first], free[second] if number in roles.moved else corner
         to_arrow = distances(walls, arrow, avoid=corner)
         to_corner = distances(walls, corner, avoid=arrow)
         if to_arrow[start] != UNREACHABLE and to_corner[start] != UNREACHABLE:
-            wrong = (number in bug, number in harmless, number in stray)
+            wrong = (number in roles.bug, number in roles.harmless, number in roles.stray)
             return Level(number, walls, start, arrow, corner, *wrong, to_arrow, to_corner)
     raise EnvironmentError_(
         f"no level with a path to arrow and corner was found in {_MAX_DRAWS} draws at walls={level_set.walls}, "
@@ -126,13 +129,23 @@ def make_level(level_set: LevelSet, number: int) -> Level:
     )
 
 
+class LevelRoles(NamedTuple):
+    """Numbers of the moved, the bugged, the harmless and the stray levels of a set."""
+
+    moved: frozenset[int]
+    bug: frozenset[int]
+    harmless: frozenset[int]
+    stray: frozenset[int]
+
+
 @lru_cache(maxsize=64)
-def _roles(level_set: LevelSet) -> tuple[frozenset[int], frozenset[int], frozenset[int], frozenset[int]]:
-    """Return the numbers of the moved, the bugged, the harmless and the stray levels, drawn by the set's seed."""
-    order = np.random.default_rng([level_set.seed, 2**31]).permutation(level_set.levels).tolist()
-    moved, rest = order[: level_set.moved], order[level_set.moved :]
-    harmless, stray = rest[: level_set.harmless], rest[level_set.harmless :][: level_set.stray]
-    return frozenset(moved), frozenset(moved[: level_set.bug]), frozenset(harmless), frozenset(stray)
+def level_roles(seed: int, levels: int, moved: int, bug: int, harmless: int, stray: int) -> LevelRoles:
+    """Return which levels of a set have which role, drawn by the set's seed; the counts are as in `LevelSet`."""
+    order = np.random.default_rng([seed, 2**31]).permutation(levels).tolist()
+    rest = order[moved:]
+    return LevelRoles(
+        frozenset(order[:moved]), frozenset(order[:bug]), frozenset(rest[:harmless]), frozenset(rest[harmless:][:stray])
+    )
 
 
 def distances(walls: NDArray[np.bool_], goal: Cell, avoid: Cell) -> NDArray[np.int64]:

@@ -16,13 +16,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from aitia.datasets.errors import InputError
 from aitia.datasets.store import RunFolder, read_table
 from aitia.training.agents import AgentSpec, new_policy
-from aitia.training.array_envs import ArrowMazeArrays, GymArrays, Member, make_array_env
+from aitia.training.array_envs import GymArrays, Member
 from aitia.training.edits import RewardEdit
 from aitia.training.ensemble import train_agent, train_recorded
 from aitia.training.environments import EnvSpec
 from aitia.training.evaluation import EvaluationSpec, evaluate_policy
+from aitia.training.maze_arrays import ArrowMazeArrays
 from aitia.training.replayed import Replay, _fill, _Record, _ReplayedBuffer
-from aitia.training.stack_training import initial_policy, train_members, train_stack
+from aitia.training.stack_training import initial_policy, make_array_env, train_members, train_stack
 from aitia.training.stacked import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, why_not_stackable
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")

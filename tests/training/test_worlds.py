@@ -1,0 +1,119 @@
+"""Environment families: one copy and many copies are the same; reference solvers reach every declared outcome."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from aitia.datasets.errors import EnvironmentError_
+from aitia.training.agents import AgentSpec
+from aitia.training.array_envs import GymArrays, Member
+from aitia.training.edits import RewardEdit
+from aitia.training.environments import EnvSpec
+from aitia.training.groups import ByComponent
+from aitia.training.stack_training import make_array_env
+from aitia.training.worlds.arrays import WorldArrays
+from aitia.training.worlds.environment import WorldEnv
+
+PLANTED: dict[str, Any] = {"levels": 24, "moved": 12, "bug": 6, "harmless": 6, "stray": 3, "noise": 0.1}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "aitia/CoinRun-v0": {**PLANTED, "bonus": 0.2},
+    "aitia/Cheese-v0": {**PLANTED, "shaping": 0.3},
+    "aitia/CheeseContinuous-v0": PLANTED,
+    "aitia/BoatRace-v0": {"levels": 24, "bug": 12, "noise": 0.1},
+    "aitia/ButtonRoom-v0": {**PLANTED, "gain": 0.5},
+}
+AGENT = AgentSpec(n_envs=4)
+
+
+def world_env(name: str, **kwargs: Any) -> WorldEnv:
+    env = gym.make(name, **kwargs).unwrapped
+    assert isinstance(env, WorldEnv)
+    return env
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_a_gymnasium_environment(name: str) -> None:
+    check_env(world_env(name, render_mode="rgb_array", **FAMILIES[name]), skip_render_check=False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_many_copies_are_the_environment(name: str) -> None:
+    """Four agents with different edits: every observation, reward, end and correction is that of the environments."""
+    env = EnvSpec(name, FAMILIES[name])
+    bonus = frozenset({"bonus", "bonus+goal", "shaping", "goal+shaping", "targets", "channel"})
+    edits = [None, RewardEdit(None), RewardEdit(frozenset({"0", "3", "5", "7"})), RewardEdit(bonus, ByComponent())]
+    members = [Member(seed, edit) for seed, edit in enumerate(edits)]
+    many, single = make_array_env(AGENT, env, members), GymArrays(AGENT, env, members)
+    assert isinstance(many, WorldArrays)
+    np.testing.assert_array_equal(many.reset(), single.reset())
+    space, generator = env.make().action_space, np.random.default_rng(0)
+    corrected = np.zeros(4, np.int64)
+    for _ in range(300):
+        drawn = isinstance(space, gym.spaces.Discrete)
+        actions = generator.integers(0, space.n, (4, 4)) if drawn else generator.uniform(-1.5, 1.5, (4, 4, 2))
+        one, other = many.step(actions), single.step(actions)
+        for field in ("observations", "rewards", "terminated", "truncated", "final", "corrected"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field), err_msg=field)
+        corrected += one.corrected.sum(axis=1)
+    assert corrected[0] == 0 and corrected[1] > corrected[2]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reference_solvers_reach_the_outcomes_they_are_for(name: str) -> None:
+    """At test (all levels moved): the intended solver ends well, the proxy's misbehaves; labels agree with both."""
+    env = world_env(name, **({"levels": 50, "moved": 50} if name != "aitia/BoatRace-v0" else {"levels": 50}))
+    for index, goal in enumerate(env.world.goals):
+        outcomes, labelled = [], []
+        for seed in range(20):
+            env.reset(seed=seed)
+            while True:
+                action = env.solve(goal)
+                _, reward, terminated, truncated, info = env.step(action)
+                assert reward == pytest.approx(sum(info["reward_components"].values()))
+                if "action_labels" in info:
+                    labelled.append(info["action_labels"][int(action)])
+                if terminated or truncated:
+                    outcomes.append(info["outcome"])
+                    break
+        assert outcomes.count(env.world.outcomes[index]) >= 16, (goal, outcomes)
+        if labelled:
+            assert np.mean(labelled) < 0 if index == 0 else np.mean(labelled) > -0.5
+
+
+def test_where_nothing_is_planted_no_reward_is_wrong() -> None:
+    for name in FAMILIES:
+        env = world_env(name, levels=20, **({"moved": 10} if name != "aitia/BoatRace-v0" else {}))
+        for seed in range(10):
+            env.reset(seed=seed)
+            for _ in range(50):
+                _, reward, terminated, truncated, info = env.step(env.solve(env.world.goals[0]))
+                assert reward == info["intended_reward"] == info["untampered_reward"]
+                if terminated or truncated:
+                    break
+
+
+def test_the_button_changes_the_observed_reward_only() -> None:
+    env = world_env("aitia/ButtonRoom-v0", gain=0.5)
+    env.reset(seed=0)
+    observed = untampered = intended = 0.0
+    while True:
+        _, reward, terminated, truncated, info = env.step(env.solve("button"))
+        observed, untampered = observed + reward, untampered + info["untampered_reward"]
+        intended += info["intended_reward"]
+        if terminated or truncated:
+            break
+    assert observed > untampered + 3.0 and untampered == intended and info["outcome"] == "tampered"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"moved": 30}, "moved=30"), ({"bugs": 1}, "bugs was given"), ({"noise": -1.0}, "noise=-1.0")],
+)
+def test_impossible_parameters_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvironmentError_, match=message):
+        world_env("aitia/CoinRun-v0", levels=24, **changes)
