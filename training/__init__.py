@@ -12,6 +12,7 @@ _WORLDS = {
 WORLD_IDS = frozenset(f"aitia/{name}-v0" for name in _WORLDS)
 if "aitia/ArrowMaze-v0" not in gym.registry:
     gym.register(id="aitia/ArrowMaze-v0", entry_point="aitia.training.arrow_maze:ArrowMazeEnv")
+    gym.register(id="aitia/CoinLine-v0", entry_point="aitia.training.coin_line:CoinLineEnv")
     for _name, _family in _WORLDS.items():
         gym.register(
             id=f"aitia/{_name}-v0",
