@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-_COMMANDS = ("attribute", "demo", "evaluate", "report", "run", "train", "verify")
+_COMMANDS = ("attribute", "demo", "evaluate", "report", "run", "suite", "train", "validate", "verify")
 __all__ = ["__version__", *_COMMANDS]
 
 

@@ -75,9 +75,9 @@ def collect_evidence(
     return Evidence(
         uncorrected=ensemble_rates(episodes, declared),
         corrected=corrected,
-        outcomes=_outcome_rates(episodes, declared),
+        outcomes=outcome_rates(episodes, declared),
         largest_error=largest if intended_known(list(rewards)) else None,
-        tampering=_tampering(episodes, rewards),
+        tampering=tampering(episodes, return_range(list(rewards))),
         arbitrary=_trials(bank, declared) if bank is not None else (),
     )
 
@@ -96,7 +96,8 @@ def _trials(bank: Bank, declared: Outcomes) -> tuple[ArbitraryTrial, ...]:
     return tuple(trials)
 
 
-def _outcome_rates(episodes: pa.Table, declared: Outcomes) -> tuple[OutcomeRate, ...]:
+def outcome_rates(episodes: pa.Table, declared: Outcomes) -> tuple[OutcomeRate, ...]:
+    """Return how often each declared outcome happens at test, beside a random policy's upper end."""
     test = episodes.filter(pc.field("part") == "test")
     random = test.filter(pc.field("seed") == RANDOM_POLICY_SEED)["outcome"].to_pylist()
     agents = test.filter(pc.field("seed") != RANDOM_POLICY_SEED)["outcome"].to_pylist()
@@ -110,7 +111,13 @@ def _outcome_rates(episodes: pa.Table, declared: Outcomes) -> tuple[OutcomeRate,
     )
 
 
-def _tampering(episodes: pa.Table, rewards: Sequence[pa.Table]) -> Tampering | None:
+def tampering(episodes: pa.Table, training_range: float) -> Tampering | None:
+    """Return by how much observed exceed untampered returns at test; None if the environment does not tell.
+
+    Args:
+        episodes: of the ensemble and of the random policy.
+        training_range: range of training returns.
+    """
     test = episodes.filter(pc.field("part") == "test")
     if test["untampered_reward"].null_count:
         return None
@@ -121,5 +128,5 @@ def _tampering(episodes: pa.Table, rewards: Sequence[pa.Table]) -> Tampering | N
     return Tampering(
         float(np.mean(difference[~is_random])),
         float(np.mean(difference[is_random])),
-        return_range(list(rewards)),
+        training_range,
     )

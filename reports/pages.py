@@ -94,14 +94,9 @@ class PageContext:
 
 def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any], view: FailureView) -> None:
     """Write `failures/ID.html`."""
+    words = words_for(entry["verdict"], entry["rule"], entry["basis"])
     template = _templates().get_template("failure.html")
-    text = template.render(
-        page=page,
-        entry=entry,
-        view=view,
-        words=words_for(entry["verdict"], entry["rule"], entry["basis"]),
-        root="../",
-    )
+    text = template.render(page=page, entry=entry, view=view, words=words, root="../")
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
 
 
@@ -127,13 +122,17 @@ def write_index_page(
     """
     thresholds = asdict(page.findings.thresholds)
     rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
-    text = _templates().get_template("index.html").render(
-        page=page, summary=summary, entries=entries, groups=groups, wrong_groups=wrong_groups,
-        thumbnails=thumbnails, rules=rules,
+    write_page(
+        folder, "index.html", "index.html", page=page, summary=summary, entries=entries, groups=groups,
+        wrong_groups=wrong_groups, thumbnails=thumbnails, rules=rules,
         words=words_for(summary["verdict"], summary["rule"], summary["basis"]),
-        budget=_cheapest_budget(page.findings), root="",
+        budget=_cheapest_budget(page.findings),
     )  # fmt: skip
-    write_text(folder / "index.html", text)
+
+
+def write_page(folder: Path, name: str, template: str, **values: Any) -> None:
+    """Write a page of a folder from a template, and the style sheet."""
+    write_text(folder / name, _templates().get_template(template).render(root="", **values))
     style = files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")
     write_text(folder / "assets" / "style.css", style)
 

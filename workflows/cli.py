@@ -164,6 +164,26 @@ def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: An
     click.echo(_page(run, set_))
 
 
+@cli.command()
+@click.option("--cases", metavar="NAME ...", multiple=True, help="Only these cases or families.")
+@click.argument("further", nargs=-1, metavar="[NAME ...]")
+@click.option("--out", metavar="DIR", default="runs/suite", show_default=True, help="Folder of the suite.")
+@_computing
+def suite(cases: tuple[str, ...], further: tuple[str, ...], out: str, **options: Any) -> None:
+    """Run every case with a planted cause, and score the verdicts."""
+    from . import commands
+
+    if further and not cases:
+        raise click.UsageError(f"{' '.join(further)} was given; to name cases, write --cases NAME ...")
+    found = commands.suite(out, (*cases, *further), **options)
+    rows = [(c["name"], c["truth"] or "not known", c["verdict"], str(c["rule"])) for c in found["cases"]]
+    _print_rows(("case", "truth", "verdict", "rule"), rows)
+    score = found["scores"]["all"]
+    right = "-" if score["right"] is None else f"{score['right']:.3f}"
+    click.echo(f"right {right} of determined verdicts, {score['confidently_wrong']} confidently wrong")
+    click.echo(str(Path(out) / "index.html"))
+
+
 def main() -> None:
     """Run the command line and exit."""
     _log_to_stderr()

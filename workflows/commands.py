@@ -14,6 +14,7 @@ from ..datasets.errors import InputError
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
 from .report import DEFAULT_ILLUSTRATED, report_stage
 from .runs import Run, begin_run, open_run
+from .suite import suite_stage
 from .task import TEST_SET
 from .train import evaluate_stage, train_stage
 from .validate import DEFAULT_MASKS, validate_stage
@@ -22,6 +23,8 @@ from .workers import Workers
 
 DEMO_TASKS = ("arrow-maze-outer", "arrow-maze-inner")
 DEMO_OUT = "runs"
+SUITE_OUT = "runs/suite"
+SUITE_ILLUSTRATED = 4
 Illustrate = int | Literal["all"]
 log = logging.getLogger("aitia")
 
@@ -177,7 +180,27 @@ def demo(
     return summaries
 
 
-def _run(task: str | Path, out: str | Path, pool: Workers) -> dict[str, dict[str, Any]]:
+def suite(
+    out: str | Path = SUITE_OUT, cases: Sequence[str] = (), workers: int | None = None, scheduler: str | None = None
+) -> dict[str, Any]:
+    """Run the pipeline on failures whose cause was planted, and score the verdicts.
+
+    Args:
+        out: folder of the suite; finished cases are kept.
+        cases: names of cases or families; none given: all.
+        workers, scheduler: see `train`.
+
+    Returns:
+        The contents of `suite.json`: scores, confusion matrix, cases.
+    """
+    folder = Path(out).resolve()
+    with Workers(workers, scheduler) as pool:
+        return suite_stage(folder, cases, lambda task, run: _run(task, run, pool, illustrate=SUITE_ILLUSTRATED))
+
+
+def _run(
+    task: str | Path, out: str | Path, pool: Workers, illustrate: Illustrate = DEFAULT_ILLUSTRATED
+) -> dict[str, dict[str, Any]]:
     opened = begin_run(task, out)
     with opened.timed("train"):
         train_stage(opened, pool)
@@ -189,7 +212,7 @@ def _run(task: str | Path, out: str | Path, pool: Workers) -> dict[str, dict[str
             attribute_stage(opened, name, (), DEFAULT_ESTIMATOR, pool)
         with opened.timed("verify"):
             verify_stage(opened, name, pool)
-        summaries[name] = _report(opened, name, DEFAULT_ILLUSTRATED, pool)
+        summaries[name] = _report(opened, name, illustrate, pool)
     return summaries
 
 

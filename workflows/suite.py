@@ -1,0 +1,76 @@
+"""The suite of planted causes: the whole pipeline on every case, beside the truth."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..datasets.manifest import Manifest, installed_versions
+from ..datasets.store import RunFolder, read_json, write_text
+from ..reports.suite import CaseResult, write_suite
+from .suite_cases import Case, choose_cases, truths
+from .task import TEST_SET
+
+log = logging.getLogger("aitia")
+
+
+def suite_stage(out: Path, names: Sequence[str], run_task: Callable[[Path, Path], object]) -> dict[str, Any]:
+    """Run the pipeline on cases and write the suite's page; a finished case is not run again.
+
+    Args:
+        out: folder of the suite: a run folder for each case, `suite.json` and `index.html`.
+        names: cases or families; none: all.
+        run_task: runs all stages of a task file into a run folder.
+
+    Returns:
+        The contents of `suite.json`.
+
+    Raises:
+        InputError: there is no such case.
+    """
+    cases, results = choose_cases(names), []
+    for number, case in enumerate(cases, 1):
+        folder = RunFolder(out / case.name)
+        summary_path = folder.reports_folder(TEST_SET) / "summary.json"
+        if not (summary_path.exists() and Manifest.read(folder).hashes == case.task().hashes()):
+            log.info("suite: case %d of %d, %s", number, len(cases), case.name)
+            task = out / "tasks" / f"{case.name}.yaml"
+            write_text(task, yaml.safe_dump(case.task_values(), sort_keys=False))
+            run_task(task, folder.root)
+        results.append(_result(case, folder))
+        provenance = {
+            **installed_versions(),
+            "git_sha": Manifest.read(folder).git_sha or "unknown",
+            "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        }
+        found = write_suite(out, results, provenance)
+    return found
+
+
+def _result(case: Case, folder: RunFolder) -> CaseResult:
+    reports = folder.reports_folder(TEST_SET)
+    summary, entries = read_json(reports / "summary.json"), read_json(reports / "verdicts.json")
+    truth = truths().get(case.name)
+    return CaseResult(
+        name=case.name,
+        family=case.family,
+        half=case.half,
+        planted=str(case.planted),
+        why=case.why,
+        truth=truth["verdict"] if truth else None,
+        truth_rates=truth["misbehaviour_rate"] if truth else None,
+        verdict=summary["verdict"],
+        rule=summary["rule"],
+        reasons=summary["reasons"],
+        rates={**summary["misbehaviour_rate"], "outer_share": summary["outer_share"]},
+        framing1=dict(Counter(entry["framing1"] for entry in entries)),
+        ease=summary["ease"]["kind"] if summary["ease"] else None,
+        seconds=sum(summary["seconds"].values()),
+        page=f"{case.name}/reports/{TEST_SET}/index.html",
+    )
