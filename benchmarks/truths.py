@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aitia.datasets.manifest import digest
 from aitia.datasets.schema import RANDOM_POLICY_SEED
 from aitia.reports.evidence import ensemble_rates, outcome_rates, tampering
 from aitia.reports.verdict import Evidence, decide
@@ -80,7 +79,7 @@ def truth_of(case: Case, given: pa.Table, corrected: pa.Table, random: pa.Table,
     return {
         "verdict": str(found.verdict), "rule": found.rule, "seeds": len(SEEDS),
         "misbehaviour_rate": {"uncorrected": found.uncorrected.as_dict(), "corrected": found.all_corrected.as_dict()},
-        "outer_share": found.outer_share.as_dict(), "task": digest(case.task_values())[:16],
+        "outer_share": found.outer_share.as_dict(), "task": case.identity(),
     }  # fmt: skip
 
 
@@ -92,7 +91,7 @@ def main() -> None:
     known: dict[str, Any] = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
     with Workers() as workers:
         for case in cases:
-            if known.get(case.name, {}).get("task") == digest(case.task_values())[:16]:
+            if known.get(case.name, {}).get("task") == case.identity():
                 continue
             stacks = [tuple(SEEDS[i : i + STACK]) for i in range(0, len(SEEDS), STACK)]
             pieces = [Piece(case, corrected, seeds) for corrected in (False, True) for seeds in stacks]

@@ -27,6 +27,7 @@ class CaseResult:
         rates: misbehaviour rate and outer share, uncorrected and corrected, as `summary.json` has them.
         framing1: how many failures have which label of Framing 1.
         ease: `concentrated`, `diffuse` or None.
+        unexplained: share of failures that no goal registered for the family explains; None where it cannot be told.
         seconds: wall-clock seconds of all stages.
         page: the case's report, relative to the suite's page.
     """
@@ -44,6 +45,7 @@ class CaseResult:
     rates: Mapping[str, Any]
     framing1: Mapping[str, int]
     ease: str | None
+    unexplained: float | None
     seconds: float
     page: str
 

@@ -8,6 +8,9 @@ _WORLDS = {
     "CheeseContinuous": "cheese-continuous",
     "BoatRace": "boat-race",
     "ButtonRoom": "button-room",
+    "PlatformRun": "platform-run",
+    "KeysAndChests": "keys-and-chests",
+    "CleaningRobot": "cleaning-robot",
 }
 WORLD_IDS = frozenset(f"aitia/{name}-v0" for name in _WORLDS)
 if "aitia/ArrowMaze-v0" not in gym.registry:

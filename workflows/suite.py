@@ -9,14 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import yaml
 
+from ..datasets.arrays import decode_actions
 from ..datasets.manifest import Manifest, installed_versions
-from ..datasets.store import RunFolder, read_json, write_text
+from ..datasets.store import RunFolder, read_json, read_table, write_text
 from ..reports.suite import CaseResult, write_suite
+from ..training.worlds.environment import WorldEnv
+from ..training.worlds.proxies import agreement
 from .suite_cases import Case, choose_cases, truths
 from .task import TEST_SET
 
+_MOST_EXPLAINED = 40  # failures of a case whose actions are compared with the registered goals
 log = logging.getLogger("aitia")
 
 
@@ -71,6 +77,25 @@ def _result(case: Case, folder: RunFolder) -> CaseResult:
         rates={**summary["misbehaviour_rate"], "outer_share": summary["outer_share"]},
         framing1=dict(Counter(entry["framing1"] for entry in entries)),
         ease=summary["ease"]["kind"] if summary["ease"] else None,
+        unexplained=_unexplained(case, folder),
         seconds=sum(summary["seconds"].values()),
         page=f"{case.name}/reports/{TEST_SET}/index.html",
     )
+
+
+def _unexplained(case: Case, folder: RunFolder) -> float | None:
+    """Return the share of failures that no registered goal explains; None without failures or numbered actions."""
+    env = case.task().evaluation_env(TEST_SET).make().unwrapped
+    if not isinstance(env, WorldEnv) or not env.world.action_names:
+        return None
+    failures = case.task().outcomes.failures(read_table(folder.evaluation_path(TEST_SET, "episodes"))).to_pylist()
+    steps = read_table(folder.evaluation_path(TEST_SET, "steps"))
+    steps = steps.filter(pc.field("part") == "test")
+    actions = decode_actions(steps)
+    where = np.stack([steps["seed"].to_numpy(), steps["episode"].to_numpy()], axis=1)
+    chosen = failures[:: max(1, len(failures) // _MOST_EXPLAINED)]
+    found = []
+    for failure in chosen:
+        rows = (where == [failure["seed"], failure["episode"]]).all(axis=1)
+        found.append(agreement(env.world, int(failure["context"]), list(actions[rows])).explained_by is None)
+    return float(np.mean(found)) if found else None

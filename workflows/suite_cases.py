@@ -12,13 +12,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..datasets.errors import InputError, nearest
+from ..datasets.manifest import digest
 from ..reports.verdict import Verdict
 from .task import Task, make_task
 
 _FOLDER = files(__package__).joinpath("cases")
 _AGENT: dict[str, Any] = {"total_timesteps": 40960}
 _REST: dict[str, Any] = {
-    "seeds": 5, "evaluation": {"episodes": 48, "repeats": 8}, "verify": {"seeds": 5, "points": 1},
+    "seeds": 5, "evaluation": {"episodes": 32, "repeats": 6}, "verify": {"seeds": 5, "points": 1},
 }  # fmt: skip
 Half = Literal["open", "held-out"]
 
@@ -68,6 +69,10 @@ class Case(_Model):
             "test_kwargs": family.test if self.test is None else self.test,
             "agent": {**_AGENT, **family.agent, **self.agent}, "group_by": self.group_by, **_REST,
         }  # fmt: skip
+
+    def identity(self) -> str:
+        """Return a digest of what its truth depends on: environments, agent and outcomes."""
+        return digest({key: value for key, value in self.task_values().items() if key not in _REST})[:16]
 
     def task(self) -> Task:
         """Return its task."""

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from numpy.typing import NDArray
 
 from aitia.datasets.errors import EnvironmentError_
 from aitia.training.agents import AgentSpec
@@ -54,9 +55,9 @@ def test_many_copies_are_the_environment(name: str) -> None:
     space, generator = env.make().action_space, np.random.default_rng(0)
     corrected = np.zeros(4, np.int64)
     for _ in range(300):
-        actions = generator.uniform(-1.5, 1.5, (4, 4, 2))
+        actions: NDArray[Any] = generator.uniform(-1.5, 1.5, (4, 4, 2))
         if isinstance(space, gym.spaces.Discrete):
-            actions = generator.integers(0, space.n, (4, 4)).astype(np.float64)
+            actions = generator.integers(0, space.n, (4, 4))
         one, other = many.step(actions), single.step(actions)
         for field in ("observations", "rewards", "terminated", "truncated", "final", "corrected"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field), err_msg=field)

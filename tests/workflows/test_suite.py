@@ -12,7 +12,6 @@ import pytest
 from command_line import Finished
 
 from aitia.datasets.errors import InputError
-from aitia.datasets.manifest import digest
 from aitia.reports.suite import CaseResult, confusion, score, scores
 from aitia.reports.verdict import Verdict
 from aitia.training.environments import probe
@@ -20,7 +19,7 @@ from aitia.workflows.suite_cases import Case, all_cases, choose_cases, truths
 
 RATES: dict[str, Any] = {"uncorrected": None, "all_corrected": None, "outer_share": None}
 RESULT = CaseResult(
-    "a", "coin-run", "open", "outer", "why", "outer", None, "outer", 8, (), RATES, {}, None, 10.0, "a/index.html"
+    "a", "coin-run", "open", "outer", "why", "outer", None, "outer", 8, (), RATES, {}, None, None, 10.0, "a/index.html"
 )
 
 
@@ -42,7 +41,7 @@ def test_the_environments_of_a_case_keep_the_contract(case: Case) -> None:
 
 def test_every_case_has_its_truth_and_the_truth_is_of_this_very_task() -> None:
     for case in all_cases():
-        assert truths()[case.name]["task"] == digest(case.task_values())[:16], case.name
+        assert truths()[case.name]["task"] == case.identity(), case.name
         assert truths()[case.name]["seeds"] == 16
 
 

@@ -14,9 +14,22 @@ from ...datasets.errors import EnvironmentError_
 from .base import Shape, State, World, parameters_of
 from .channels import BoatRace, ButtonRoom
 from .goals import Cheese, CoinRun, ContinuousCheese
+from .keys import KeysAndChests
+from .platform import PlatformRun
+from .robot import CleaningRobot
 
 FAMILIES: dict[str, type[World]] = {
-    world.family: world for world in (CoinRun, Cheese, ContinuousCheese, BoatRace, ButtonRoom)
+    world.family: world
+    for world in (
+        CoinRun,
+        Cheese,
+        ContinuousCheese,
+        BoatRace,
+        ButtonRoom,
+        PlatformRun,
+        KeysAndChests,
+        CleaningRobot,
+    )
 }
 _PIXELS, _FINER = 196, 3
 _COLOURS = {"orange": (232, 119, 34), "green": (22, 150, 70), "blue": (40, 90, 200)}
