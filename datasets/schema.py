@@ -26,6 +26,7 @@ EPISODES = pa.schema(
         ("reward", pa.float64()),  # return of the episode as paid
         ("intended_reward", pa.float64()),
         ("untampered_reward", pa.float64()),
+        ("extensions", pa.map_(pa.string(), pa.float64())),  # returns by other extensions of the reward; null: not told
         ("context", pa.string()),
     ]
 )

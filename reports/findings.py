@@ -115,6 +115,8 @@ def failure_entry(
         group_counts: mean transitions and reward events of each group in an uncorrected training.
     """
     decision, name = findings.decision, failure_id(episode["seed"], episode["episode"])
+    others = [value for _, value in episode.get("extensions") or []]
+    label = framing1(episode["outcome"], episode["reward"], findings.scale, findings.declared, others)
     return {
         "failure": name,
         "seed": episode["seed"],
@@ -122,7 +124,7 @@ def failure_entry(
         "context": episode["context"],
         "outcome": episode["outcome"],
         "cluster": CLUSTER,
-        "framing1": str(framing1(episode["outcome"], episode["reward"], findings.scale, findings.declared)),
+        "framing1": str(label),
         "verdict": str(decision.verdict),
         "rule": decision.rule,
         "basis": decision.basis,

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from ..datasets.errors import EnvironmentError_, nearest
 
-STEP_KEYS = ("intended_reward", "reward_components", "context", "action_labels", "untampered_reward")
+STEP_KEYS = (
+    "intended_reward", "reward_components", "reward_extensions", "context", "action_labels", "untampered_reward",
+)  # fmt: skip
 KNOWN_KEYS = ("outcome", *STEP_KEYS)
 _SUM_TOLERANCE = 1e-6
 
@@ -23,6 +25,7 @@ class Told(NamedTuple):
     context: str | None
     action_labels: list[int] | None
     untampered_reward: float | None
+    extensions: dict[str, float] | None = None
 
 
 @dataclass
@@ -66,6 +69,7 @@ class InfoReader:
             context=None if context is None else str(context),
             action_labels=self._labels(info),
             untampered_reward=self._number(info, "untampered_reward"),
+            extensions=self._numbers(info, "reward_extensions"),
         )
 
     def _require_same_keys(self, info: Mapping[str, Any]) -> None:
@@ -109,15 +113,9 @@ class InfoReader:
         return number
 
     def _components(self, info: Mapping[str, Any], reward: float) -> dict[str, float] | None:
-        components = info.get("reward_components")
-        if components is None:
+        values = self._numbers(info, "reward_components")
+        if values is None:
             return None
-        try:
-            values = {str(name): float(value) for name, value in components.items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise EnvironmentError_(
-                f"{self.where}: info['reward_components'] is {components!r}, expected a dict of numbers"
-            ) from error
         total = sum(values.values())
         if not abs(total - reward) <= _SUM_TOLERANCE * max(1.0, abs(reward)):
             raise EnvironmentError_(
@@ -125,6 +123,15 @@ class InfoReader:
                 f"{reward:g}; expected components that sum to the reward"
             )
         return values
+
+    def _numbers(self, info: Mapping[str, Any], key: str) -> dict[str, float] | None:
+        found = info.get(key)
+        if found is None:
+            return None
+        try:
+            return {str(name): float(value) for name, value in found.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise EnvironmentError_(f"{self.where}: info[{key!r}] is {found!r}, expected a dict of numbers") from error
 
     def _labels(self, info: Mapping[str, Any]) -> list[int] | None:
         labels = info.get("action_labels")

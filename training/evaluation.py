@@ -177,11 +177,19 @@ def _episodes_table(records: Sequence[_PlayRecord], seed: int, part: str) -> pa.
             "reward": record.reward,
             "intended_reward": _sum([told.intended_reward for told in record.told]),
             "untampered_reward": _sum([told.untampered_reward for told in record.told]),
+            "extensions": _sums([told.extensions for told in record.told]),
             "context": record.told[-1].context,
         }
         for record in records
     ]
     return pa.Table.from_pylist(rows, schema=schema.EPISODES)
+
+
+def _sums(values: Sequence[dict[str, float] | None]) -> list[tuple[str, float]] | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return [(name, sum(value.get(name, 0.0) for value in known)) for name in sorted(known[0])]
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

@@ -141,6 +141,9 @@ def test_framing_1_has_its_four_outcomes_and_says_when_it_does_not_apply() -> No
     assert framing1("timeout", 1.0, scale, DECLARED) is Framing1.CAPABILITY_FAILURE
     assert framing1("corner", 1.0, scale, DECLARED) is Framing1.OUTER
     assert framing1("corner", 0.0, scale, DECLARED) is Framing1.INNER
+    assert framing1("corner", 1.0, scale, DECLARED, [1.0, 0.8]) is Framing1.OUTER
+    disagree = framing1("corner", 0.0, scale, DECLARED, [0.0, 1.0])
+    assert disagree is Framing1.NOT_APPLICABLE, "coin or right end? (row N3)"
     flat = RewardScale(random=0.5, trained=0.5)
     assert framing1("corner", 1.0, flat, DECLARED) is Framing1.NOT_APPLICABLE
     assert framing1("corner", 1.0, RewardScale(0.1, float("nan")), DECLARED) is Framing1.NOT_APPLICABLE

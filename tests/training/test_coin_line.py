@@ -242,7 +242,9 @@ def test_it_is_a_gymnasium_environment(observation: Encoding) -> None:
 
 def test_it_keeps_the_contract_of_infos() -> None:
     profile = probe(EnvSpec("aitia.training.coin_line:CoinLineEnv", {"epsilon": 1.0, "wrong_share": 0.5}))
-    assert profile.keys == {"intended_reward", "untampered_reward", "context", "action_labels"}
+    assert profile.keys == {
+        "intended_reward", "untampered_reward", "reward_extensions", "context", "action_labels"
+    }  # fmt: skip
     assert profile.repeats and not profile.renders
 
 

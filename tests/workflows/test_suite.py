@@ -79,5 +79,6 @@ def test_a_case_of_the_coin_line_runs_and_is_kept(
     found = json.loads((tmp_path / "suite.json").read_text())
     (case,) = found["cases"]
     assert case["verdict"] == "inner" and case["rule"] == 6 and case["right"] is True
+    assert set(case["framing1"]) == {"not_applicable"}, "the coin or the right end? Both extend the training reward"
     page = (tmp_path / "index.html").read_text()
     assert "Are the verdicts right?" in page and "coin-line-absolute/reports/test/index.html" in page
