@@ -1,8 +1,8 @@
 """aitia (Greek: cause, responsibility): what caused a reinforcement-learning agent to misbehave.
 
 Every command of the command line is a function here with the same name and arguments: `aitia.train`,
-`aitia.evaluate`, `aitia.attribute`, `aitia.verify`, `aitia.report`, `aitia.run`, `aitia.demo`. They are
-loaded when first used, so that `import aitia` costs nothing.
+`aitia.evaluate`, `aitia.attribute`, `aitia.verify`, `aitia.report`, `aitia.run`, `aitia.demo`, `aitia.validate`,
+`aitia.suite`. They are loaded when first used, so that `import aitia` costs nothing.
 """
 
 from __future__ import annotations
