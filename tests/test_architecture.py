@@ -67,7 +67,6 @@ def test_importing_aitia_loads_nothing_heavy_and_every_command_is_a_function() -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = done.stdout.split()
     import aitia
-
     from aitia.workflows.cli import cli
 
     assert set(names) == {"__version__", *cli.commands}
