@@ -24,11 +24,11 @@ from aitia.training.array_envs import Member
 from aitia.training.edits import RewardEdit
 from aitia.training.evaluation import EvaluationSpec, evaluate_policy
 from aitia.training.stack_training import train_stack
+from aitia.training.stacked import STACK
 from aitia.workflows.suite_cases import Case, choose_cases
 from aitia.workflows.workers import Workers
 
 SEEDS = range(100, 116)
-STACK = 8
 PLAYS = {"test": EvaluationSpec(episodes=48, repeats=4), "train": EvaluationSpec(episodes=48, repeats=1)}
 PATH = Path(__file__).parents[1] / "workflows" / "cases" / "truths.json"
 

@@ -12,7 +12,7 @@ _WORLDS = {
     "KeysAndChests": "keys-and-chests",
     "CleaningRobot": "cleaning-robot",
 }
-WORLD_IDS = frozenset(f"aitia/{name}-v0" for name in _WORLDS)
+ARRAY_IDS = frozenset(f"aitia/{name}-v0" for name in ("ArrowMaze", *_WORLDS))
 if "aitia/ArrowMaze-v0" not in gym.registry:
     gym.register(id="aitia/ArrowMaze-v0", entry_point="aitia.training.arrow_maze:ArrowMazeEnv")
     gym.register(id="aitia/CoinLine-v0", entry_point="aitia.training.coin_line:CoinLineEnv")

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+from ..datasets.rewards import BY_CONTEXT
 from .agents import AgentSpec, env_seed
 from .array_envs import ArrayStep, Flags, Floats, Member
 from .arrow_maze import STRAY_REWARD, ArrowMazeEnv
@@ -38,6 +39,15 @@ class ArrowMazeArrays:
         ]  # the generators that the environments themselves would have
         self._level, self._steps = (np.zeros(len(self._draws), np.int64) for _ in range(2))
         self._cell = np.zeros((len(self._draws), 2), np.int64)
+
+    @staticmethod
+    def can_edit(env: ArrowMazeEnv, edit: RewardEdit | None) -> bool:
+        """Return whether an edit can be made here: of everything or of contexts (an unknown intended reward is an
+        error, which the wrapper raises)."""
+        if edit is None or (edit.groups is not None and not edit.groups):
+            return True
+        known = edit.values is not None or env.tell_intended
+        return known and (edit.groups is None or edit.grouping is BY_CONTEXT)
 
     def reset(self) -> Floats:
         """Begin everywhere."""

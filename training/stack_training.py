@@ -12,8 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
-from ..datasets.rewards import BY_CONTEXT
-from . import WORLD_IDS
+from . import ARRAY_IDS
 from .agents import AgentSpec, new_policy
 from .array_envs import ArrayEnv, GymArrays, Member
 from .arrow_maze import ArrowMazeEnv
@@ -25,7 +24,6 @@ from .stacked import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, req
 from .worlds.arrays import WorldArrays
 from .worlds.environment import WorldEnv
 
-MAZE_ID = "aitia/ArrowMaze-v0"
 _DRAWS = 1  # the second word of an agent's generator's seed: actions and minibatches
 
 
@@ -62,20 +60,13 @@ def train_members(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> 
 def make_array_env(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> ArrayEnv:
     """Return the environments of a stack: as arrays where the project can, with the same seeds as SB3's otherwise."""
     made = env.make()
-    maze = made.unwrapped
-    by_level = all(m.edit is None or m.edit.groups is None or m.edit.grouping is BY_CONTEXT for m in members)
-    own = made.spec is not None and made.spec.id == MAZE_ID  # another id may wrap the maze and change what it does
-    known = all(m.edit is None or m.edit.values is not None for m in members) or (
-        isinstance(maze, ArrowMazeEnv) and maze.tell_intended
-    )  # an unknown intended reward is an error, which the wrapper raises
-    if isinstance(maze, ArrowMazeEnv) and own and by_level and known:
-        made.close()
-        return ArrowMazeArrays(agent, maze, members)
     made.close()
-    edits = [member.edit for member in members]
-    own = made.spec is not None and made.spec.id in WORLD_IDS
-    if isinstance(maze, WorldEnv) and own and all(WorldArrays.can_edit(maze, edit) for edit in edits):
-        return WorldArrays(agent, maze.world, members)
+    inner, edits = made.unwrapped, [member.edit for member in members]
+    if made.spec is not None and made.spec.id in ARRAY_IDS:  # another id may wrap one of ours and change what it does
+        if isinstance(inner, ArrowMazeEnv) and all(ArrowMazeArrays.can_edit(inner, edit) for edit in edits):
+            return ArrowMazeArrays(agent, inner, members)
+        if isinstance(inner, WorldEnv) and all(WorldArrays.can_edit(inner, edit) for edit in edits):
+            return WorldArrays(agent, inner.world, members)
     return GymArrays(agent, env, members)
 
 

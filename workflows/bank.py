@@ -84,7 +84,8 @@ class MemberPiece:
     def path(self) -> Path:
         """The finished piece: its plays."""
         mask, task = self.mask, self.task.variant(self.mask.variant)
-        edited = None if mask.order == "all" else [task.group_by, sorted(mask.groups), mask.values]
+        paid = mask.values or (None,) * len(mask.groups)
+        edited = None if mask.order == "all" else [task.group_by, sorted(zip(mask.groups, paid, strict=True))]
         envs = [task.training_env, task.evaluation_env(self.set_name)]
         changed = [task.agent.model_dump(mode="json"), *([env.id, dict(env.kwargs)] for env in envs)]
         key = digest([edited, [*changed, self.task.initial_seed(0, mask.variant)] if mask.variant else None])[:12]

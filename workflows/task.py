@@ -15,6 +15,7 @@ from ..attribution.targets import BUILT_IN, load_callable
 from ..datasets.errors import TaskError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import Outcomes
+from ..reports.budgets import COVERAGE
 from ..reports.verdict import Thresholds
 from ..training.agents import AgentSpec
 from ..training.environments import EnvSpec
@@ -24,7 +25,6 @@ TEST_SET = "test"
 DEFAULT_SEEDS = 8
 LATER_KEYS = ("hooks",)
 ORDERS = ("none", "all", "attribution", "random", "size", "arbitrary", "placebo")
-COVERAGE = "coverage"
 _TRAINING_KEYS = ("env", "train_kwargs", "agent")
 _FREE_KEYS = (
     "name",

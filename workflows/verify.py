@@ -26,13 +26,13 @@ from ..datasets.errors import InputError, nearest
 from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import reward_bounds
 from ..datasets.store import read_table
+from ..reports.budgets import COVERAGE
 from ..reports.curve import suffices
 from ..reports.findings import group_means
 from ..reports.verdict import removal
 from .attribute import attributed_tables, estimator_of
 from .bank import BankBuilder, Mask
 from .runs import Run
-from .task import COVERAGE
 from .workers import Workers
 
 log = logging.getLogger("aitia")

@@ -5,79 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
+from world_helpers import play, world_env
 
 from aitia.datasets.errors import EnvironmentError_
-from aitia.training.agents import AgentSpec
-from aitia.training.array_envs import GymArrays, Member
-from aitia.training.edits import RewardEdit
-from aitia.training.environments import EnvSpec
-from aitia.training.groups import ByComponent
-from aitia.training.stack_training import make_array_env
-from aitia.training.worlds.arrays import WorldArrays
 from aitia.training.worlds.base import MISBEHAVING
-from aitia.training.worlds.environment import WorldEnv
 from aitia.training.worlds.keys import KeysAndChests, KeysPlanted
 from aitia.training.worlds.platform import PlatformPlanted, PlatformRun
 from aitia.training.worlds.robot import Arrows, CleaningRobot, RobotPlanted, intervene
 
-PLANTED: dict[str, Any] = {"levels": 24, "moved": 12, "bug": 6, "harmless": 6, "stray": 3, "noise": 0.1}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "aitia/PlatformRun-v0": {**PLANTED, "bonus": 0.2, "shaping": 0.3},
-    "aitia/KeysAndChests-v0": {**PLANTED, "key_bonus": 0.2},
-    "aitia/CleaningRobot-v0": {**PLANTED, "bonus": 0.1},
-}
-AGENT = AgentSpec(n_envs=4)
+FAMILIES = ("aitia/PlatformRun-v0", "aitia/KeysAndChests-v0", "aitia/CleaningRobot-v0")
 ALL_MOVED: dict[str, Any] = {"levels": 50, "moved": 50}
-
-
-def world_env(name: str, **kwargs: Any) -> WorldEnv:
-    env = gym.make(name, **kwargs).unwrapped
-    assert isinstance(env, WorldEnv)
-    return env
-
-
-def play(env: WorldEnv, goal: str, level: int) -> list[tuple[dict[str, Any], float, int]]:
-    """Play the reference solver; return each step's info, reward and action."""
-    env.reset(options={"level": level})
-    steps = []
-    while True:
-        action = int(env.solve(goal))
-        observation, reward, terminated, truncated, info = env.step(action)
-        assert env.observation_space.contains(observation)
-        steps.append((info, reward, action))
-        if terminated or truncated:
-            return steps
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_a_gymnasium_environment(name: str) -> None:
-    check_env(world_env(name, render_mode="rgb_array", **FAMILIES[name]), skip_render_check=False)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_many_copies_are_the_environment(name: str) -> None:
-    """Four agents with different edits: every observation, reward, end and correction is that of the environments."""
-    env = EnvSpec(name, FAMILIES[name])
-    components = frozenset({"shaping", "goal+shaping", "bonus+goal+shaping", "keys", "chests+keys", "sweeps"})
-    edits = [None, RewardEdit(None), RewardEdit(frozenset({"0", "3", "5", "7"})), RewardEdit(components, ByComponent())]
-    members = [Member(seed, edit) for seed, edit in enumerate(edits)]
-    many, single = make_array_env(AGENT, env, members), GymArrays(AGENT, env, members)
-    assert isinstance(many, WorldArrays)
-    np.testing.assert_array_equal(many.reset(), single.reset())
-    generator, corrected = np.random.default_rng(0), np.zeros(4, np.int64)
-    actions = many._world.action_space
-    assert isinstance(actions, gym.spaces.Discrete)
-    for _ in range(300):
-        chosen = generator.integers(0, actions.n, (4, 4))
-        one, other = many.step(chosen), single.step(chosen)
-        for field in ("observations", "rewards", "terminated", "truncated", "final", "corrected"):
-            np.testing.assert_array_equal(getattr(one, field), getattr(other, field), err_msg=field)
-        corrected += one.corrected.sum(axis=1)
-    assert corrected[0] == 0 and corrected[1] > corrected[2] > 0 and corrected[3] > 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -93,15 +32,6 @@ def test_reference_solvers_reach_the_outcomes_they_are_for(name: str) -> None:
         assert outcomes.count(env.world.outcomes[index]) >= 49, (goal, outcomes)
         share = np.mean(np.array(labelled) == MISBEHAVING)
         assert share == 0.0 if index == 0 else share > 0.25, (goal, share)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_where_nothing_is_planted_no_reward_is_wrong(name: str) -> None:
-    env = world_env(name, levels=20, moved=10)
-    for goal in env.world.goals:
-        for level in range(20):
-            for info, reward, _ in play(env, goal, level):
-                assert reward == info["intended_reward"] == info["untampered_reward"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import gymnasium as gym
 import numpy as np
 import pytest
+from world_helpers import world_env
 
 from aitia.datasets.errors import EnvironmentError_
-from aitia.training.worlds.environment import WorldEnv
 from aitia.training.worlds.proxies import agreement, separation
 
 TEST = {"levels": 100, "moved": 100, "level_seed": 1}
 
 
-def world_of(name: str, **kwargs: Any) -> WorldEnv:
-    env = gym.make(name, **kwargs).unwrapped
-    assert isinstance(env, WorldEnv)
-    return env
-
-
 @pytest.mark.parametrize("name", ["aitia/CoinRun-v0", "aitia/Cheese-v0", "aitia/CheeseContinuous-v0"])
 def test_test_levels_tell_goals_apart_and_training_levels_do_not(name: str) -> None:
-    found = separation(world_of(name, **TEST).world)
+    found = separation(world_env(name, **TEST).world)
     assert found.goals == ("goal", "proxy") and (np.diag(found.differing) == 0.0).all()
     assert found.differing[0, 1] > 0.8 and found.differing[0, 1] == found.differing[1, 0]
     with pytest.raises(EnvironmentError_, match="end alike in all"):
-        separation(world_of(name, levels=50).world)
+        separation(world_env(name, levels=50).world)
 
 
 def test_races_and_buttons_are_told_apart() -> None:
     for name in ("aitia/BoatRace-v0", "aitia/ButtonRoom-v0"):
-        assert separation(world_of(name, levels=50).world).differing[0, 1] > 0.9
+        assert separation(world_env(name, levels=50).world).differing[0, 1] > 0.9
 
 
 def test_a_scripted_episode_is_explained_by_its_goal_and_a_random_one_by_none() -> None:
-    env = world_of("aitia/Cheese-v0", **TEST)
+    env = world_env("aitia/Cheese-v0", **TEST)
     explained: dict[str, list[str | None]] = {"goal": [], "proxy": [], "random": []}
     generator = np.random.default_rng(0)
     for kind, found in explained.items():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
+from world_helpers import world_env
 
 from aitia.datasets.errors import EnvironmentError_
 from aitia.training.agents import AgentSpec
@@ -18,7 +19,6 @@ from aitia.training.environments import EnvSpec
 from aitia.training.groups import ByComponent
 from aitia.training.stack_training import make_array_env
 from aitia.training.worlds.arrays import WorldArrays
-from aitia.training.worlds.environment import WorldEnv
 
 PLANTED: dict[str, Any] = {"levels": 24, "moved": 12, "bug": 6, "harmless": 6, "stray": 3, "noise": 0.1}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -27,14 +27,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "aitia/CheeseContinuous-v0": PLANTED,
     "aitia/BoatRace-v0": {"levels": 24, "bug": 12, "noise": 0.1},
     "aitia/ButtonRoom-v0": {**PLANTED, "gain": 0.5},
+    "aitia/PlatformRun-v0": {**PLANTED, "bonus": 0.2, "shaping": 0.3},
+    "aitia/KeysAndChests-v0": {**PLANTED, "key_bonus": 0.2},
+    "aitia/CleaningRobot-v0": {**PLANTED, "bonus": 0.1},
 }
 AGENT = AgentSpec(n_envs=4)
-
-
-def world_env(name: str, **kwargs: Any) -> WorldEnv:
-    env = gym.make(name, **kwargs).unwrapped
-    assert isinstance(env, WorldEnv)
-    return env
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -46,7 +43,10 @@ def test_a_family_is_a_gymnasium_environment(name: str) -> None:
 def test_many_copies_are_the_environment(name: str) -> None:
     """Four agents with different edits: every observation, reward, end and correction is that of the environments."""
     env = EnvSpec(name, FAMILIES[name])
-    bonus = frozenset({"bonus", "bonus+goal", "shaping", "goal+shaping", "targets", "channel"})
+    bonus = frozenset(
+        {"bonus", "bonus+goal", "shaping", "goal+shaping", "bonus+goal+shaping", "targets", "channel", "keys",
+         "chests+keys", "sweeps"}
+    )  # fmt: skip
     edits = [None, RewardEdit(None), RewardEdit(frozenset({"0", "3", "5", "7"})), RewardEdit(bonus, ByComponent())]
     members = [Member(seed, edit) for seed, edit in enumerate(edits)]
     many, single = make_array_env(AGENT, env, members), GymArrays(AGENT, env, members)
