@@ -63,7 +63,7 @@ class _Decision(NamedTuple):
 def evaluate_policy(
     policy: ActorCriticPolicy | None, env: EnvSpec, spec: EvaluationSpec, seed: int, part: str
 ) -> tuple[pa.Table, pa.Table]:
-    """Play every episode `repeats` times (the random policy once).
+    """Play every episode `repeats` times, the random policy too: its rate is the baseline of competence.
 
     Args:
         policy: the policy; None plays uniformly at random.
@@ -78,9 +78,8 @@ def evaluate_policy(
     Raises:
         EnvironmentError_: the environment breaks the contract.
     """
-    repeats = spec.repeats if policy is not None else 1
     greedy = spec.deterministic and policy is not None  # a random policy has no most probable action
-    plays = [Play(e, r) for e in range(spec.episodes) for r in range(repeats)]
+    plays = [Play(e, r) for e in range(spec.episodes) for r in range(spec.repeats)]
     slots = [_Slot(env, f"{part} environment `{env.id}`") for _ in range(min(_SLOTS, len(plays)))]
     form, space = ObservationForm(slots[0].env.observation_space), slots[0].space
     waiting = iter(plays)

@@ -45,7 +45,7 @@ def test_more_episodes_and_repeats_leave_the_first_ones_as_they_were() -> None:
     assert all(rows[r["episode"], r["repeat"]] == r for r in few.to_pylist())
 
 
-def test_every_play_is_there_once_and_the_random_policy_plays_once() -> None:
+def test_every_play_is_there_once_and_the_random_policy_plays_as_often() -> None:
     spec = EvaluationSpec(episodes=5, repeats=3)
     plays, steps = evaluate_policy(make_policy(), MAZE, spec, 0, "test")
     keys = list(zip(plays["episode"].to_pylist(), plays["repeat"].to_pylist(), strict=True))
@@ -53,7 +53,7 @@ def test_every_play_is_there_once_and_the_random_policy_plays_once() -> None:
     lengths = {r["episode"]: r["length"] for r in plays.to_pylist() if r["repeat"] == 0}
     assert steps.num_rows == sum(lengths.values()), "steps are those of repeat 0"
     random, _ = evaluate_policy(None, MAZE, spec, -1, "test")
-    assert random["repeat"].to_pylist() == [0] * 5
+    assert random["repeat"].to_pylist() == [0, 1, 2] * 5
 
 
 def test_log_probs_are_those_of_the_actions_taken() -> None:
