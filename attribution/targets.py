@@ -10,10 +10,9 @@ the state in which it began.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays
 from ..datasets.errors import InputError, TaskError
 from ..datasets.outcomes import failure_ids
 from ..datasets.schema import failure_id
+from ..training.hooks import load_callable
 from .outputs import Outputs, difference_of_log_sums
 
 BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds", "episode", "value")
@@ -187,23 +187,6 @@ def user_target(target: str) -> UserTarget | None:
     if target in BUILT_IN:
         return None
     found: UserTarget = load_callable(target, "target", f"{', '.join(BUILT_IN)} or module:callable")
-    return found
-
-
-def load_callable(value: str, key: str, expected: str) -> Callable[..., Any]:
-    """Return the callable that a task key names as `module:callable`.
-
-    Raises:
-        TaskError: there is none.
-    """
-    module_name, _, name = value.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise TaskError(f"{key}: `{value}` was given, expected {expected} ({error})") from error
-    if not callable(function):
-        raise TaskError(f"{key}: `{value}` is a {type(function).__name__}, expected a callable")
-    found: Callable[..., Any] = function
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..datasets.arrays import flat_numbers
 from ..datasets.errors import EnvironmentError_
 from .contract import InfoReader
+from .hooks import HookedEnv
 from .spaces import (
     ObservationForm,
     Space,
@@ -38,10 +39,12 @@ class EnvSpec:
         id: a Gymnasium id (`aitia/ArrowMaze-v0`), or `module:name`: a callable that returns an
             environment if the module has that attribute, else Gymnasium's own `module:id`.
         kwargs: keyword arguments.
+        hooks: `module:callable` that tells what the environment's infos do not; None: nothing.
     """
 
     id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    hooks: str | None = None
 
     def make(self, render: bool = False) -> Env:
         """Make the environment; with `render` in mode `rgb_array`, if it has one.
@@ -79,7 +82,7 @@ class EnvSpec:
             ) from error
         if not isinstance(env, gym.Env):
             raise EnvironmentError_(f"`{self.id}` returned {type(env).__name__}, expected a gymnasium.Env")
-        return env
+        return env if self.hooks is None else HookedEnv(env, self.hooks)
 
     def _factory(self) -> Callable[..., Env] | None:
         """Return the callable that `module:name` names, or None for a Gymnasium id."""
@@ -124,12 +127,12 @@ def describe(spec: EnvSpec) -> EnvFacts:
     Raises:
         EnvironmentError_: it cannot be made, or its spaces are not supported.
     """
-    return _describe(spec.id, json.dumps(dict(spec.kwargs), sort_keys=True))
+    return _describe(spec.id, json.dumps(dict(spec.kwargs), sort_keys=True), spec.hooks)
 
 
 @lru_cache(maxsize=64)
-def _describe(env_id: str, kwargs: str) -> EnvFacts:
-    spec = EnvSpec(env_id, json.loads(kwargs))
+def _describe(env_id: str, kwargs: str, hooks: str | None) -> EnvFacts:
+    spec = EnvSpec(env_id, json.loads(kwargs), hooks)
     env = spec.make()
     try:
         where = f"environment `{spec.id}`"

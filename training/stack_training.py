@@ -62,7 +62,8 @@ def make_array_env(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) ->
     made = env.make()
     made.close()
     inner, edits = made.unwrapped, [member.edit for member in members]
-    if made.spec is not None and made.spec.id in ARRAY_IDS:  # another id may wrap one of ours and change what it does
+    # another id may wrap one of ours and change what it does, and a hook is asked step by step
+    if env.hooks is None and made.spec is not None and made.spec.id in ARRAY_IDS:
         if isinstance(inner, ArrowMazeEnv) and all(ArrowMazeArrays.can_edit(inner, edit) for edit in edits):
             return ArrowMazeArrays(agent, inner, members)
         if isinstance(inner, WorldEnv) and all(WorldArrays.can_edit(inner, edit) for edit in edits):

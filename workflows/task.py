@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from ..attribution.targets import BUILT_IN, load_callable
+from ..attribution.targets import BUILT_IN
 from ..datasets.errors import TaskError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import Outcomes
@@ -20,12 +20,12 @@ from ..reports.verdict import Thresholds
 from ..training.agents import AgentSpec
 from ..training.environments import EnvSpec
 from ..training.evaluation import EvaluationSpec
+from ..training.hooks import load_callable
 
 TEST_SET = "test"
 DEFAULT_SEEDS = 8
-LATER_KEYS = ("hooks",)
 ORDERS = ("none", "all", "attribution", "random", "size", "arbitrary", "placebo")
-_TRAINING_KEYS = ("env", "train_kwargs", "agent")
+_TRAINING_KEYS = ("env", "train_kwargs", "hooks", "agent")
 _FREE_KEYS = (
     "name",
     "seeds",
@@ -133,6 +133,7 @@ class Task(_Model):
     test_kwargs: dict[str, Any] = Field(default_factory=dict)
     sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     outcomes: Outcomes
+    hooks: str | None = None
     agent: AgentSpec = Field(default_factory=AgentSpec)
     seeds: list[int] = Field(default_factory=lambda: list(range(DEFAULT_SEEDS)), min_length=1)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
@@ -164,6 +165,13 @@ class Task(_Model):
             )
         return value
 
+    @field_validator("hooks")
+    @classmethod
+    def _hooks_form(cls, value: str | None) -> str | None:
+        if value is not None and ":" not in value:
+            raise ValueError(f"`{value}` was given, expected module:callable")
+        return value
+
     @field_validator("sets")
     @classmethod
     def _set_names(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -183,7 +191,7 @@ class Task(_Model):
     @property
     def training_env(self) -> EnvSpec:
         """The training environment."""
-        return EnvSpec(self.env, self.train_kwargs)
+        return EnvSpec(self.env, self.train_kwargs, self.hooks)
 
     def evaluation_env(self, set_name: str) -> EnvSpec:
         """Return the environment of an evaluation set.
@@ -192,13 +200,13 @@ class Task(_Model):
             TaskError: the task has no such set.
         """
         if set_name == TEST_SET:
-            return EnvSpec(self.env, self.test_kwargs)
+            return EnvSpec(self.env, self.test_kwargs, self.hooks)
         if set_name not in self.sets:
             known = [TEST_SET, *self.sets]
             raise TaskError(
                 f"the evaluation set `{set_name}` was given, the task has {', '.join(known)}.{nearest(set_name, known)}"
             )
-        return EnvSpec(self.env, self.sets[set_name])
+        return EnvSpec(self.env, self.sets[set_name], self.hooks)
 
     @property
     def paired_seeds(self) -> list[int]:
@@ -309,8 +317,6 @@ def _explain(item: ErrorDetails) -> str:
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        if location[-1] in LATER_KEYS and len(location) == 1:
-            return f"key `{key}` comes with later work and is not supported yet; remove it"
         known = _known_keys(location[:-1])
         return f"unknown key `{key}`; known here: {', '.join(known)}.{nearest(location[-1], known)}"
     if item["type"] == "missing":

@@ -40,7 +40,7 @@ def test_seeds_are_a_number_or_a_list() -> None:
         ({"verify": {"point": 3}}, r"unknown key `verify.point`.*`points`"),
         ({"agent": {"algoritm": "PPO"}}, "`algorithm`"),
         ({"agent": {"algorithm": "DQN"}}, "DQN.*PPO, A2C"),
-        ({"hooks": "m:f"}, "`hooks` comes with later work"),
+        ({"hooks": "m"}, "hooks.*expected module:callable"),
         ({"group_by": "level"}, "group_by"),
         ({"target": "label"}, "`labels`"),
         ({"seeds": [1, 1]}, "distinct"),
