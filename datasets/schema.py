@@ -31,6 +31,16 @@ EPISODES = pa.schema(
     ]
 )
 
+REFERENCES = pa.schema(
+    [
+        ("goal", pa.string()),  # of the reference solver
+        ("episode", pa.int32()),
+        ("outcome", pa.string()),
+        ("length", pa.int32()),
+        ("reward", pa.float64()),  # return of the episode as paid
+    ]
+)
+
 GROUP_EFFECTS = pa.schema(
     [
         ("failure", pa.dictionary(pa.int32(), pa.string())),

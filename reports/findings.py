@@ -27,7 +27,7 @@ from .curve import (
 )
 from .evidence import Bank, collect_evidence
 from .factorial import Factorial, factorial
-from .framing import RewardScale, framing1
+from .framing import Capability, RewardScale, framing1
 from .predictions import Calibration, Concentration
 from .statistics import NOTHING, mean_half_width, rate_interval
 from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide, removal
@@ -44,6 +44,7 @@ class SetFindings:
         evidence, decision, curve, ease: see their types.
         minimal: smallest verified sets that remove the misbehaviour, by order; empty unless asked for.
         scale: what low and high return mean, for Framing 1.
+        capability: Framing 1's competence; None without reference solvers.
         thresholds, declared: as the task gives them.
         budgets: what each kind of change was able to do.
         factorial: shares of rewards and inductive biases; None unless the task lists biases.
@@ -55,6 +56,7 @@ class SetFindings:
     ease: Ease | None
     minimal: tuple[MinimalCorrection, ...]
     scale: RewardScale
+    capability: Capability | None
     thresholds: Thresholds
     declared: Outcomes
     budgets: tuple[Budget, ...] = ()
@@ -63,6 +65,7 @@ class SetFindings:
 
 def find_for_set(
     episodes: pa.Table,
+    references: pa.Table,
     rewards: Mapping[int, pa.Table],
     bank: Bank | None,
     declared: Outcomes,
@@ -75,6 +78,7 @@ def find_for_set(
 
     Args:
         episodes: episodes of the set: the ensemble's and the random policy's.
+        references: episodes of the set's reference solvers; no rows without them.
         rewards: reward summary of the training of each seed.
         bank: the counterfactual bank; None if nothing was trained again.
         declared, thresholds, group_by: from the task.
@@ -93,7 +97,8 @@ def find_for_set(
     any_wrong = (evidence.largest_error or 0.0) > thresholds.wrong_reward
     smallest = () if minimal is None else minimal_corrections(curve, minimal, group_by)
     return SetFindings(
-        evidence, decision, curve, found, smallest, RewardScale.of(episodes), thresholds, declared,
+        evidence, decision, curve, found, smallest, RewardScale.of(episodes, references),
+        Capability.of(episodes, references, declared), thresholds, declared,
         budgets(evidence, curve, bank, declared, thresholds), factorial(bank, biases, declared, any_wrong),
     )  # fmt: skip
 
@@ -237,6 +242,7 @@ def summarise(
         "competence": _before_after(before, after, "competent"),
         "desired_rate": _before_after(before, after, "desired"),
         "outer_share": findings.decision.outer_share.as_dict(),
+        "capability": findings.capability.as_dict() if findings.capability else None,
         "ease": findings.ease.as_dict() if findings.ease else None,
         "minimal_corrections": [found.as_dict() for found in findings.minimal],
         "budgets": [found.as_dict() for found in findings.budgets],

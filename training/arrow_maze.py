@@ -77,6 +77,7 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.tell_intended = tell_intended
         self.render_mode = render_mode
         shape, low = ((6,), -1.0) if observation == "coordinates" else ((3, size, size), 0.0)
+        self.reference_goals = ("arrow", "corner")
         self.observation_space = gym.spaces.Box(low, 1.0, shape, np.float32)
         self.action_space = gym.spaces.Discrete(4)
         self.level: Level | None = None
@@ -119,6 +120,13 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
     def render(self) -> NDArray[np.uint8] | None:
         """Return the room as uint8 [height, width, 3], or None without a render mode."""
         return draw_level(self._level(), self.agent) if self.render_mode == "rgb_array" else None
+
+    def solve(self, goal: str) -> int:
+        """Return the action of a reference solver: the first step of a shortest path to the `arrow` or the `corner`."""
+        level, cell = self._level(), self.agent
+        length = level.to_arrow if goal == "arrow" else level.to_corner
+        after = [level.step(cell, action) for action in range(4)]
+        return next(action for action in range(4) if 0 <= length[after[action]] < length[cell])
 
     def _level(self) -> Level:
         if self.level is None:

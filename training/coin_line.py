@@ -185,6 +185,7 @@ class CoinLineEnv(gym.Env[NDArray[np.float32], np.int64]):
         _require(render_mode is None, "render_mode", render_mode, "None")
         self.fixed_coin = coin
         self.render_mode = render_mode
+        self.reference_goals = ("coin", "end")
         low = -float(length) if observation == "relative" else 0.0
         high = float(length) if observation in ("absolute", "relative") else 1.0
         self.observation_space = gym.spaces.Box(low, high, (self.model.features,), np.float32)
@@ -248,6 +249,13 @@ class CoinLineEnv(gym.Env[NDArray[np.float32], np.int64]):
         if terminated or truncated:
             info["outcome"] = self._outcome(kind)
         return self._observe(kind), reward, terminated, truncated, info
+
+    def solve(self, goal: str) -> int:
+        """Return the action of a reference solver: towards the `coin`, or to the right `end`."""
+        kind = self.kind
+        if kind is None:
+            raise EnvironmentError_("coin line: solve() was called before reset(); call reset() first")
+        return RIGHT if goal == "end" or self.position < kind.coin else LEFT
 
     def _outcome(self, kind: EpisodeKind) -> str:
         if self._found:

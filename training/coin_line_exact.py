@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
-from scipy.optimize import brentq
+from scipy.optimize import LinearConstraint, brentq, minimize
 
 from ..datasets.errors import AitiaError, EnvironmentError_, NonFiniteError
 from .coin_line import CoinLine
@@ -273,6 +273,37 @@ def compute_reward_attribution(model: CoinLine, time: float) -> Array:
         above, below = (gradient_flow(model, time, paid + sign * change).weights for sign in (1.0, -1.0))
         found[kind] = probe @ (above - below) / (2.0 * step)
     return found
+
+
+def cloning_limit(model: CoinLine) -> Array:
+    """Return where behaviour cloning of the shortest way to the coin goes: the max-margin direction, unit length.
+
+    The training states on which the agent is not at the coin, each labelled with the action towards it, are separated
+    by as wide a margin as can be; gradient descent on the logistic loss goes there (Soudry et al. 2018, theorem 3).
+
+    Args:
+        model: the coin line; wrong rewards are no part of cloning.
+
+    Returns:
+        float64 [D].
+
+    Raises:
+        AitiaError: the states cannot be separated.
+    """
+    coins = sorted({kind.coin for kind in model.kinds()})
+    states = [(p, c) for c in coins for p in range(model.length + 1) if p != c]
+    signed = np.array([model.encode(p, c) * (1.0 if p < c else -1.0) for p, c in states])
+    margins = LinearConstraint(signed, lb=1.0)
+    begin = np.linalg.lstsq(signed, np.ones(len(signed)), rcond=None)[0]
+
+    def half_square(weights: Array) -> float:
+        return 0.5 * float(weights @ weights)
+
+    found = minimize(half_square, begin, method="SLSQP", constraints=[margins], tol=1e-12)
+    if not found.success:
+        raise AitiaError(f"coin line: no direction separates the training states of {model}: {found.message}")
+    direction: Array = found.x / np.linalg.norm(found.x)
+    return direction
 
 
 def _solve(model: CoinLine, time: float, rewards: Array | None, stop: Callable[[Array, float], float] | None) -> Flow:

@@ -26,12 +26,7 @@ class Solver:
         """Return an action for the state the environment is in."""
         if self.goal == "random":
             return int(generator.integers(4))
-        level, cell = env.level, env.agent
-        assert level is not None
-        length = level.to_arrow if self.goal == "arrow" else level.to_corner
-        after = [level.step(cell, action) for action in range(4)]
-        closer = [action for action in range(4) if 0 <= length[after[action]] < length[cell]]
-        return closer[0]
+        return env.solve(self.goal)
 
 
 class ReferencePlay(NamedTuple):

@@ -105,6 +105,7 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     bank = read_bank(folder, set_name, task.seeds)
     findings = find_for_set(
         episodes,
+        read_table(folder.evaluation_path(set_name, "references")),
         rewards,
         bank,
         task.outcomes,

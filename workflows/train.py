@@ -14,6 +14,7 @@ from ..datasets.store import RunFolder, read_table, read_tensors, write_table
 from ..training.agents import load_policy
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
+from ..training.references import play_references
 from .groups import load_grouping
 from .runs import Run
 from .task import Task
@@ -57,7 +58,7 @@ def _train_seed(piece: SeedPiece) -> None:
 
 
 def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
-    """Play test and training episodes with every agent and once with a random policy."""
+    """Play test and training episodes with every agent and a random policy, test episodes with reference solvers."""
     run.require_trained()
     run.task.evaluation_env(set_name)
     seeds = [*run.task.seeds, RANDOM_POLICY_SEED]
@@ -70,6 +71,9 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
     for table in ("steps", "episodes"):
         parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
         write_table(run.folder.evaluation_path(set_name, table), pa.concat_tables(parts))
+    references = run.folder.evaluation_path(set_name, "references")
+    if not references.exists():
+        write_table(references, play_references(run.task.evaluation_env(set_name), run.task.evaluation.episodes))
 
 
 def _evaluation_part(folder: RunFolder, set_name: str, seed: int, table: str) -> Path:

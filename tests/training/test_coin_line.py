@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from aitia.datasets.errors import EnvironmentError_, NonFiniteError
 from aitia.training.coin_line import CoinLine, CoinLineEnv, Encoding, action_labels
 from aitia.training.coin_line_exact import (
+    cloning_limit,
     compute_returns,
     compute_reward_attribution,
     expected_return,
@@ -70,6 +71,27 @@ def test_the_share_of_wrong_rewards_is_a_dial(wrong_share: float, expected: floa
 @pytest.mark.parametrize(("time", "expected"), [(1e4, 0.4602), (1e3, 0.4683)])
 def test_the_probe_flips_at_the_published_wrong_share(time: float, expected: float) -> None:
     assert flip_share(CoinLine(epsilon=1.0), time, 0.44, 0.5) == pytest.approx(expected, abs=0.002)
+
+
+@pytest.mark.parametrize("length", [4, 5, 8])
+def test_behaviour_cloning_goes_to_the_max_margin_directions_of_the_theorem(length: int) -> None:
+    """Without moved coins the proxy (the probe is above 0); with any share of them the goal, if L is at least 4."""
+    clean, moved = CoinLine(length=length), CoinLine(length=length, epsilon=1e-6)
+    np.testing.assert_allclose(cloning_limit(clean), np.array([1, 0, length]) / math.sqrt(1 + length**2), atol=1e-6)
+    np.testing.assert_allclose(cloning_limit(moved), np.array([0, -1, 1]) / math.sqrt(2), atol=1e-6)
+    relative = CoinLine(length=length, encoding="relative")
+    np.testing.assert_allclose(cloning_limit(relative), np.array([1, 1]) / math.sqrt(2), atol=1e-6)
+    assert probe_logit(clean, cloning_limit(clean)) > 0.0 > probe_logit(moved, cloning_limit(moved))
+    assert probe_logit(relative, cloning_limit(relative)) < 0.0
+
+
+def test_the_first_correction_takes_the_theorems_power_of_the_share_as_it_goes_to_zero() -> None:
+    """T(epsilon) = Theta(epsilon^-157/138); the local slope comes down to it slowly, so its limit is extrapolated."""
+    times = [first_correction_time(CoinLine(epsilon=10.0**-k), limit=1e25) for k in (2, 4, 6, 8, 10)]
+    slopes = np.diff(np.log10(times)) / 2
+    assert (np.diff(slopes) < 0).all() and slopes[-1] > 157 / 138
+    one, two, last = slopes[-3:]
+    assert last - (last - two) ** 2 / (last - 2 * two + one) == pytest.approx(157 / 138, abs=0.02), "Aitken's limit"
 
 
 def test_early_in_training_the_flip_needs_more_than_six_tenths_wrong() -> None:

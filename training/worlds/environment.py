@@ -55,6 +55,7 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
         self.world = FAMILIES[family](parameters_of(FAMILIES[family], parameters))
         self.tell_intended, self.render_mode = tell_intended, render_mode
         self.metadata = {**self.metadata, "action_names": self.world.action_names}
+        self.reference_goals = self.world.goals
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (self.world.width,), np.float32)
         self.action_space = self.world.action_space
         self.state: State | None = None
@@ -90,7 +91,7 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
         return self.world.observe(state)[0], reward, bool(terminated[0]), bool(truncated[0]), info
 
     def solve(self, goal: str) -> Any:
-        """Return the action of a reference solver with a goal (one of the world's `goals`)."""
+        """Return the action of a reference solver with a goal (one of `reference_goals`)."""
         return self.world.solve(self._begun(), goal)[0]
 
     def render(self) -> NDArray[np.uint8] | None:
