@@ -34,6 +34,7 @@ EPISODES = pa.schema(
 REFERENCES = pa.schema(
     [
         ("goal", pa.string()),  # of the reference solver
+        ("part", pa.string()),  # test | train
         ("episode", pa.int32()),
         ("outcome", pa.string()),
         ("length", pa.int32()),

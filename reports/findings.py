@@ -27,7 +27,8 @@ from .curve import (
 )
 from .evidence import Bank, collect_evidence
 from .factorial import Factorial, factorial
-from .framing import Capability, RewardScale, framing1
+from .framing import RewardScale, framing1
+from .goals import Goals, find_goals
 from .predictions import Calibration, Concentration
 from .statistics import NOTHING, mean_half_width, rate_interval
 from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide, removal
@@ -44,7 +45,7 @@ class SetFindings:
         evidence, decision, curve, ease: see their types.
         minimal: smallest verified sets that remove the misbehaviour, by order; empty unless asked for.
         scale: what low and high return mean, for Framing 1.
-        capability: Framing 1's competence; None without reference solvers.
+        goals: what reference solvers show; None where the environment offers none.
         thresholds, declared: as the task gives them.
         budgets: what each kind of change was able to do.
         factorial: shares of rewards and inductive biases; None unless the task lists biases.
@@ -56,7 +57,7 @@ class SetFindings:
     ease: Ease | None
     minimal: tuple[MinimalCorrection, ...]
     scale: RewardScale
-    capability: Capability | None
+    goals: Goals | None
     thresholds: Thresholds
     declared: Outcomes
     budgets: tuple[Budget, ...] = ()
@@ -98,7 +99,7 @@ def find_for_set(
     smallest = () if minimal is None else minimal_corrections(curve, minimal, group_by)
     return SetFindings(
         evidence, decision, curve, found, smallest, RewardScale.of(episodes, references),
-        Capability.of(episodes, references, declared), thresholds, declared,
+        find_goals(episodes, references, declared), thresholds, declared,
         budgets(evidence, curve, bank, declared, thresholds), factorial(bank, biases, declared, any_wrong),
     )  # fmt: skip
 
@@ -242,7 +243,7 @@ def summarise(
         "competence": _before_after(before, after, "competent"),
         "desired_rate": _before_after(before, after, "desired"),
         "outer_share": findings.decision.outer_share.as_dict(),
-        "capability": findings.capability.as_dict() if findings.capability else None,
+        "goals": findings.goals.as_dict() if findings.goals else None,
         "ease": findings.ease.as_dict() if findings.ease else None,
         "minimal_corrections": [found.as_dict() for found in findings.minimal],
         "budgets": [found.as_dict() for found in findings.budgets],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from ..datasets.outcomes import Outcomes
 from ..datasets.schema import RANDOM_POLICY_SEED
-from .statistics import Interval, mean_interval
 
 _HIGH = 0.5
 _SMALLEST_RANGE = 1e-6
@@ -46,7 +45,7 @@ class RewardScale(NamedTuple):
         """Read both means off the tables of an evaluation set (NaN where there are no such plays)."""
         random = _mean(episodes.filter((pc.field("seed") == RANDOM_POLICY_SEED) & (pc.field("part") == "test")))
         if references.num_rows:
-            solved = references.group_by("goal").aggregate([("reward", "mean")])
+            solved = references.filter(pc.field("part") == "test").group_by("goal").aggregate([("reward", "mean")])
             return RewardScale(random, float(pc.max(solved["reward_mean"]).as_py()))
         trained = episodes.filter((pc.field("seed") != RANDOM_POLICY_SEED) & (pc.field("part") == "train"))
         return RewardScale(random, _mean(trained))
@@ -55,46 +54,6 @@ class RewardScale(NamedTuple):
         """Return the return on a scale from 0 (random policy) to 1 (`high`); None without one."""
         span = self.high - self.random
         return (reward - self.random) / span if span > _SMALLEST_RANGE else None
-
-
-class Capability(NamedTuple):
-    """Framing 1's competence: how far agents reach the outcome that fits them best.
-
-    Attributes:
-        outcome: the declared outcome with the highest competence.
-        competence: (agents - random) / (reference - random), mean over seeds with its t-interval.
-        agents, random, reference: the outcome's rate at test of the agents, a random policy and the reference solver
-            that reaches it most often.
-    """
-
-    outcome: str
-    competence: Interval
-    agents: float
-    random: float
-    reference: float
-
-    @staticmethod
-    def of(episodes: pa.Table, references: pa.Table, declared: Outcomes) -> Capability | None:
-        """Read it off the tables of an evaluation set; None where no solver does better than a random policy."""
-        test = episodes.filter(pc.field("part") == "test")
-        of_random = test.filter(pc.field("seed") == RANDOM_POLICY_SEED)["outcome"].to_numpy(zero_copy_only=False)
-        agents = test.filter(pc.field("seed") != RANDOM_POLICY_SEED)
-        seeds, ended = agents["seed"].to_numpy(), agents["outcome"].to_numpy(zero_copy_only=False)
-        goals, solved = (references[name].to_numpy(zero_copy_only=False) for name in ("goal", "outcome"))
-        found = []
-        for outcome in (*declared.desired, *declared.misbehaved):
-            reference = max((float(np.mean(solved[goals == goal] == outcome)) for goal in set(goals)), default=0.0)
-            random = float(np.mean(of_random == outcome)) if len(of_random) else 0.0
-            if reference - random <= _SMALLEST_RANGE or not len(seeds):
-                continue
-            rates = [float(np.mean(ended[seeds == seed] == outcome)) for seed in np.unique(seeds)]
-            competence = mean_interval([(rate - random) / (reference - random) for rate in rates])
-            found.append(Capability(outcome, competence, float(np.mean(rates)), random, reference))
-        return max(found, key=lambda each: each.competence.value or 0.0, default=None)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as `summary.json` has it."""
-        return {**self._asdict(), "competence": self.competence.as_dict()}
 
 
 def _mean(episodes: pa.Table) -> float:

@@ -14,12 +14,13 @@ from ..datasets.schema import REFERENCES
 from .environments import EnvSpec
 
 
-def play_references(spec: EnvSpec, episodes: int) -> pa.Table:
-    """Play test episodes `reset(seed=0..)` with every reference solver; no rows where an environment offers none.
+def play_references(spec: EnvSpec, episodes: int, part: str) -> pa.Table:
+    """Play episodes `reset(seed=0..)` with every reference solver; no rows where an environment offers none.
 
     Args:
         spec: the environment.
         episodes: how many.
+        part: `test` or `train`.
     """
     env, rows = spec.make(), []
     try:
@@ -32,7 +33,7 @@ def play_references(spec: EnvSpec, episodes: int) -> pa.Table:
                 while not ended:
                     _, reward, terminated, truncated, info = env.step(solver.solve(goal))
                     total, length, ended = total + float(reward), length + 1, terminated or truncated
-                rows.append((goal, episode, str(info["outcome"]), length, total))
+                rows.append((goal, part, episode, str(info["outcome"]), length, total))
     finally:
         env.close()
     return pa.Table.from_pylist([dict(zip(REFERENCES.names, row, strict=True)) for row in rows], schema=REFERENCES)

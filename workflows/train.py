@@ -58,7 +58,7 @@ def _train_seed(piece: SeedPiece) -> None:
 
 
 def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
-    """Play test and training episodes with every agent and a random policy, test episodes with reference solvers."""
+    """Play test and training episodes with every agent and a random policy, and so with reference solvers."""
     run.require_trained()
     run.task.evaluation_env(set_name)
     seeds = [*run.task.seeds, RANDOM_POLICY_SEED]
@@ -73,7 +73,9 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
         write_table(run.folder.evaluation_path(set_name, table), pa.concat_tables(parts))
     references = run.folder.evaluation_path(set_name, "references")
     if not references.exists():
-        write_table(references, play_references(run.task.evaluation_env(set_name), run.task.evaluation.episodes))
+        envs = {"test": run.task.evaluation_env(set_name), "train": run.task.training_env}
+        played = [play_references(envs[part], run.task.evaluation.episodes, part) for part in envs]
+        write_table(references, pa.concat_tables(played))
 
 
 def _evaluation_part(folder: RunFolder, set_name: str, seed: int, table: str) -> Path:

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from aitia.datasets.outcomes import Outcomes
-from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, MASKS, REFERENCES, with_metadata
+from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, MASKS, with_metadata
 from aitia.reports.curve import CurvePoint, Units, correction_curve, ease, minimal_corrections
 from aitia.reports.evidence import Bank, collect_evidence, ensemble_rates
 from aitia.reports.findings import own_rates, set_verdict
-from aitia.reports.framing import Capability, Framing1, RewardScale, framing1
+from aitia.reports.framing import Framing1, RewardScale, framing1
 from aitia.reports.statistics import NOTHING, rate_interval
 from aitia.reports.verdict import Decision, SeedRates, Thresholds, Verdict
 from aitia.training.arrow_maze import ArrowMazeEnv
@@ -147,26 +147,6 @@ def test_framing_1_has_its_four_outcomes_and_says_when_it_does_not_apply() -> No
     flat = RewardScale(random=0.5, high=0.5)
     assert framing1("corner", 1.0, flat, DECLARED) is Framing1.NOT_APPLICABLE
     assert framing1("corner", 1.0, RewardScale(0.1, float("nan")), DECLARED) is Framing1.NOT_APPLICABLE
-
-
-def test_competence_stands_between_a_random_policy_and_the_reference_solver_of_the_best_fitting_outcome() -> None:
-    plays = {(-1, "test"): outcomes_of(corner=4, timeout=12)}  # random: corner .2, arrow .2
-    plays |= {(seed, "test"): outcomes_of(corner=12 + 2 * seed, timeout=2) for seed in range(3)}  # corner .6, .7, .8
-    episodes = episodes_table(plays)
-    solved = {"arrow": ["arrow"] * 10, "corner": ["corner"] * 9 + ["timeout"]}
-    rows = [
-        {"goal": goal, "episode": i, "outcome": outcome, "length": 1, "reward": float(outcome == "arrow")}
-        for goal, outcomes in solved.items()
-        for i, outcome in enumerate(outcomes)
-    ]
-    references = pa.Table.from_pylist(rows, schema=REFERENCES)
-    found = Capability.of(episodes, references, DECLARED)
-    assert found is not None and found.outcome == "corner"
-    assert found.competence.value == pytest.approx((0.7 - 0.2) / (0.9 - 0.2))
-    assert found.competence.low == pytest.approx((0.7 - 4.303 * 0.1 / 3**0.5 - 0.2) / 0.7, abs=1e-3)
-    assert (found.random, found.reference) == (0.2, 0.9)
-    assert RewardScale.of(episodes, references).high == 1.0, "the best solver's return, not the agents'"
-    assert Capability.of(episodes, references.slice(0, 0), DECLARED) is None, "an environment without solvers"
 
 
 def test_the_set_has_the_verdict_of_most_failures_and_a_tie_is_undetermined() -> None:

@@ -19,11 +19,11 @@ MOVED = {"levels": 100, "moved": 100, "level_seed": 1}
     ],
 )
 def test_every_solver_ends_as_its_goal_says(env: str, kwargs: dict[str, int], ends: dict[str, str]) -> None:
-    played = play_references(EnvSpec(env, kwargs), 12).to_pylist()
+    played = play_references(EnvSpec(env, kwargs), 12, "test").to_pylist()
     for goal, outcome in ends.items():
         found = [row["outcome"] for row in played if row["goal"] == goal]
         assert len(found) == 12 and found.count(outcome) >= 10, "some pass the other goal on their way"
 
 
 def test_an_environment_without_solvers_has_no_references() -> None:
-    assert play_references(EnvSpec("toy_environments:Corridor"), 3).num_rows == 0
+    assert play_references(EnvSpec("toy_environments:Corridor"), 3, "test").num_rows == 0
