@@ -36,6 +36,9 @@ def _computing(command: Command) -> Command:
 _task = click.argument("task", metavar="TASK.yaml", type=click.Path(path_type=Path))
 _run = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 _out = click.option("--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder.")
+_edits = click.option(
+    "--edits", metavar="FILE", type=click.Path(path_type=Path), help="Rewards to correct while training (edits.yaml)."
+)
 _set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
 
 
@@ -61,6 +64,7 @@ def demo(out: str, **options: Any) -> None:
 @cli.command()
 @_task
 @_out
+@_edits
 @_computing
 def run(task: Path, out: Path, **options: Any) -> None:
     """All stages of a task."""
@@ -75,6 +79,7 @@ def run(task: Path, out: Path, **options: Any) -> None:
 @cli.command()
 @_task
 @_out
+@_edits
 @_computing
 def train(task: Path, out: Path, **options: Any) -> None:
     """Train the ensemble and record every transition."""

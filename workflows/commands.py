@@ -29,12 +29,19 @@ Illustrate = int | Literal["all"]
 log = logging.getLogger("aitia")
 
 
-def train(task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None) -> None:
+def train(
+    task: str | Path,
+    out: str | Path,
+    edits: str | Path | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> None:
     """Train the ensemble of a task, recording every transition and every window's parameters.
 
     Args:
         task: the task file.
-        out: the run folder; a new one, or one that holds a run of the same task.
+        out: the run folder; a new one, or one that holds a run of the same task (and edits).
+        edits: an edits file (docs/task-file.md): rewards to correct while training; None: rewards as paid.
         workers: processes of a local Dask cluster; None: one a core.
         scheduler: address of an existing Dask cluster, instead of a local one.
 
@@ -42,7 +49,7 @@ def train(task: str | Path, out: str | Path, workers: int | None = None, schedul
         InputError: bad input; nothing is left half-written.
     """
     with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
-        run = begin_run(task, out)
+        run = begin_run(task, out, edits)
         with run.timed("train"):
             train_stage(run, pool)
 
@@ -143,20 +150,24 @@ def validate(
 
 
 def run(
-    task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None
+    task: str | Path,
+    out: str | Path,
+    edits: str | Path | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run all stages of a task, on every evaluation set it has.
 
     Args:
         task: the task file.
         out: the run folder.
-        workers, scheduler: see `train`.
+        edits, workers, scheduler: see `train`.
 
     Returns:
         The summary of each evaluation set.
     """
     with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
-        return _run(task, out, pool)
+        return _run(task, out, pool, edits=edits)
 
 
 def demo(
@@ -199,9 +210,13 @@ def suite(
 
 
 def _run(
-    task: str | Path, out: str | Path, pool: Workers, illustrate: Illustrate = DEFAULT_ILLUSTRATED
+    task: str | Path,
+    out: str | Path,
+    pool: Workers,
+    illustrate: Illustrate = DEFAULT_ILLUSTRATED,
+    edits: str | Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    opened = begin_run(task, out)
+    opened = begin_run(task, out, edits)
     with opened.timed("train"):
         train_stage(opened, pool)
     summaries = {}
