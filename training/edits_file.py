@@ -92,6 +92,10 @@ class Edits(BaseModel):
         """The SHA-256 of what is trained with: everything but the source."""
         return digest(self.model_dump(mode="json", exclude={"source"}))
 
+    def __str__(self) -> str:
+        """In words, with the beginning of the hash: other edits give another text."""
+        return f"{self.in_words()} ({self.hash[:8]})"
+
     def edit(self, env: EnvSpec) -> RewardEdit:
         """Return the edit for a training environment."""
         if self.groups == ALL:

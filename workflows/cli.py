@@ -170,6 +170,28 @@ def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: An
 
 
 @cli.command()
+@click.argument("run_a", metavar="RUN_A", type=click.Path(path_type=Path))
+@click.argument("run_b", metavar="RUN_B", type=click.Path(path_type=Path))
+@_set
+@click.option(
+    "--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Default: RUN_B/reports/SET/compare/NAME_OF_RUN_A."
+)
+def compare(run_a: Path, run_b: Path, set_: str, out: Path | None) -> None:
+    """Compare two runs, before and after a fix, with paired failures."""
+    from . import commands
+    from .compare import comparison_folder
+
+    found = commands.compare(run_a, run_b, set_, out)
+    rows = [
+        (name.replace("_", " "), *(_interval(rate[key]) for key in ("a", "b", "difference")))
+        for name, rate in found["rates"].items()
+    ]
+    _print_rows(("", "A", "B", "B - A"), rows)
+    click.echo(found["words"][-1])
+    click.echo(str(comparison_folder(run_a, run_b, set_, out) / "index.html"))
+
+
+@cli.command()
 @click.option("--cases", metavar="NAME ...", multiple=True, help="Only these cases or families.")
 @click.argument("further", nargs=-1, metavar="[NAME ...]")
 @click.option("--out", metavar="DIR", default="runs/suite", show_default=True, help="Folder of the suite.")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..datasets.errors import InputError
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
+from .compare import compare_stage
 from .report import DEFAULT_ILLUSTRATED, report_stage
 from .runs import Run, begin_run, open_run
 from .suite import suite_stage
@@ -147,6 +148,21 @@ def validate(
     opened = open_run(run)
     with Workers(workers, scheduler) as pool, opened.timed("validate"):
         return validate_stage(opened, set, masks, pool)
+
+
+def compare(run_a: str | Path, run_b: str | Path, set: str = TEST_SET, out: str | Path | None = None) -> dict[str, Any]:
+    """Compare two runs of the same environment, before and after a fix: the same episodes and seeds, play by play.
+
+    Args:
+        run_a: an evaluated run folder: before.
+        run_b: another: after. Same env, outcomes and evaluation episodes; anything of the training may differ.
+        set: name of the evaluation set.
+        out: folder of the page, rows and `compare.json`; None: `RUN_B/reports/SET/compare/NAME_OF_RUN_A`.
+
+    Returns:
+        The contents of `compare.json`.
+    """
+    return compare_stage(run_a, run_b, set, out)
 
 
 def run(

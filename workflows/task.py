@@ -277,7 +277,7 @@ class Task(_Model):
         mine = self.resolved()
         fixed = [key for key in mine if key not in (*_FREE_KEYS, "edits")]
         trained_with = None if earlier.get("edits") is None else Edits.model_validate(earlier["edits"])
-        old, new = ("none" if e is None else f"{e.in_words()} ({e.hash[:8]})" for e in (trained_with, self.edits))
+        old, new = (str(edits or "none") for edits in (trained_with, self.edits))
         edits = [] if old == new else [f"corrected rewards (--edits): {old} in the run, {new} given"]
         return edits + [
             f"{key}: {earlier.get(key)!r} in the run, {mine[key]!r} in the task"
