@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ from .groups import ByComponent, ByTransition
 
 ALL = "all"
 _SHOWN = 10
-_HEADER = "# Rewards to correct while training: aitia train TASK.yaml --out RUN --edits THIS_FILE\n"
+_USE = "Use: aitia train TASK.yaml --out RUN --edits THIS_FILE"
 _NEEDS = {"context": "context", "component": "reward_components"}
 
 
@@ -29,7 +29,7 @@ class Edits(BaseModel):
 
     Attributes:
         grouping: what a group is, as `group_by` of the task.
-        groups: the groups that are edited, sorted; or `all`, also those that nobody has met yet.
+        groups: the groups that are edited, in the order given; or `all`, also those that nobody has met yet.
         correct: `intended`: every transition of these groups pays info["intended_reward"].
         values: instead of `correct`, an arbitrary edit: what each group's reward events pay.
         source: where the edits come from, in free text; nothing depends on it.
@@ -58,7 +58,7 @@ class Edits(BaseModel):
             return value
         if not isinstance(value, list) or not value:
             raise ValueError("expected `all`, or a list of at least one group")
-        return sorted({_name(group) for group in value})
+        return list(dict.fromkeys(_name(group) for group in value))
 
     @field_validator("values", mode="before")
     @classmethod
@@ -89,8 +89,9 @@ class Edits(BaseModel):
 
     @property
     def hash(self) -> str:
-        """The SHA-256 of what is trained with: everything but the source."""
-        return digest(self.model_dump(mode="json", exclude={"source"}))
+        """The SHA-256 of what is trained with: neither the source nor the order of the groups matters."""
+        values = self.model_dump(mode="json", exclude={"source"})
+        return digest({**values, "groups": values["groups"] if self.groups == ALL else sorted(self.groups)})
 
     def __str__(self) -> str:
         """In words, with the beginning of the hash: other edits give another text."""
@@ -126,10 +127,10 @@ class Edits(BaseModel):
         """Say what is paid, and where: `as intended in 24 groups (context): 17, 203, ...`."""
         if self.groups == ALL:
             return "as intended everywhere"
-        how, names = "as intended in", list(self.groups)
+        how, names = "as intended in", sorted(self.groups)
         if self.values is not None:
             how = "by an arbitrary edit, which nobody has called right, in"
-            names = [f"{group} (pays {self.values[group]:g})" for group in self.groups]
+            names = [f"{group} (pays {self.values[group]:g})" for group in names]
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         return f"{how} {len(names)} group{'s' if len(names) > 1 else ''} ({self.grouping}): {shown}"
 
@@ -162,10 +163,11 @@ def read_edits(path: str | Path) -> Edits:
         raise InputError(f"{path}: " + "\n".join(_explain(item) for item in error.errors())) from error
 
 
-def write_edits(path: Path, edits: Edits) -> None:
-    """Write an edits file, whole or not at all; `read_edits` gives the same edits."""
+def write_edits(path: Path, edits: Edits, comments: Sequence[str] = ()) -> None:
+    """Write an edits file, whole or not at all; `read_edits` gives the same edits. Comments are lines at its head."""
     values = edits.model_dump(mode="json", exclude_none=True)
-    write_text(path, _HEADER + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    head = "".join(f"# {line}\n" for comment in (*comments, _USE) for line in comment.splitlines())
+    write_text(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _known() -> str:
