@@ -82,6 +82,7 @@ class PageContext:
         told: in words, what the environment does not tell and what follows.
         has_curve: whether there is a correction curve to show.
         provenance: versions, git SHA and the like.
+        edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
     """
 
     task: Mapping[str, Any]
@@ -90,6 +91,7 @@ class PageContext:
     told: Sequence[str]
     has_curve: bool
     provenance: Mapping[str, str]
+    edits: str | None = None
 
 
 def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any], view: FailureView) -> None:

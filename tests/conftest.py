@@ -13,8 +13,12 @@ from command_line import Finished
 from distributed import LocalCluster
 from small_task import SMALL_TASK
 
+from aitia.datasets.rewards import reward_summary
+from aitia.datasets.store import RunFolder
+from aitia.training.edits_file import Edits, write_edits
 from aitia.workflows import commands
 from aitia.workflows.cli import main
+from aitia.workflows.verify import wrong_groups
 
 torch.set_num_threads(1)
 
@@ -64,3 +68,16 @@ def aitia_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         return Finished(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def fixed_run(small_run: Path, scheduler: str) -> Path:
+    """The small task trained and evaluated with every wrong reward corrected, three seeds: read it only."""
+    folder = small_run.parent
+    task, edits, fixed = folder / "fixed.yaml", folder / "edits.yaml", folder / "fixed"
+    rewards = [reward_summary(RunFolder(small_run), seed) for seed in range(5)]
+    write_edits(edits, Edits(groups=sorted(wrong_groups(rewards)), correct="intended"))
+    task.write_text(yaml.safe_dump({**SMALL_TASK, "seeds": 3}))
+    commands.train(task, fixed, edits, scheduler=scheduler)
+    commands.evaluate(fixed, scheduler=scheduler)
+    return fixed

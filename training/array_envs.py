@@ -31,6 +31,13 @@ class Member(NamedTuple):
     initial: int | None = None
 
 
+def edit_layers(members: Sequence[Member]) -> list[list[RewardEdit | None]]:
+    """Return the edits of each member, one list for each place in the order in which they are made; own ones last."""
+    mine: list[tuple[RewardEdit | None, ...]] = [member.edit.layers if member.edit else () for member in members]
+    depth = max(map(len, mine))
+    return [list(edits) for edits in zip(*[(None,) * (depth - len(own)) + own for own in mine], strict=True)]
+
+
 class ArrayStep(NamedTuple):
     """One step of K x E environments; ended ones have begun again.
 
@@ -39,7 +46,7 @@ class ArrayStep(NamedTuple):
         rewards: float32 [K, E], as edited.
         terminated, truncated: bool [K, E].
         final: float32 [K, E, D], what was observed before an ended one began again.
-        corrected: bool [K, E], where the edit changed the reward.
+        corrected: bool [K, E], where the member's own edit changed the reward (not one made `first`).
     """
 
     observations: Floats

@@ -16,6 +16,7 @@ from ..datasets.rewards import BY_CONTEXT, WRONG_REWARD, Grouping, editable
 from .environments import Env
 
 CORRECTED = "aitia.corrected"  # info key: whether the edit changed the reward
+UNEDITED = "aitia.unedited"  # info key: what the environment itself paid, where an edit applies
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,21 @@ class RewardEdit:
             training never met.
         grouping: what a group is.
         values: of an arbitrary edit, what each group pays where it is `editable`; None: the intended reward.
+        first: an edit that is made before this one: that which a run was trained with; None: none.
     """
 
     groups: frozenset[str] | None
     grouping: Grouping = BY_CONTEXT
     values: Mapping[str, float] | None = None
+    first: RewardEdit | None = None
+
+    @property
+    def layers(self) -> tuple[RewardEdit, ...]:
+        """The edits in the order in which they are made; this one is the last."""
+        return (*(self.first.layers if self.first else ()), self)
 
     def rewards(self, table: pa.Table) -> NDArray[np.float64]:
-        """Return the edited rewards of recorded transitions, [N].
+        """Return the edited rewards of recorded transitions, [N]; `first` is in the record already.
 
         Raises:
             InputError: a transition to be corrected has no intended reward.
@@ -78,24 +86,27 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
             EnvironmentError_: a transition to be corrected has no `intended_reward`.
         """
         left = self._left
-        self._left, reward, terminated, truncated, info = self.env.step(action)
-        groups = self.edit.groups
-        if groups is None or (groups and self.edit.grouping.of_step(left, action, info) in groups):
-            instead = self._instead(left, action, float(reward), terminated, info)
-            changed = abs(instead - float(reward)) > WRONG_REWARD
-            self.corrected += changed
-            info = {**info, CORRECTED: changed}
-            reward = instead
-        return self._left, reward, terminated, truncated, info
+        self._left, given, terminated, truncated, info = self.env.step(action)
+        reward = before = float(given)
+        for edit in self.edit.layers:
+            before = reward
+            if edit.groups is None or (edit.groups and edit.grouping.of_step(left, action, info) in edit.groups):
+                reward = _instead(edit, left, action, reward, terminated, info)
+        changed = abs(reward - before) > WRONG_REWARD
+        self.corrected += changed
+        return self._left, reward, terminated, truncated, {**info, CORRECTED: changed, UNEDITED: float(given)}
 
-    def _instead(self, left: Any, action: Any, reward: float, terminated: bool, info: Mapping[str, Any]) -> float:
-        """Return what a transition of an edited group pays."""
-        if self.edit.values is not None:
-            applies = editable(np.array([reward]), np.array([terminated]), self.edit.grouping)[0]
-            return self.edit.values[self.edit.grouping.of_step(left, action, info)] if applies else reward
-        if info.get("intended_reward") is None:
-            raise EnvironmentError_(
-                "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
-                "every step of the training environment"
-            )
-        return float(info["intended_reward"])
+
+def _instead(
+    edit: RewardEdit, left: Any, action: Any, reward: float, terminated: bool, info: Mapping[str, Any]
+) -> float:
+    """Return what a transition of an edited group pays."""
+    if edit.values is not None:
+        applies = editable(np.array([reward]), np.array([terminated]), edit.grouping)[0]
+        return edit.values[edit.grouping.of_step(left, action, info)] if applies else reward
+    if info.get("intended_reward") is None:
+        raise EnvironmentError_(
+            "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
+            "every step of the training environment"
+        )
+    return float(info["intended_reward"])

@@ -50,15 +50,15 @@ def train_agent(
     return model
 
 
-def train_recorded(agent: AgentSpec, env: EnvSpec, seed: int, folder: RunFolder) -> int:
-    """Train one agent of the ensemble, recording it into the run folder.
+def train_recorded(agent: AgentSpec, env: EnvSpec, seed: int, folder: RunFolder, edit: RewardEdit | None = None) -> int:
+    """Train one agent of the ensemble, recording it into the run folder; rewards are recorded as edited.
 
     Returns:
         The number of windows recorded. On failure nothing of this training is left in the folder.
     """
     recorder = Recorder(folder, seed)
     try:
-        train_agent(agent, env, seed, callback=recorder)
+        train_agent(agent, env, seed, edit=edit, callback=recorder)
     except BaseException:
         recorder.discard()
         raise

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..datasets.rewards import BY_CONTEXT
 from .agents import AgentSpec, env_seed
-from .array_envs import ArrayStep, Flags, Floats, Member
+from .array_envs import ArrayStep, Flags, Floats, Member, edit_layers
 from .arrow_maze import STRAY_REWARD, ArrowMazeEnv
 from .edits import RewardEdit
 from .levels import MOVES, Level, make_level
@@ -30,8 +30,13 @@ class ArrowMazeArrays:
         self._bug, self._harmless, self._stray = (
             np.array([getattr(level, name) for level in levels]) for name in ("bug", "harmless", "stray")
         )
-        self._edited = np.stack([_edited_levels(member.edit, levels) for member in members])
-        self._instead = np.stack([_values_instead(member.edit, levels) for member in members])
+        self._layers = [
+            (
+                np.stack([_edited_levels(e, levels) for e in edits]),
+                np.stack([_values_instead(e, levels) for e in edits]),
+            )
+            for edits in edit_layers(members)
+        ]
         self._draws = [
             seeding.np_random(env_seed(agent, member.seed, number))[0]
             for member in members
@@ -88,11 +93,14 @@ class ArrowMazeArrays:
         paid = np.where(on_arrow & self._harmless[level], self._maze.harmless_reward, intended)
         paid = np.where(self._stray[level], intended + STRAY_REWARD * (self._steps == 1), paid)
         paid = np.where(self._bug[level], on_corner.astype(np.float64), paid)
-        where = level.reshape(self._shape)
-        edited = np.take_along_axis(self._edited, where, axis=1).reshape(-1)
-        value = np.take_along_axis(self._instead, where, axis=1).reshape(-1)
-        instead = np.where(np.isnan(value), intended, np.where(paid != 0.0, value, paid))
-        return np.where(edited, instead, paid), edited & (instead != paid)
+        where, before = level.reshape(self._shape), paid
+        for edited_levels, values in self._layers:
+            before = paid
+            edited = np.take_along_axis(edited_levels, where, axis=1).reshape(-1)
+            value = np.take_along_axis(values, where, axis=1).reshape(-1)
+            instead = np.where(np.isnan(value), intended, np.where(paid != 0.0, value, paid))
+            paid = np.where(edited, instead, paid)
+        return paid, paid != before
 
     def _observe(self) -> Floats:
         arrow, size = self._arrow[self._level], self._maze.level_set.size

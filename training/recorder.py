@@ -34,6 +34,7 @@ from ..datasets.arrays import Array, array_format_of, array_metadata, encode_act
 from ..datasets.errors import AitiaError, EnvironmentError_, InputError
 from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
 from .contract import InfoReader, Told
+from .edits import CORRECTED, UNEDITED
 from .spaces import ObservationForm
 
 UNUSED_ROW = -1
@@ -137,6 +138,7 @@ class Recorder(BaseCallback):
         # a folder of this attempt's own: a training that was given up may still be running on a cluster
         self._staged = RunFolder(self.folder.parts_folder("train", f"seed={seed}-{uuid.uuid4().hex[:8]}"))
         self._windows = 0
+        self._corrected = 0
         self._pending: _Window | None = None
 
     def _init_callback(self) -> None:
@@ -208,8 +210,9 @@ class Recorder(BaseCallback):
         return True
 
     def _read(self, index: int, info: dict[str, Any], reward: NDArray[np.float64], dones: NDArray[np.bool_]) -> Told:
-        try:
-            return self._reader.read(info, float(reward[index]), bool(dones[index]))
+        self._corrected += bool(info.get(CORRECTED, False))
+        try:  # the contract is about what the environment pays, not about what an edit made of it
+            return self._reader.read(info, info.get(UNEDITED, float(reward[index])), bool(dones[index]))
         except EnvironmentError_ as error:
             step = len(self._rows.reward) - 1
             raise EnvironmentError_(f"window {self._windows}, env {index}, step {step}: {error}") from error
@@ -348,6 +351,7 @@ class Recorder(BaseCallback):
             "seed": str(self.seed),
             "windows": str(self._windows),
             "algorithm": type(self.model).__name__,
+            "corrected": str(self._corrected),
         }
         write_tensors(self._staged.final_path(self.seed), self._parameters(), metadata)
         shutil.rmtree(self.folder.checkpoints_folder(self.seed), ignore_errors=True)

@@ -61,7 +61,7 @@ def make_array_env(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) ->
     """Return the environments of a stack: as arrays where the project can, with the same seeds as SB3's otherwise."""
     made = env.make()
     made.close()
-    inner, edits = made.unwrapped, [member.edit for member in members]
+    inner, edits = made.unwrapped, [edit for member in members if member.edit for edit in member.edit.layers]
     # another id may wrap one of ours and change what it does, and a hook is asked step by step
     if env.hooks is None and made.spec is not None and made.spec.id in ARRAY_IDS:
         if isinstance(inner, ArrowMazeEnv) and all(ArrowMazeArrays.can_edit(inner, edit) for edit in edits):

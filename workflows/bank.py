@@ -57,12 +57,12 @@ class Mask:
         """The size that it is known by."""
         return len(self.groups) if self.beside is None else self.beside
 
-    def edit(self, grouping: Grouping) -> RewardEdit:
-        """Return the reward edit of the mask."""
+    def edit(self, grouping: Grouping, first: RewardEdit | None = None) -> RewardEdit:
+        """Return the reward edit of the mask, made after what the run itself was trained with (`first`)."""
         if self.order == "all":
-            return RewardEdit(None, grouping)
+            return RewardEdit(None, grouping, first=first)
         values = None if self.values is None else dict(zip(self.groups, self.values, strict=True))
-        return RewardEdit(frozenset(self.groups), grouping, values)
+        return RewardEdit(frozenset(self.groups), grouping, values, first)
 
     def member(self, seed: int) -> str:
         """Return the name of the agent trained with this mask and seed."""
@@ -214,8 +214,9 @@ def _train_members(pieces: Sequence[MemberPiece]) -> None:
     """Train several members of one variant together; each is written as soon as it has played."""
     task, variant = pieces[0].task, pieces[0].mask.variant
     grouping, varied = load_grouping(RunFolder(pieces[0].root), task), task.variant(variant)
+    first = varied.training_edit
     members = [
-        Member(piece.seed, piece.mask.edit(grouping), task.initial_seed(piece.seed, variant)) for piece in pieces
+        Member(piece.seed, piece.mask.edit(grouping, first), task.initial_seed(piece.seed, variant)) for piece in pieces
     ]
     for piece, trained in zip(pieces, train_members(varied.agent, varied.training_env, members), strict=True):
         _write_plays(piece, varied, trained.policy, trained.corrected)

@@ -36,6 +36,9 @@ def _computing(command: Command) -> Command:
 _task = click.argument("task", metavar="TASK.yaml", type=click.Path(path_type=Path))
 _run = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 _out = click.option("--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder.")
+_edits = click.option(
+    "--edits", metavar="FILE", type=click.Path(path_type=Path), help="Rewards to correct while training (edits.yaml)."
+)
 _set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
 
 
@@ -61,6 +64,7 @@ def demo(out: str, **options: Any) -> None:
 @cli.command()
 @_task
 @_out
+@_edits
 @_computing
 def run(task: Path, out: Path, **options: Any) -> None:
     """All stages of a task."""
@@ -75,6 +79,7 @@ def run(task: Path, out: Path, **options: Any) -> None:
 @cli.command()
 @_task
 @_out
+@_edits
 @_computing
 def train(task: Path, out: Path, **options: Any) -> None:
     """Train the ensemble and record every transition."""
@@ -162,6 +167,28 @@ def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: An
     summary = commands.report(run, set_, illustrate, **options)
     _print_table({set_: summary})
     click.echo(_page(run, set_))
+
+
+@cli.command()
+@click.argument("run_a", metavar="RUN_A", type=click.Path(path_type=Path))
+@click.argument("run_b", metavar="RUN_B", type=click.Path(path_type=Path))
+@_set
+@click.option(
+    "--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Default: RUN_B/reports/SET/compare/NAME_OF_RUN_A."
+)
+def compare(run_a: Path, run_b: Path, set_: str, out: Path | None) -> None:
+    """Compare two runs, before and after a fix, with paired failures."""
+    from . import commands
+    from .compare import comparison_folder
+
+    found = commands.compare(run_a, run_b, set_, out)
+    rows = [
+        (name.replace("_", " "), *(_interval(rate[key]) for key in ("a", "b", "difference")))
+        for name, rate in found["rates"].items()
+    ]
+    _print_rows(("", "A", "B", "B - A"), rows)
+    click.echo(found["words"][-1])
+    click.echo(str(comparison_folder(run_a, run_b, set_, out) / "index.html"))
 
 
 @cli.command()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..datasets.errors import InputError
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
+from .compare import compare_stage
 from .report import DEFAULT_ILLUSTRATED, report_stage
 from .runs import Run, begin_run, open_run
 from .suite import suite_stage
@@ -29,12 +30,19 @@ Illustrate = int | Literal["all"]
 log = logging.getLogger("aitia")
 
 
-def train(task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None) -> None:
+def train(
+    task: str | Path,
+    out: str | Path,
+    edits: str | Path | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> None:
     """Train the ensemble of a task, recording every transition and every window's parameters.
 
     Args:
         task: the task file.
-        out: the run folder; a new one, or one that holds a run of the same task.
+        out: the run folder; a new one, or one that holds a run of the same task (and edits).
+        edits: an edits file (docs/task-file.md): rewards to correct while training; None: rewards as paid.
         workers: processes of a local Dask cluster; None: one a core.
         scheduler: address of an existing Dask cluster, instead of a local one.
 
@@ -42,7 +50,7 @@ def train(task: str | Path, out: str | Path, workers: int | None = None, schedul
         InputError: bad input; nothing is left half-written.
     """
     with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
-        run = begin_run(task, out)
+        run = begin_run(task, out, edits)
         with run.timed("train"):
             train_stage(run, pool)
 
@@ -142,21 +150,40 @@ def validate(
         return validate_stage(opened, set, masks, pool)
 
 
+def compare(run_a: str | Path, run_b: str | Path, set: str = TEST_SET, out: str | Path | None = None) -> dict[str, Any]:
+    """Compare two runs of the same environment, before and after a fix: the same episodes and seeds, play by play.
+
+    Args:
+        run_a: an evaluated run folder: before.
+        run_b: another: after. Same env, outcomes and evaluation episodes; anything of the training may differ.
+        set: name of the evaluation set.
+        out: folder of the page, rows and `compare.json`; None: `RUN_B/reports/SET/compare/NAME_OF_RUN_A`.
+
+    Returns:
+        The contents of `compare.json`.
+    """
+    return compare_stage(run_a, run_b, set, out)
+
+
 def run(
-    task: str | Path, out: str | Path, workers: int | None = None, scheduler: str | None = None
+    task: str | Path,
+    out: str | Path,
+    edits: str | Path | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run all stages of a task, on every evaluation set it has.
 
     Args:
         task: the task file.
         out: the run folder.
-        workers, scheduler: see `train`.
+        edits, workers, scheduler: see `train`.
 
     Returns:
         The summary of each evaluation set.
     """
     with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
-        return _run(task, out, pool)
+        return _run(task, out, pool, edits=edits)
 
 
 def demo(
@@ -199,9 +226,13 @@ def suite(
 
 
 def _run(
-    task: str | Path, out: str | Path, pool: Workers, illustrate: Illustrate = DEFAULT_ILLUSTRATED
+    task: str | Path,
+    out: str | Path,
+    pool: Workers,
+    illustrate: Illustrate = DEFAULT_ILLUSTRATED,
+    edits: str | Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    opened = begin_run(task, out)
+    opened = begin_run(task, out, edits)
     with opened.timed("train"):
         train_stage(opened, pool)
     summaries = {}

@@ -52,6 +52,7 @@ from .groups import load_grouping
 from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
 from .runs import NOT_REPEATABLE, Run
 from .task import Task
+from .train import edits_in_words
 from .verify import wrong_groups
 from .workers import Workers
 
@@ -162,7 +163,7 @@ def _page_context(
     chosen = estimator_of(run.task)
     projected = [f"Influence is TRAK's random projection: {chosen.reason}."] if chosen.name != "trak" else []
     told = [*projected, *_told(probe(run.task.evaluation_env(set_name)), rewards), *_undeclared(run.task, episodes)]
-    return PageContext(run.task.resolved(), set_name, findings, told, has_curve, provenance)
+    return PageContext(run.task.resolved(), set_name, findings, told, has_curve, provenance, edits_in_words(run))
 
 
 def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:

@@ -71,15 +71,16 @@ def open_run(path: str | Path) -> Run:
     return Run(folder, make_task(manifest.task, str(folder.manifest_path)), manifest)
 
 
-def begin_run(task_path: str | Path, out: str | Path) -> Run:
-    """Begin a run, or continue one of the same task; checks task and environments before writing.
+def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None = None) -> Run:
+    """Begin a run, or continue one of the same task and edits; checks all of them and environments before writing.
 
     Raises:
         TaskError: the task file, or the target function that it names.
+        InputError: the edits file.
         EnvironmentError_: an environment does not exist or breaks the contract.
         RunFolderError: the folder holds a run of another task, or something else.
     """
-    task, folder = load_task(task_path), RunFolder(Path(out).resolve())
+    task, folder = load_task(task_path, edits), RunFolder(Path(out).resolve())
     if folder.manifest_path.exists():
         manifest = Manifest.read(folder)
         differences = task.differences(manifest.task)
@@ -87,7 +88,7 @@ def begin_run(task_path: str | Path, out: str | Path) -> Run:
             raise RunFolderError(
                 f"{folder.root} holds a run of another task (`{manifest.task.get('name')}`): "
                 + "; ".join(differences)
-                + ". Give another --out, or the task file that the run was made with"
+                + ". Give another --out, or the task file (and --edits) that the run was made with"
             )
         _warn_of_other_versions(manifest)
         manifest.task, manifest.hashes, manifest.seeds = task.resolved(), task.hashes(), task.seeds
@@ -121,6 +122,8 @@ def require_environments(task: Task) -> None:
     """
     training = probe(task.training_env)
     new_policy(task.agent, task.training_env)
+    if task.edits is not None:
+        task.edits.require_told(training.keys, task.env)
     if task.group_by == "component" and "reward_components" not in training.keys:
         raise EnvironmentError_(
             f"group_by: component was given, but `{task.env}` tells no info['reward_components']: use context, cluster "

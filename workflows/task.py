@@ -18,6 +18,8 @@ from ..datasets.outcomes import Outcomes
 from ..reports.budgets import COVERAGE
 from ..reports.verdict import Thresholds
 from ..training.agents import AgentSpec
+from ..training.edits import RewardEdit
+from ..training.edits_file import Edits, read_edits
 from ..training.environments import EnvSpec
 from ..training.evaluation import EvaluationSpec
 from ..training.hooks import load_callable
@@ -125,7 +127,7 @@ GroupBy = Literal["context", "component", "cluster", "transition"]
 
 
 class Task(_Model):
-    """A task file as resolved. See docs/task-file.md for the meaning of each key."""
+    """A task file as resolved, and the edits that it is trained with. See docs/task-file.md for each key."""
 
     name: str = Field(min_length=1)
     env: str = Field(min_length=1)
@@ -134,6 +136,7 @@ class Task(_Model):
     sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     outcomes: Outcomes
     hooks: str | None = None
+    edits: Edits | None = None
     agent: AgentSpec = Field(default_factory=AgentSpec)
     seeds: list[int] = Field(default_factory=lambda: list(range(DEFAULT_SEEDS)), min_length=1)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
@@ -209,6 +212,11 @@ class Task(_Model):
         return EnvSpec(self.env, self.sets[set_name], self.hooks)
 
     @property
+    def training_edit(self) -> RewardEdit | None:
+        """What every agent of the run is trained with, the bank's too; None: rewards as the environment pays them."""
+        return None if self.edits is None else self.edits.edit(self.training_env)
+
+    @property
     def paired_seeds(self) -> list[int]:
         """The seeds that are trained again: the first `verify.seeds` of the ensemble."""
         return self.seeds[: self.verify.seeds]
@@ -258,26 +266,36 @@ class Task(_Model):
         return self.model_dump(mode="json")
 
     def hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of the whole task and of the part that training depends on."""
+        """Return the SHA-256 of the whole task, of the part that training depends on, and of edits where there are."""
         values = self.resolved()
-        return {"task": digest(values), "training": digest({key: values[key] for key in _TRAINING_KEYS})}
+        edits = {} if self.edits is None else {"edits": self.edits.hash}
+        training = {**{key: values[key] for key in _TRAINING_KEYS}, **edits}
+        return {"task": digest(values), "training": digest(training), **edits}
 
     def differences(self, earlier: Mapping[str, Any]) -> list[str]:
         """Return in words what keeps this task from continuing a run of an earlier one."""
         mine = self.resolved()
-        fixed = [key for key in mine if key not in _FREE_KEYS]
-        return [
+        fixed = [key for key in mine if key not in (*_FREE_KEYS, "edits")]
+        trained_with = None if earlier.get("edits") is None else Edits.model_validate(earlier["edits"])
+        old, new = (str(edits or "none") for edits in (trained_with, self.edits))
+        edits = [] if old == new else [f"corrected rewards (--edits): {old} in the run, {new} given"]
+        return edits + [
             f"{key}: {earlier.get(key)!r} in the run, {mine[key]!r} in the task"
             for key in fixed
             if earlier.get(key) != mine[key]
         ]
 
 
-def load_task(path: str | Path) -> Task:
+def load_task(path: str | Path, edits: str | Path | None = None) -> Task:
     """Read and validate a task file; modules beside it can then be named by `env` and `target`.
+
+    Args:
+        path: the task file.
+        edits: an edits file: rewards to correct while training.
 
     Raises:
         TaskError: the file is missing, is not YAML, or breaks the contract.
+        InputError: the same of the edits file.
     """
     path = Path(path)
     if not path.is_file():
@@ -287,7 +305,10 @@ def load_task(path: str | Path) -> Task:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} is not YAML: {error}") from error
     add_import_path(path.resolve().parent)
-    return make_task(values, str(path))
+    if isinstance(values, dict) and "edits" in values:
+        raise TaskError(f"{path}: key `edits` is no key of a task file: give a file with --edits FILE")
+    task = make_task(values, str(path))
+    return task if edits is None else task.model_copy(update={"edits": read_edits(edits)})
 
 
 def make_task(values: object, where: str) -> Task:

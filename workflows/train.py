@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ import pyarrow as pa
 
 from ..datasets.rewards import reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED
-from ..datasets.store import RunFolder, read_table, read_tensors, write_table
+from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table
 from ..training.agents import load_policy
+from ..training.edits_file import ALL
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
 from ..training.references import play_references
@@ -19,6 +21,8 @@ from .groups import load_grouping
 from .runs import Run
 from .task import Task
 from .workers import Workers
+
+log = logging.getLogger("aitia")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,26 @@ def train_stage(run: Run, workers: Workers) -> None:
     shutil.rmtree(run.folder.parts_folder("train"), ignore_errors=True)  # what interrupted trainings left
     pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
+    if pieces and (words := edits_in_words(run)) is not None:
+        log.info("train %s: %s", run.task.name, words)
+
+
+def edits_in_words(run: Run) -> str | None:
+    """Say what corrected rewards a run was trained with, and how much they changed; None: rewards as paid."""
+    folder, task = run.folder, run.task
+    if task.edits is None:
+        return None
+    changed = [int(read_tensor_metadata(folder.final_path(seed))["corrected"]) for seed in task.seeds]
+    words = (
+        f"These agents were trained with corrected rewards: paid {task.edits.in_words()}. That changed the reward of "
+        f"{min(changed)} to {max(changed)} transitions of a training."
+    )
+    if task.edits.groups != ALL and task.edits.grouping == task.group_by:
+        grouping = load_grouping(folder, task)
+        met = {group for seed in task.seeds for group in reward_summary(folder, seed, grouping)["group"].to_pylist()}
+        never = [group for group in task.edits.groups if group not in met]
+        words += f" Training never met {', '.join(never)}: check the names." if never else ""
+    return words
 
 
 def _forget(folder: RunFolder, seed: int) -> None:
@@ -52,7 +76,7 @@ def _forget(folder: RunFolder, seed: int) -> None:
 
 def _train_seed(piece: SeedPiece) -> None:
     folder = RunFolder(piece.root)
-    train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder)
+    train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder, piece.task.training_edit)
     if piece.task.group_by != "cluster":  # clusters are found when all seeds are trained
         reward_summary(folder, piece.seed, load_grouping(folder, piece.task))
 

@@ -165,7 +165,7 @@ def _agents(pieces: Sequence[ValidationPiece], folder: RunFolder) -> list[ActorC
     if not first.groups:  # uncorrected: the recorded agent, which its replay equals
         return [load_policy(task.agent, task.training_env, read_tensors(folder.final_path(first.seed)))]
     grouping = load_grouping(folder, task)
-    edits = [RewardEdit(frozenset(piece.groups), grouping) for piece in pieces]
+    edits = [RewardEdit(frozenset(piece.groups), grouping, first=task.training_edit) for piece in pieces]
     if first.estimand == "replay":
         return [replay(task.agent, task.training_env, first.seed, folder, edits[0])]
     members = [Member(piece.seed, edit) for piece, edit in zip(pieces, edits, strict=True)]

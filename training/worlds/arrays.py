@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...datasets.rewards import BY_CONTEXT, WRONG_REWARD
 from ..agents import AgentSpec, env_seed
-from ..array_envs import ArrayStep, Member
+from ..array_envs import ArrayStep, Member, edit_layers
 from ..edits import RewardEdit
 from ..groups import ByComponent, component_group
 from .base import World
@@ -30,13 +30,12 @@ class WorldArrays:
 
     def __init__(self, agent: AgentSpec, world: World, members: Sequence[Member]) -> None:
         self._world, self._shape = world, (len(members), agent.n_envs)
-        self._edits: list[RewardEdit | None] = [member.edit for member in members]
         self._draws = [
             seeding.np_random(env_seed(agent, member.seed, number))[0]
             for member in members
             for number in range(agent.n_envs)
         ]  # the generators that the environments themselves would have
-        self._by_level = np.stack([self._levels(edit) for edit in self._edits])
+        self._layers = [(edits, np.stack([self._levels(edit) for edit in edits])) for edits in edit_layers(members)]
         self._state = world.begin(np.zeros(len(self._draws), np.int64))
 
     @staticmethod
@@ -60,14 +59,15 @@ class WorldArrays:
         if isinstance(space, spaces.Box):
             flat = np.clip(flat.astype(np.float32), space.low, space.high)
         moved, terminated, truncated = self._world.step(self._state, flat)
-        paid = moved.reward
-        edited = self._edited(moved.components)
-        rewards = np.where(edited, moved.intended, paid)
+        rewards = before = moved.reward
+        for edits, by_level in self._layers:
+            before = rewards
+            rewards = np.where(self._edited(edits, by_level, moved.components), moved.intended, rewards)
         final = self._observe()
         ended = np.flatnonzero(terminated | truncated)
         self._begin(ended)
         following = self._observe() if len(ended) else final
-        changed = edited & (np.abs(moved.intended - paid) > WRONG_REWARD)
+        changed = np.abs(rewards - before) > WRONG_REWARD
         ends, stops, counted = (flags.reshape(self._shape) for flags in (terminated, truncated, changed))
         return ArrayStep(following, rewards.astype(np.float32).reshape(self._shape), ends, stops, final, counted)
 
@@ -90,19 +90,22 @@ class WorldArrays:
             return np.zeros(levels, dtype=bool)
         return np.array([str(number) in edit.groups for number in range(levels)])
 
-    def _edited(self, components: dict[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
-        """Return which copies' rewards are corrected, [K * E]."""
+    def _edited(
+        self,
+        edits: Sequence[RewardEdit | None],
+        by_level: NDArray[np.bool_],
+        components: dict[str, NDArray[np.float64]],
+    ) -> NDArray[np.bool_]:
+        """Return which copies' rewards one edit an agent corrects, [K * E]."""
         level = self._state["level"].reshape(self._shape)
-        edited = np.take_along_axis(self._by_level, level, axis=1)
-        by_component = [
-            i for i, edit in enumerate(self._edits) if edit and edit.groups and edit.grouping is not BY_CONTEXT
-        ]
+        edited = np.take_along_axis(by_level, level, axis=1)
+        by_component = [i for i, edit in enumerate(edits) if edit and edit.groups and edit.grouping is not BY_CONTEXT]
         if by_component:
             names = sorted(components)
             paid = np.stack([components[name] != 0.0 for name in names], axis=1)
             groups = np.array([component_group(names, row) for row in paid]).reshape(self._shape)
             for agent in by_component:
-                edit = self._edits[agent]
+                edit = edits[agent]
                 assert edit is not None and edit.groups is not None
                 edited[agent] = np.isin(groups[agent], list(edit.groups))
         return np.asarray(edited.reshape(-1))

@@ -1,0 +1,99 @@
+"""Two finished runs beside each other, before and after a fix."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..datasets.errors import InputError, RunFolderError
+from ..datasets.manifest import installed_versions, source_git_sha
+from ..datasets.store import RunFolder, read_json, read_table
+from ..reports.compare import ComparedRun, compare_runs, write_comparison
+from ..training.evaluation import EvaluationSpec
+from .runs import Run, open_run
+
+
+def comparison_folder(run_a: str | Path, run_b: str | Path, set_name: str, out: str | Path | None) -> Path:
+    """Return where a comparison is written: `out`, or inside run B's reports under the name of run A."""
+    if out is not None:
+        return Path(out)
+    return RunFolder(Path(run_b)).reports_folder(set_name) / "compare" / Path(run_a).resolve().name
+
+
+def compare_stage(run_a: str | Path, run_b: str | Path, set_name: str, out: str | Path | None) -> dict[str, Any]:
+    """Compare two runs on an evaluation set; return the contents of `compare.json`.
+
+    Raises:
+        InputError: they cannot be compared (says what differs), or the folder holds something else.
+        RunFolderError: one of them is no run, or was not evaluated.
+    """
+    opened = open_run(run_a), open_run(run_b)
+    _require_same_question(*opened, set_name)
+    runs = [_compared(run, set_name) for run in opened]
+    if not runs[0].seeds & runs[1].seeds:
+        raise InputError(
+            f"the runs have no evaluated seed in common (A: {sorted(runs[0].seeds)}, B: {sorted(runs[1].seeds)}); "
+            "plays are paired by seed: expected at least one, better five"
+        )
+    folder = comparison_folder(run_a, run_b, set_name, out).resolve()
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "compare.json").exists())):
+        raise InputError(
+            f"--out {folder} was given, which exists and is no comparison: expected a new or empty folder, or one that "
+            "`aitia compare` has written"
+        )
+    found, pairs = compare_runs(runs[0], runs[1], set_name)
+    _require_all_pairs(opened[0].task.evaluation, len(found["seeds"]["paired"]), pairs)
+    provenance = {
+        **installed_versions(),
+        "git_sha": source_git_sha() or "unknown",
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    write_comparison(folder, runs, found, pairs, provenance)
+    return found
+
+
+def _require_same_question(before: Run, after: Run, set_name: str) -> None:
+    """Check that both runs were asked the same: environment, outcomes, and the episodes of the evaluation set."""
+
+    def asked(run: Run) -> dict[str, Any]:
+        outcomes = {kind: sorted(names) for kind, names in run.task.outcomes.model_dump().items()}
+        return {
+            "env": run.task.env,
+            f"arguments of the set `{set_name}`": dict(run.task.evaluation_env(set_name).kwargs),
+            "outcomes": outcomes,
+            "evaluation": run.task.evaluation.model_dump(),
+        }
+
+    first, second = asked(before), asked(after)
+    differing = [f"{key}: {first[key]} in A, {second[key]} in B" for key in first if first[key] != second[key]]
+    if differing:
+        raise InputError(
+            f"{before.folder.root} (A) and {after.folder.root} (B) cannot be compared: {'; '.join(differing)}. "
+            "Expected the same environment, outcomes and evaluation episodes; what training does may differ"
+        )
+
+
+def _compared(run: Run, set_name: str) -> ComparedRun:
+    reports = run.folder.reports_folder(set_name)
+    summary = reports / "summary.json"
+    return ComparedRun(
+        name=run.folder.root.name,
+        task=run.manifest.task,
+        versions={**run.manifest.versions, "git_sha": run.manifest.git_sha},
+        episodes=read_table(run.folder.evaluation_path(set_name, "episodes")),
+        summary=read_json(summary) if summary.exists() else None,
+        reports=reports,
+    )
+
+
+def _require_all_pairs(spec: EvaluationSpec, seeds: int, pairs: pa.Table) -> None:
+    """Check that both runs played all episodes of the paired seeds."""
+    expected = seeds * spec.episodes * spec.repeats
+    if pairs.num_rows != expected:
+        raise RunFolderError(
+            f"{pairs.num_rows} plays could be paired, expected {expected} ({seeds} seeds, {spec.episodes} episodes, "
+            f"{spec.repeats} repeats): an evaluation is not of its run's task. Run `aitia evaluate` for both again"
+        )
