@@ -219,7 +219,8 @@ class OffPolicyRecorder(Recorder):
 
     @property
     def _gamma(self) -> float:
-        return float(getattr(self._buffer, "gamma", None) or getattr(self.model, "gamma"))  # noqa: B009
+        owner: Any = self._buffer if isinstance(self._buffer, NStepReplayBuffer) else self.model
+        return float(owner.gamma)
 
     def _columns(self, buffer: RolloutBuffer) -> dict[str, pa.Array]:
         columns = super()._columns(buffer)
