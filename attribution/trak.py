@@ -133,6 +133,18 @@ def value_gradients(
     return _inner_products(window, steps, rows, targets, where) if window.shares_layers(steps) else None
 
 
+def q_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str) -> WindowGradients:
+    """Compute the inner products of a Q-network: gradients of Q(s, a) of the distinct rows that updates drew.
+
+    Args:
+        policy: a network of `q_networks`.
+        rows, targets, where: see `policy_gradients`; actions are zeros where the network gives one value a row.
+    """
+    actions = torch.as_tensor(rows.actions)[:, None]
+    window, steps = _factors(policy, rows, targets, lambda outputs: outputs.distribution.head.gather(1, actions).sum())
+    return _inner_products(window, steps, rows, targets, where)
+
+
 def _factors(
     policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, functional: Functional
 ) -> tuple[Factors, Factors]:

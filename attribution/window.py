@@ -86,6 +86,11 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
     metadata = metadata_of(table.schema)
     if table.num_rows == 0:
         raise RunFolderError(f"{path} holds no transitions: train again")
+    if "gae_lambda" not in metadata:
+        raise RunFolderError(
+            f"{path} was recorded off policy ({metadata.get('algorithm')}) and has no advantages; expected a run of "
+            "PPO or A2C. Its influence: aitia.attribution.td_adjoint.td_influence (docs/off-policy.md)"
+        )
 
     def column(name: str) -> NDArray[np.float64]:
         return np.asarray(table[name].to_numpy(), dtype=np.float64)

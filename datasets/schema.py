@@ -15,6 +15,18 @@ RANDOM_POLICY_SEED = -1
 COMPONENT_PREFIX = "component_"
 NO_CONTEXT = "all"
 
+REPLAY_DRAWS = pa.schema(
+    [
+        ("seed", pa.int32()),
+        ("window", pa.int32()),  # whose updates drew the transition
+        ("collected", pa.int32()),  # window that holds it; with env and step it names one row of the transitions
+        ("env", pa.int32()),
+        ("step", pa.int32()),
+        ("n", pa.int32()),  # rewards in its target: fewer than n_steps at an episode's end or the newest transition
+        ("draws", pa.int32()),
+    ]
+)
+
 EPISODES = pa.schema(
     [
         ("seed", pa.int32()),  # RANDOM_POLICY_SEED: the random policy

@@ -57,6 +57,14 @@ class RunFolder:
         """Folder of the checkpoints of one seed."""
         return self.root / "checkpoints" / f"seed={seed}"
 
+    def replay_path(self, seed: int, window: int) -> Path:
+        """Draws from the replay buffer in one window of an off-policy training."""
+        return self.replay_folder(seed) / f"window={window:05d}.parquet"
+
+    def replay_folder(self, seed: int) -> Path:
+        """Folder of the replay draws of one seed."""
+        return self.root / "replay" / f"seed={seed}"
+
     def evaluation_path(self, set_name: str, table: str) -> Path:
         """`episodes` or `steps` of an evaluation set."""
         return self.root / "evaluations" / set_name / f"{table}.parquet"

@@ -24,6 +24,7 @@ from .environments import Env, EnvSpec, describe
 from .spaces import as_tensors
 
 ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"PPO": PPO, "A2C": A2C}
+OFF_POLICY = ("DQN", "SAC")
 PPO_DEFAULTS: dict[str, Any] = {
     "n_steps": 128,
     "batch_size": 256,
@@ -52,6 +53,13 @@ class AgentSpec(BaseModel):
     @field_validator("algorithm")
     @classmethod
     def _known_algorithm(cls, value: str) -> str:
+        if value in OFF_POLICY:
+            raise ValueError(
+                f"`{value}` was given, expected one of {', '.join(ALGORITHMS)}: evaluation, replay and the bank of "
+                "retrainings need a policy that gives action probabilities. A script of your own can record DQN and "
+                "SAC (aitia.training.off_policy.OffPolicyRecorder) and ask for the influence of its rewards "
+                "(aitia.attribution.td_adjoint.td_influence): docs/off-policy.md"
+            )
         if value not in ALGORITHMS:
             raise ValueError(
                 f"`{value}` is not supported so far, expected one of {', '.join(ALGORITHMS)} (on-policy "

@@ -143,24 +143,30 @@ class Recorder(BaseCallback):
 
     def _init_callback(self) -> None:
         model = self.model
-        if self._windows:
-            raise InputError(
-                f"this recorder has already recorded a training as seed {self.seed}; expected one `learn` a recorder. "
-                "Make another with another seed"
-            )
         if not isinstance(model, OnPolicyAlgorithm) or type(model.rollout_buffer) not in (
             *_RECORDING,
             *_RECORDING.values(),
         ):
             raise InputError(
                 f"the recorder was given {type(model).__name__}, expected an on-policy Stable-Baselines3 "
-                "algorithm with its own rollout buffer (PPO or A2C)"
+                "algorithm with its own rollout buffer (PPO or A2C). DQN and SAC: use "
+                "aitia.training.off_policy.OffPolicyRecorder"
             )
         old = model.rollout_buffer
         model.rollout_buffer = _RECORDING.get(type(old), type(old))(
             old.buffer_size, old.observation_space, old.action_space, old.device,
             gae_lambda=old.gae_lambda, gamma=old.gamma, n_envs=old.n_envs,
         )  # fmt: skip
+        self._begin(old.n_envs)
+
+    def _begin(self, n_envs: int) -> None:
+        """Prepare for the steps of a training on `n_envs` environments."""
+        model = self.model
+        if self._windows:
+            raise InputError(
+                f"this recorder has already recorded a training as seed {self.seed}; expected one `learn` a recorder. "
+                "Make another with another seed"
+            )
         self._staged.root.mkdir(parents=True)
         env = model.get_env()
         assert env is not None
@@ -171,10 +177,10 @@ class Recorder(BaseCallback):
             f"training environment (seed {self.seed})",
         )
         self._discrete = discrete
-        self._n_envs = old.n_envs
-        self._episode = np.arange(old.n_envs, dtype=np.int64)
-        self._t = np.zeros(old.n_envs, dtype=np.int64)
-        self._next_episode = old.n_envs
+        self._n_envs = n_envs
+        self._episode = np.arange(n_envs, dtype=np.int64)
+        self._t = np.zeros(n_envs, dtype=np.int64)
+        self._next_episode = n_envs
         self._rows = _Rows()
 
     @property
@@ -228,14 +234,17 @@ class Recorder(BaseCallback):
     def _on_rollout_end(self) -> None:
         buffer = self._model.rollout_buffer
         assert isinstance(buffer, RecordingRolloutBuffer | RecordingDictRolloutBuffer)
-        observed = self.locals["new_obs"]
-        for index in range(self._n_envs):
-            parts = isinstance(observed, dict)
-            value = {name: values[index] for name, values in observed.items()} if parts else observed[index]
-            self._rows.following.setdefault((buffer.buffer_size - 1, index), value)
+        self._follow_last(buffer.buffer_size - 1, self.locals["new_obs"])
         columns, metadata = self._columns(buffer), self._metadata(buffer)
         self._pending = _Window(self._windows, columns, metadata, self._parameters(), buffer.membership)
         self._windows += 1
+
+    def _follow_last(self, step: int, observed: Any) -> None:
+        """Keep what every environment showed after the window's last step."""
+        for index in range(self._n_envs):
+            parts = isinstance(observed, dict)
+            value = {name: values[index] for name, values in observed.items()} if parts else observed[index]
+            self._rows.following.setdefault((step, index), value)
 
     def _columns(self, buffer: RolloutBuffer) -> dict[str, pa.Array]:
         """Return the columns of the window, row = env * n_steps + step (SB3's own flat order)."""
@@ -304,7 +313,7 @@ class Recorder(BaseCallback):
 
     def _parameters(self) -> dict[str, Tensor]:
         """Return copies of the policy's parameters and of VecNormalize's statistics."""
-        found = {name: value.detach().clone() for name, value in self._model.policy.state_dict().items()}
+        found = {name: value.detach().clone() for name, value in self.model.policy.state_dict().items()}
         normalize = self._normalize
         if normalize is not None:
             statistics = {"return": normalize.ret_rms}
