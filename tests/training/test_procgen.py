@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +22,8 @@ from aitia.training.ensemble import train_recorded
 from aitia.training.environments import EnvSpec, probe
 from aitia.training.evaluation import EvaluationSpec, evaluate_policy
 from aitia.training.procgen import ACTION_NAMES, GOAL_REWARD, ProcgenCoinRunEnv, ProcgenEnv, ProcgenMazeEnv
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("procgen") is None, reason="procgen has no wheel here")
 from aitia.training.procgen_state import Cell, ProcgenState
 from aitia.workflows.task import load_task
 
