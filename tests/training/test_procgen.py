@@ -22,10 +22,10 @@ from aitia.training.ensemble import train_recorded
 from aitia.training.environments import EnvSpec, probe
 from aitia.training.evaluation import EvaluationSpec, evaluate_policy
 from aitia.training.procgen import ACTION_NAMES, GOAL_REWARD, ProcgenCoinRunEnv, ProcgenEnv, ProcgenMazeEnv
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("procgen") is None, reason="procgen has no wheel here")
 from aitia.training.procgen_state import Cell, ProcgenState
 from aitia.workflows.task import load_task
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("procgen") is None, reason="procgen has no wheel here")
 
 IDS = {"coinrun": "aitia/ProcgenCoinRun-v0", "maze": "aitia/ProcgenMaze-v0"}
 CLASSES: dict[str, type[ProcgenEnv]] = {"coinrun": ProcgenCoinRunEnv, "maze": ProcgenMazeEnv}
