@@ -31,10 +31,10 @@ from ..datasets.errors import InputError
 from ..datasets.schema import metadata_of
 from ..datasets.store import RunFolder, read_table, read_tensors
 from .agents import AgentSpec, build_model
+from .buffers import UNUSED_ROW
 from .edits import RewardEdit
 from .ensemble import ONE_AT_A_TIME
 from .environments import EnvSpec
-from .recorder import UNUSED_ROW
 from .spaces import as_tensors
 
 Rows = NDArray[np.int64]
@@ -80,7 +80,6 @@ def replay(
     for _ in replayed.windows():
         pass
     policy = replayed.model.policy
-    assert isinstance(policy, ActorCriticPolicy)
     policy.set_training_mode(False)
     return policy
 
@@ -181,7 +180,6 @@ class _Record:
 def _fill(buffer: RolloutBuffer, record: _Record, model: OnPolicyAlgorithm) -> None:
     """Fill the buffer as SB3's `collect_rollouts` does, in batches of the same shape, and compute advantages."""
     policy = model.policy
-    assert isinstance(policy, ActorCriticPolicy)
     buffer.reset()
     with torch.no_grad():
         for step in range(len(record.rewards)):
