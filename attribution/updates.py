@@ -69,7 +69,7 @@ class _SummedUpdates:
             distinct, row = np.unique(window.rows.row[update.rows], return_inverse=True)
             rows = WindowRows(
                 window.rows.observations[distinct], window.rows.actions[distinct],
-                np.bincount(row).astype(np.int64), row,
+                np.bincount(row).astype(np.int64), row, window.rows.given.rows(distinct),
             )  # fmt: skip
             ratio = np.exp(_log_probs(policy, rows) - before[distinct])[row]
             weight = ratio * ~_clipped(ratio, self._normalised(update.rows), replayed.clip_range)
@@ -113,7 +113,8 @@ class _SummedUpdates:
 def _log_probs(policy: ActorCriticPolicy, rows: WindowRows) -> NDArray[np.float64]:
     actions: Array = rows.actions
     with torch.no_grad():
-        found = Outputs(policy, as_tensors(rows.observations)).distribution.log_prob(torch.as_tensor(actions))
+        said = Outputs(policy, as_tensors(rows.observations), rows.given).distribution
+        found = said.log_prob(torch.as_tensor(actions))
     return found.double().numpy()
 
 
