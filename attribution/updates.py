@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.arrays import Array
 from ..datasets.errors import InputError
+from ..training.recurrent import is_recurrent
 from ..training.replayed import ReplayedWindow
 from ..training.spaces import as_tensors
 from .adjoint import Scores, gae_adjoint, minibatch_adjoint
@@ -41,8 +42,14 @@ class TrakUpdates(Estimator):
         """Score every update of the window.
 
         Raises:
-            InputError: the window comes without its updates (they are replayed by `aitia attribute`).
+            InputError: the window comes without its updates (they are replayed by `aitia attribute`), or the policy
+                is recurrent.
         """
+        if is_recurrent(policy):
+            raise InputError(
+                "--estimator trak-updates was given for a recurrent policy, whose minibatches are sequences with "
+                "states that change at every update. Use --estimator trak"
+            )
         if window.updates is None or not window.updates.updates:
             raise InputError(
                 f"{window.name} comes without its updates: --estimator trak-updates replays them, run `aitia attribute`"
