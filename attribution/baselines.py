@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.arrays import Array, flat_numbers
-from ..training.agents import latent_features
+from ..training.spaces import as_tensors
 from .adjoint import Scores
 from .estimators import Estimator, Influence, Prepared
+from .outputs import Outputs
 from .targets import TargetSteps
 from .window import Window
 
@@ -131,7 +133,11 @@ class NearestLatent(Estimator):
 
     def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
         """Measure distances between latent features."""
-        rows, steps = (latent_features(policy, x) for x in (window.rows.observations, targets.observations))
+        with torch.no_grad():
+            rows, steps = (
+                Outputs(policy, as_tensors(x.observations), x.given).latent.double().numpy()
+                for x in (window.rows, targets)
+            )
         return _nearest(window, rows, steps, targets)
 
 

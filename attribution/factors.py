@@ -7,7 +7,8 @@ inner products of gradients are sums over layers of products of two small Gram m
 .. math:: \langle g_t, g_u \rangle = \sum_{layers} (a_t \cdot a_u + 1[bias]) (D_t \cdot D_u).
 
 A convolution applies its weight at L places, an embedding at L indices: the gradient is the sum of L outer
-products. It is formed for a block of output channels at a time, and only the inner products are kept.
+products. It is formed for a block of output channels at a time, and only the inner products are kept. One step of an
+LSTM is linear up to its gates: a linear layer of what comes in and the hidden state.
 
 Source: the factored form is the one of Goodfellow 2015 (arXiv:1510.01799); docs/method.md.
 """
@@ -25,6 +26,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from ..datasets.errors import InputError
+from .given import NOTHING_BESIDE, Given
 from .outputs import Inputs, Outputs
 
 Functional = Callable[[Outputs], Tensor]
@@ -162,7 +164,9 @@ class Factors:
         return gram, gram.new_zeros(self.rows, other.rows) if products is None else products
 
 
-def gradient_factors(policy: ActorCriticPolicy, observations: Inputs, functional: Functional) -> Factors:
+def gradient_factors(
+    policy: ActorCriticPolicy, observations: Inputs, functional: Functional, given: Given = NOTHING_BESIDE
+) -> Factors:
     """Return the factors of the gradients of N scalars by the policy's parameters.
 
     Args:
@@ -170,16 +174,17 @@ def gradient_factors(policy: ActorCriticPolicy, observations: Inputs, functional
         observations: [N, ...], as the policy saw them.
         functional: maps what the policy says of N states to a scalar: the sum of N scalars of which the n-th
             depends on row n only, or any function whose derivative by row n is wanted as row n's share.
+        given: what the policy is given beside the observations.
 
     Raises:
         InputError: some parameter on the way is not of a layer with a factored gradient, used once, so that the
             factored form would not be exact.
     """
     require_factored(policy)
-    outputs = Outputs(policy, observations)
+    outputs = Outputs(policy, observations, given)
     with _recorded_layers(policy) as seen:
         total = functional(outputs)
-    results = [output for _, _, output in seen.values()]
+    results = [output for _, _, output in seen.values()] + [step.gates for step in outputs.gates.values()]
     spread = outputs.__dict__["distribution"].log_std if "distribution" in outputs.__dict__ else None
     if spread is not None:
         results.append(spread)
@@ -188,6 +193,9 @@ def gradient_factors(policy: ActorCriticPolicy, observations: Inputs, functional
     for (name, (layer, inputs, _)), derivative in zip(seen.items(), derivatives, strict=False):
         if derivative is not None:
             layers[name] = _layer_factors(layer, inputs.detach(), derivative)
+    for (name, step), derivative in zip(outputs.gates.items(), derivatives[len(seen) :], strict=False):
+        if derivative is not None:
+            layers[name] = LinearFactors(step.inputs.detach(), derivative)
     if spread is not None and derivatives[-1] is not None:
         layers[SPREAD] = LinearFactors(spread.new_ones(len(spread), 1), derivatives[-1])
     rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
@@ -242,7 +250,10 @@ def why_not_factored(policy: ActorCriticPolicy) -> str | None:
         return f"its actions are {policy.action_space}"
     for name, module in policy.named_modules():
         own = [key for key, _ in module.named_parameters(recurse=False)]
-        if own and not _is_factored(module) and not (module is policy and own == [SPREAD]):
+        if name in ("lstm_actor", "lstm_critic") and type(module) is nn.LSTM:
+            if module.proj_size or module.bidirectional:
+                return f"`{name}` of the policy projects its hidden state, or reads backwards"
+        elif own and not _is_factored(module) and not (module is policy and own == [SPREAD]):
             return f"`{name}` of the policy is a {type(module).__name__}"
     return None
 

@@ -27,13 +27,15 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from ..datasets.arrays import Array
 from ..datasets.errors import InputError, NonFiniteError
+from ..training.masks import takes_masks
+from ..training.recurrent import ACTOR, is_recurrent
 from ..training.spaces import as_tensors, choices
 from .estimators import Estimator, Prepared, ScoredWindow
+from .given import incoming_states, lstm_step
 from .outputs import ActionDistribution, Inputs, difference_of_log_sums, prepare
 from .targets import TargetSteps
-from .trak import LAMBDAS
+from .trak import LAMBDAS, WindowRows
 from .window import Window
 
 PROJECTED_DIMENSIONS = 2048
@@ -78,20 +80,26 @@ class _Actor(nn.Module):
         self.features, self.body, self.head = (
             policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net,
         )  # fmt: skip
+        self.lstm = policy.lstm_actor if is_recurrent(policy) else None
         self.log_std = policy.log_std if isinstance(policy.action_space, spaces.Box) else None
-        self.space = policy.action_space
+        self.space, self.masked = policy.action_space, takes_masks(policy)
 
-    def forward(self, observations: Inputs) -> ActionDistribution:
-        """Return the distribution of actions in N states, given prepared observations."""
-        head = self.head(self.body(self.features(observations)))
-        return ActionDistribution(self.space, head, None if self.log_std is None else self.log_std.expand_as(head))
+    def forward(self, observations: Inputs, mask: Tensor, states: Tensor) -> ActionDistribution:
+        """Return the distribution of actions in N states, given prepared observations and what is beside them."""
+        features = self.features(observations)
+        if self.lstm is not None:
+            lstm: Any = self.lstm
+            features, _ = lstm_step(lstm, features, states)
+        head = self.head(self.body(features))
+        log_std = None if self.log_std is None else self.log_std.expand_as(head)
+        return ActionDistribution(self.space, head, log_std, mask if self.masked else None)
 
 
 class _Samples(NamedTuple):
     """One output each: log pi(a|s) of a transition, or one step of a target. All [N, ...].
 
     Attributes:
-        inputs: prepared observations, one tensor a key.
+        inputs: what the policy takes (`_prepared`).
         action: the action taken.
         plus, minus: bool [N, A], actions whose summed probabilities are compared (labels).
         kind: [N, 3], weights of log pi(a|s), of its log-odds and of the labels.
@@ -129,9 +137,9 @@ def _scores(
 
         @staticmethod
         def get_output(model: nn.Module, weights: Any, buffers: Any, *sample: Tensor) -> Tensor:
-            *inputs, action, plus, minus, kind = (values[None] for values in sample)
+            *inputs, mask, states, action, plus, minus, kind = (values[None] for values in sample)
             given = inputs[0] if names is None else dict(zip(names, inputs, strict=True))
-            found: ActionDistribution = torch.func.functional_call(model, (weights, buffers), (given,))
+            found: ActionDistribution = torch.func.functional_call(model, (weights, buffers), (given, mask, states))
             output = kind[0, 0] * found.log_prob(action)[0] + kind[0, 1] * found.log_odds(action)[0]
             if isinstance(found.space, spaces.Discrete):
                 output = output + kind[0, 2] * difference_of_log_sums(found.log_probs(), plus, minus)[0]
@@ -197,7 +205,8 @@ def _window_samples(window: Window, policy: ActorCriticPolicy) -> _Samples:
     kind = torch.tensor([[1.0, 0.0, 0.0]]).repeat(len(row), 1)
     none = torch.zeros(len(row), choices(policy.action_space) or 1, dtype=torch.bool)
     actions = torch.as_tensor(window.rows.actions[row])
-    return _Samples(_prepared(window.rows.observations[row], policy), actions, none, none, kind)
+    inputs = tuple(values[row] for values in _prepared(window.rows, policy))
+    return _Samples(inputs, actions, none, none, kind)
 
 
 def _target_samples(targets: TargetSteps, policy: ActorCriticPolicy) -> _Samples:
@@ -207,11 +216,22 @@ def _target_samples(targets: TargetSteps, policy: ActorCriticPolicy) -> _Samples
     kind = np.stack([weight * (of_step == name) for name in ("episode", "log-odds", "labels")], axis=1)
     labels = targets.labels if targets.labels.shape[1] else np.zeros((len(weight), 1), np.int8)
     return _Samples(
-        _prepared(targets.observations, policy), torch.as_tensor(targets.actions), torch.as_tensor(labels > 0),
+        _prepared(targets, policy), torch.as_tensor(targets.actions), torch.as_tensor(labels > 0),
         torch.as_tensor(labels < 0), torch.as_tensor(kind).float(),
     )  # fmt: skip
 
 
-def _prepared(observations: Array, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
-    found = prepare(policy, as_tensors(observations))
-    return tuple(found.values()) if isinstance(found, dict) else (found,)
+def _prepared(of: WindowRows | TargetSteps, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
+    """Return what the policy takes in N states: prepared observations, one tensor a key; then bool [N, A], allowed
+    actions, and [N, 2, layers, H], states that come in at the actor's LSTM ([N, 0] each where it takes none).
+    """
+    found: Any = prepare(policy, as_tensors(of.observations))
+    parts = tuple(found.values()) if isinstance(found, dict) else (found,)
+    mask = states = torch.zeros(len(parts[0]), 0)
+    if of.given.mask is not None:
+        mask = torch.as_tensor(of.given.mask)
+    if is_recurrent(policy):
+        lstm: Any = policy.lstm_actor
+        with torch.no_grad():
+            states = incoming_states(lstm, policy.pi_features_extractor(found), of.given.history, ACTOR)
+    return (*parts, mask, states)

@@ -26,6 +26,7 @@ from ..datasets.errors import InputError, TaskError
 from ..datasets.outcomes import failure_ids
 from ..datasets.schema import failure_id
 from ..training.hooks import load_callable
+from .given import NOTHING_BESIDE, Given, given_of_episodes
 from .outputs import Outputs, difference_of_log_sums
 
 BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds", "episode", "value")
@@ -63,6 +64,7 @@ class TargetSteps:
         labels: int8 [T, A].
         decisive: bool [T].
         user: a user's own function, instead of the built-in ones.
+        given: what the policy is given beside the observations.
     """
 
     ids: tuple[str, ...]
@@ -73,6 +75,7 @@ class TargetSteps:
     labels: NDArray[np.int8]
     decisive: NDArray[np.bool_]
     user: UserTarget | None = None
+    given: Given = NOTHING_BESIDE
 
     @property
     def failures(self) -> int:
@@ -163,12 +166,15 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
             "target: `labels` was given, but the environment tells no `action_labels`. Use `auto` or `log-odds`, or "
             "let the environment tell them with every step"
         )
+    given = given_of_episodes(chosen.replace_schema_metadata(steps.schema.metadata), index)
     labels = _labels(chosen, int((steps.schema.metadata or {}).get(b"actions", b"0")))
+    if given.mask is not None and labels.shape[1]:
+        labels = np.where(given.mask, labels, 0).astype(np.int8)  # an action that is not allowed has no part in odds
     decisive = decisive_steps(labels, actions)
     has_decisive = np.bincount(index[decisive], minlength=len(keys)) > 0
     ids = tuple(failure_ids(failures))
     kinds = tuple(_kind(target, bool(has)) for has in has_decisive)
-    return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user)
+    return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user, given)
 
 
 def _kind(target: str, has_decisive: bool) -> str:

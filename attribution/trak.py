@@ -28,6 +28,7 @@ from ..datasets.arrays import Array, row_bytes
 from ..datasets.errors import NonFiniteError
 from ..training.spaces import as_tensors
 from .factors import Factors, Functional, gradient_factors
+from .given import NOTHING_BESIDE, Given
 from .targets import TargetSteps
 
 DEFAULT_LAMBDA = 1e-2
@@ -44,20 +45,29 @@ class WindowRows:
         actions: [U] or [U, K].
         counts: [U], how often each occurs.
         row: int64 [N], the distinct row of each transition.
+        given: what the policy was given beside the observations.
     """
 
     observations: Array
     actions: Array
     counts: NDArray[np.int64]
     row: NDArray[np.int64]
+    given: Given = NOTHING_BESIDE
 
     @staticmethod
-    def of(observations: Array, actions: Array) -> WindowRows:
-        """Collapse the transitions of a window, observations [N, ...] and actions [N] or [N, K]."""
-        keys = np.concatenate([row_bytes(observations), row_bytes(actions)], axis=1)
+    def of(observations: Array, actions: Array, given: Given = NOTHING_BESIDE) -> WindowRows:
+        """Collapse the transitions of a window, observations [N, ...] and actions [N] or [N, K].
+
+        With a history no two transitions are the same, and none is left out.
+        """
+        if given.history is not None:
+            every = np.arange(len(actions))
+            return WindowRows(observations, actions, np.ones_like(every), every, given)
+        parts = [observations, actions, *([] if given.mask is None else [given.mask])]
+        keys = np.concatenate([row_bytes(part) for part in parts], axis=1)
         whole = keys.view(f"V{keys.shape[1]}")[:, 0]  # compared as one value: 100 times faster than by column
         _, first, row, counts = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
-        return WindowRows(observations[first], actions[first], counts, row.reshape(-1))
+        return WindowRows(observations[first], actions[first], counts, row.reshape(-1), given.rows(first))
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,8 @@ def _factors(
 ) -> tuple[Factors, Factors]:
     """Return the factored gradients of the window's rows and of the targets' steps."""
     policy.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)
-    window = gradient_factors(policy, as_tensors(rows.observations), functional)
-    return window, gradient_factors(policy, as_tensors(targets.observations), targets.functional())
+    window = gradient_factors(policy, as_tensors(rows.observations), functional, rows.given)
+    return window, gradient_factors(policy, as_tensors(targets.observations), targets.functional(), targets.given)
 
 
 def _inner_products(

@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.arrays import Array
 from ..datasets.errors import InputError
+from ..training.recurrent import is_recurrent
 from ..training.replayed import ReplayedWindow
 from ..training.spaces import as_tensors
 from .adjoint import Scores, gae_adjoint, minibatch_adjoint
@@ -41,8 +42,14 @@ class TrakUpdates(Estimator):
         """Score every update of the window.
 
         Raises:
-            InputError: the window comes without its updates (they are replayed by `aitia attribute`).
+            InputError: the window comes without its updates (they are replayed by `aitia attribute`), or the policy
+                is recurrent.
         """
+        if is_recurrent(policy):
+            raise InputError(
+                "--estimator trak-updates was given for a recurrent policy, whose minibatches are sequences with "
+                "states that change at every update. Use --estimator trak"
+            )
         if window.updates is None or not window.updates.updates:
             raise InputError(
                 f"{window.name} comes without its updates: --estimator trak-updates replays them, run `aitia attribute`"
@@ -69,7 +76,7 @@ class _SummedUpdates:
             distinct, row = np.unique(window.rows.row[update.rows], return_inverse=True)
             rows = WindowRows(
                 window.rows.observations[distinct], window.rows.actions[distinct],
-                np.bincount(row).astype(np.int64), row,
+                np.bincount(row).astype(np.int64), row, window.rows.given.rows(distinct),
             )  # fmt: skip
             ratio = np.exp(_log_probs(policy, rows) - before[distinct])[row]
             weight = ratio * ~_clipped(ratio, self._normalised(update.rows), replayed.clip_range)
@@ -113,7 +120,8 @@ class _SummedUpdates:
 def _log_probs(policy: ActorCriticPolicy, rows: WindowRows) -> NDArray[np.float64]:
     actions: Array = rows.actions
     with torch.no_grad():
-        found = Outputs(policy, as_tensors(rows.observations)).distribution.log_prob(torch.as_tensor(actions))
+        said = Outputs(policy, as_tensors(rows.observations), rows.given).distribution
+        found = said.log_prob(torch.as_tensor(actions))
     return found.double().numpy()
 
 

@@ -15,6 +15,8 @@ from ..datasets.schema import metadata_of
 from ..datasets.store import read_table, read_table_schema
 from ..training.replayed import ReplayedWindow
 from .adjoint import Advantages
+from .given import COLUMNS as GIVEN_COLUMNS
+from .given import given_of_window
 from .trak import WindowRows
 
 
@@ -65,7 +67,7 @@ class Window:
 
 
 _COLUMNS = (
-    "seed", "window", "observation", "action", "reward", "reward_scale", "intended_reward",
+    "seed", "window", "step", "t", "observation", "action", "reward", "reward_scale", "intended_reward",
     "advantage", "terminated", "truncated", "minibatches",
 )  # fmt: skip
 
@@ -81,7 +83,9 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         RunFolderError: the file is missing, damaged or empty.
         NonFiniteError: an advantage or a reward is not finite.
     """
-    needed = dict.fromkeys([*_COLUMNS, *grouping.columns(read_table_schema(path).names)])
+    known = read_table_schema(path).names
+    beside = [name for name in GIVEN_COLUMNS if name in known]
+    needed = dict.fromkeys([*_COLUMNS, *beside, *grouping.columns(known)])
     table = read_table(path, list(needed))
     metadata = metadata_of(table.schema)
     if table.num_rows == 0:
@@ -107,7 +111,7 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         name=f"{path.parent.name}/{path.stem}",
         seed=int(table["seed"][0].as_py()),
         number=int(table["window"][0].as_py()),
-        rows=WindowRows.of(observations, actions),
+        rows=WindowRows.of(observations, actions, given_of_window(table)),
         advantages=Advantages(
             raw=column("advantage"),
             ended=np.asarray(ended, dtype=np.bool_),

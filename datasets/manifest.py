@@ -21,6 +21,7 @@ _PACKAGES = (
     "aitia",
     "torch",
     "stable-baselines3",
+    "sb3-contrib",
     "gymnasium",
     "numpy",
     "pyarrow",

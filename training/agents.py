@@ -12,8 +12,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
@@ -21,9 +28,12 @@ from torch import Tensor
 from ..datasets.arrays import Array
 from ..datasets.errors import InputError, TaskError, nearest
 from .environments import Env, EnvSpec, describe
-from .spaces import as_tensors
+from .recurrent import is_recurrent
+from .spaces import Space, as_tensors
 
-ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"PPO": PPO, "A2C": A2C}
+MASKABLE, RECURRENT = "MaskablePPO", "RecurrentPPO"  # of sb3-contrib
+_OWN: dict[str, type[OnPolicyAlgorithm]] = {"PPO": PPO, "A2C": A2C}  # of Stable-Baselines3 itself
+ALGORITHMS = (*_OWN, MASKABLE, RECURRENT)
 OFF_POLICY = ("DQN", "SAC")
 PPO_DEFAULTS: dict[str, Any] = {
     "n_steps": 128,
@@ -36,16 +46,37 @@ PPO_DEFAULTS: dict[str, Any] = {
 }
 _SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 _LINEAR = "lin_"
+_DISTRIBUTIONS = (
+    BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution,
+)  # fmt: skip
 _NOT_HYPERPARAMETERS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log"}
 
 
+def algorithm_class(name: str) -> type[OnPolicyAlgorithm]:
+    """Return the class of one of `ALGORITHMS`.
+
+    Raises:
+        TaskError: it is of sb3-contrib, which is not installed.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    try:
+        import sb3_contrib
+    except ImportError as error:
+        raise TaskError(
+            f'agent.algorithm: {name} was given, which is of sb3-contrib: pip install "aitia[contrib]" ({error})'
+        ) from error
+    found: type[OnPolicyAlgorithm] = getattr(sb3_contrib, name)
+    return found
+
+
 class AgentSpec(BaseModel):
-    """The `agent` block of a task file."""
+    """The `agent` block of a task file; `policy` is by default the algorithm's own for flat observations."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
     algorithm: str = "PPO"
-    policy: str = "MlpPolicy"
+    policy: str = Field(default="", validate_default=True)
     total_timesteps: int = Field(default=81920, ge=1)
     n_envs: int = Field(default=16, ge=1)
     hyperparameters: dict[str, Any] = Field(default_factory=dict, validate_default=True)
@@ -62,21 +93,31 @@ class AgentSpec(BaseModel):
             )
         if value not in ALGORITHMS:
             raise ValueError(
-                f"`{value}` is not supported so far, expected one of {', '.join(ALGORITHMS)} (on-policy "
-                f"algorithms of Stable-Baselines3; others come with later work).{nearest(value, ALGORITHMS)}"
+                f"`{value}` is not supported so far, expected one of {', '.join(ALGORITHMS)} (on-policy algorithms of "
+                f"Stable-Baselines3 and sb3-contrib; others come with later work).{nearest(value, ALGORITHMS)}"
             )
         return value
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_for_flat_observations(cls, value: str, info: ValidationInfo) -> str:
+        return value or ("MlpLstmPolicy" if info.data.get("algorithm") == RECURRENT else "MlpPolicy")
 
     @field_validator("hyperparameters")
     @classmethod
     def _with_defaults(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        """Fill in aitia's own defaults of PPO; another algorithm has those of Stable-Baselines3."""
-        return {**PPO_DEFAULTS, **value} if info.data.get("algorithm") == "PPO" else value
+        """Fill in aitia's own defaults of PPO and its kinds; A2C has those of Stable-Baselines3."""
+        return {**PPO_DEFAULTS, **value} if info.data.get("algorithm") != "A2C" else value
+
+    @property
+    def masked(self) -> bool:
+        """Whether the agent draws only actions that the environment allows."""
+        return self.algorithm == MASKABLE
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The hyperparameters that the algorithm takes."""
-        signature = inspect.signature(ALGORITHMS[self.algorithm].__init__)
+        signature = inspect.signature(algorithm_class(self.algorithm).__init__)
         return {name: p for name, p in signature.parameters.items() if name not in _NOT_HYPERPARAMETERS}
 
     def hyperparameter(self, name: str) -> Any:
@@ -106,16 +147,29 @@ class AgentSpec(BaseModel):
                     f"agent.hyperparameters.{name}: `{value}` was given, expected a number, or for instance "
                     "lin_0.001, which falls linearly to zero"
                 )
-        known = list(ALGORITHMS[self.algorithm].policy_aliases)
+        known = list(algorithm_class(self.algorithm).policy_aliases)
         if self.policy not in known:
             raise TaskError(
                 f"agent.policy: `{self.policy}` was given, expected one of {', '.join(known)}."
                 f"{nearest(self.policy, known)}"
             )
-        if self.hyperparameter("use_sde"):
+        if self.hyperparameters.get("use_sde"):
             raise TaskError(
                 "agent.hyperparameters: use_sde was given; expected Gaussian actions whose spread does not depend on "
                 "the state, which attribution needs: remove it"
+            )
+        self._require_no_single_row()
+
+    def _require_no_single_row(self) -> None:
+        """Check that sb3-contrib's algorithms meet no minibatch of one row: it makes their parameters NaN."""
+        if self.algorithm in _OWN or not self.hyperparameter("normalize_advantage"):
+            return
+        steps, batch = self.hyperparameter("n_steps"), self.hyperparameter("batch_size")
+        if isinstance(steps, int) and isinstance(batch, int) and batch > 0 and steps * self.n_envs % batch == 1 % batch:
+            raise TaskError(
+                f"agent.hyperparameters: {steps * self.n_envs} rows in minibatches of {batch} leave one of a single "
+                f"row, whose advantages {self.algorithm} cannot normalise; expected a batch_size that divides "
+                "n_steps * n_envs"
             )
 
 
@@ -138,7 +192,7 @@ def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPo
     spec.require_valid()
     vec_env = DummyVecEnv([make_env] * spec.n_envs)
     try:
-        model = ALGORITHMS[spec.algorithm](
+        model = algorithm_class(spec.algorithm)(
             spec.policy, vec_env, seed=seed, device="cpu", verbose=0,
             **{name: spec.hyperparameter(name) for name in spec.hyperparameters},
         )  # fmt: skip
@@ -162,17 +216,19 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
     """Return an untrained policy of the task's architecture.
 
     Raises:
-        TaskError: the policy does not fit the observations, or refuses its `policy_kwargs`.
+        TaskError: the policy does not fit the observations or actions, or refuses its `policy_kwargs`.
     """
     facts = describe(env)
     observation_space = facts.observation_space
     dictionary = isinstance(observation_space, spaces.Dict)
-    if dictionary != (spec.policy == "MultiInputPolicy"):
-        expected = "MultiInputPolicy" if dictionary else "MlpPolicy, or CnnPolicy for images"
+    if dictionary != spec.policy.startswith("MultiInput"):
+        kind = "LstmPolicy" if spec.algorithm == RECURRENT else "Policy"
+        expected = f"MultiInput{kind}" if dictionary else f"Mlp{kind}, or Cnn{kind} for images"
         raise TaskError(
             f"agent.policy: `{spec.policy}` was given for observations {observation_space}, expected {expected}"
         )
-    policy_class = ALGORITHMS[spec.algorithm].policy_aliases[spec.policy]
+    _require_trainable(spec, facts.action_space)
+    policy_class = algorithm_class(spec.algorithm).policy_aliases[spec.policy]
     policy_kwargs = dict(spec.hyperparameters.get("policy_kwargs") or {})
     try:
         policy = policy_class(observation_space, facts.action_space, lambda _: 0.0, **policy_kwargs)
@@ -181,14 +237,45 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
             f"agent.policy: `{spec.policy}` with policy_kwargs {policy_kwargs} does not fit the observations "
             f"{observation_space} (CnnPolicy needs images, MlpPolicy anything flat): {str(error).splitlines()[0]}"
         ) from error
-    assert isinstance(policy, ActorCriticPolicy)
-    return policy
+    found: Any = policy
+    acts = found.action_dist
+    if type(acts) not in _DISTRIBUTIONS and not hasattr(acts, "apply_masking"):
+        raise TaskError(
+            f"agent.hyperparameters.policy_kwargs: {policy_kwargs} make the policy act by a {type(acts).__name__}; "
+            "expected categorical, Bernoulli or Gaussian actions without use_sde, which attribution needs"
+        )
+    return found  # type: ignore[no-any-return]  # that of MaskablePPO has the same parts, and is no subclass
+
+
+def _require_trainable(spec: AgentSpec, actions: Space) -> None:
+    """Check that the algorithm can learn these actions.
+
+    Raises:
+        TaskError: it cannot.
+    """
+    if spec.masked and isinstance(actions, spaces.Box):
+        raise TaskError(
+            f"agent.algorithm: MaskablePPO was given for actions {actions}, expected actions that can be masked: "
+            "Discrete, MultiDiscrete or MultiBinary. Use PPO"
+        )
+    if spec.algorithm == RECURRENT and isinstance(actions, spaces.MultiBinary):
+        raise TaskError(
+            f"agent.algorithm: RecurrentPPO was given for actions {actions}, expected Discrete, MultiDiscrete or Box: "
+            "sb3-contrib's cannot be trained with MultiBinary ones. Use MultiDiscrete with two choices each"
+        )
 
 
 def latent_features(policy: ActorCriticPolicy, observations: Array) -> NDArray[np.float64]:
-    """Return the latent features of the actor, the input of its last layer, [N, H], of observations as kept."""
+    """Return the latent features of the actor, the input of its last layer, [N, H], of observations as kept.
+
+    A recurrent policy is asked as if its episode began with the observation.
+    """
     with torch.no_grad():
-        features: Any = policy.extract_features(as_tensors(observations), policy.pi_features_extractor)
+        prepared: Any = preprocess_obs(as_tensors(observations), policy.observation_space, policy.normalize_images)
+        features: Any = policy.pi_features_extractor(prepared)
+        if is_recurrent(policy):
+            lstm: Any = policy.lstm_actor
+            features = lstm(features[None])[0][0]
         latent: Tensor = policy.mlp_extractor.forward_actor(features)
     return latent.double().numpy()
 

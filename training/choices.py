@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from scipy.special import ndtri
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Bernoulli, Categorical, Normal
 
@@ -98,20 +99,33 @@ class Uniforms:
         return Choice(action.astype(np.float32), float(log_prob.sum()))
 
 
-def random_choices(space: Space, batch: int) -> Choices:
-    """Return what a uniformly random policy says of a batch of states."""
+def random_choices(space: Space, batch: int, masks: NDArray[np.bool_] | None = None) -> Choices:
+    """Return what a uniformly random policy says of a batch of states.
+
+    Args:
+        space: the action space.
+        batch: number of states, B.
+        masks: allowed actions, [B, A] (training/masks.py); None: all are.
+    """
     if isinstance(space, spaces.Box):
         return Uniforms(space)
-    return Categories([np.full((batch, n), 1.0 / n) for n in category_sizes(space)], isinstance(space, spaces.Discrete))
+    sizes = category_sizes(space)
+    allowed = np.ones((batch, sum(sizes)), np.bool_) if masks is None else masks
+    parts = np.split(allowed.astype(np.float64), np.cumsum(sizes)[:-1], axis=1)
+    return Categories([part / part.sum(axis=1, keepdims=True) for part in parts], isinstance(space, spaces.Discrete))
 
 
-def policy_choices(policy: ActorCriticPolicy, observations: Any) -> Choices:
-    """Return what a policy says of observations (tensors, [B, ...]).
+def policy_choices(policy: ActorCriticPolicy, said: Distribution) -> Choices:
+    """Return what a policy says of a batch of states.
+
+    Args:
+        policy: the policy.
+        said: its distribution of actions in these states.
 
     Raises:
         InputError: a distribution that is not supported, such as state-dependent exploration.
     """
-    found: Any = policy.get_distribution(observations).distribution
+    found: Any = getattr(said, "distributions", None) or said.distribution  # several where MaskablePPO draws several
     single = isinstance(policy.action_space, spaces.Discrete)
     if isinstance(found, Categorical):
         return Categories([found.probs.double().numpy()], single)

@@ -16,6 +16,7 @@ from ..datasets.arrays import flat_numbers
 from ..datasets.errors import EnvironmentError_
 from .contract import InfoReader
 from .hooks import HookedEnv
+from .masks import allowed_action
 from .spaces import (
     ObservationForm,
     Space,
@@ -161,11 +162,15 @@ class EnvProfile(NamedTuple):
     repeats: bool
 
 
-def probe(spec: EnvSpec) -> EnvProfile:
+def probe(spec: EnvSpec, masked: bool = False) -> EnvProfile:
     """Play a few episodes with random actions and check everything the contract asks for.
 
+    Args:
+        spec: the environment.
+        masked: whether agents draw only actions that the environment allows.
+
     Raises:
-        EnvironmentError_: spaces that are not supported, or an info that breaks the contract.
+        EnvironmentError_: spaces that are not supported, an info that breaks the contract, or no masks.
     """
     env = spec.make()
     try:
@@ -174,11 +179,11 @@ def probe(spec: EnvSpec) -> EnvProfile:
         action_space = require_action_space(env.action_space, where)
         form = ObservationForm(env.observation_space)
         reader = InfoReader(choices(action_space), where)
-        action_space.seed(0)
+        draw = _random_actions(env, masked, where)
         env.reset(seed=0)
         episodes = 0
         for _ in range(_PROBE_STEPS):
-            observation, reward, terminated, truncated, info = env.step(env_action(action_space, action_space.sample()))
+            observation, reward, terminated, truncated, info = env.step(env_action(action_space, draw()))
             reader.read(info, float(reward), terminated or truncated)
             if not np.isfinite(flat_numbers(form.batch([observation]))).all():
                 raise EnvironmentError_(f"environment `{spec.id}` observed {observation}: expected finite numbers")
@@ -193,20 +198,29 @@ def probe(spec: EnvSpec) -> EnvProfile:
                 "for instance max_episode_steps or gymnasium.wrappers.TimeLimit"
             )
         keys = reader.keys or frozenset()
-        return EnvProfile(observation_space, action_space, keys, can_render(spec), _repeats(env, form))
+        return EnvProfile(observation_space, action_space, keys, can_render(spec), _repeats(env, form, masked))
     finally:
         env.close()
 
 
-def _repeats(env: Env, form: ObservationForm) -> bool:
+def _random_actions(env: Env, masked: bool, where: str) -> Callable[[], Any]:
+    """Return what draws random actions, the same ones every time."""
+    if not masked:
+        env.action_space.seed(0)
+        return env.action_space.sample
+    generator = np.random.default_rng(0)
+    return lambda: allowed_action(env, generator, where)
+
+
+def _repeats(env: Env, form: ObservationForm, masked: bool) -> bool:
     """Return whether the same seed and actions give the same observations and rewards."""
     heard: list[list[Any]] = [[], []]
     for told in heard:
-        env.action_space.seed(0)
+        draw = _random_actions(env, masked, "the environment")
         observation, _ = env.reset(seed=1)
         told.append(flat_numbers(form.batch([observation])))
         for _ in range(_REPEATED_STEPS):
-            action = env_action(env.action_space, env.action_space.sample())
+            action = env_action(env.action_space, draw())
             observation, reward, terminated, truncated, _ = env.step(action)
             told.append(np.append(flat_numbers(form.batch([observation])), float(reward)))
             if terminated or truncated:

@@ -3,7 +3,8 @@ r"""Playing test and training episodes with a fixed policy, on common random num
 Episode `e` begins with `reset(seed=e)`, the same state for every agent. Action `t` of play (e, repeat)
 is the inverse CDF of the policy at the `t`-th number of a generator seeded by (e, repeat), so that two
 agents that agree on the probabilities take the same actions. Every play is assigned before any begins:
-short episodes are not favoured.
+short episodes are not favoured. A recurrent policy begins every play with empty states; a masked one draws from its
+masked probabilities, as sb3-contrib has them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
 
 from ..datasets import schema
 from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays
@@ -24,6 +26,8 @@ from ..datasets.errors import EnvironmentError_
 from .choices import Choice, Choices, policy_choices, random_choices
 from .contract import InfoReader, Told
 from .environments import EnvSpec
+from .masks import action_mask, takes_masks
+from .recurrent import is_recurrent, rnn_states, stacked_states, zero_states
 from .spaces import ObservationForm, Space, as_tensors, choices, env_action
 
 _SLOTS = 64
@@ -54,14 +58,15 @@ class Play(NamedTuple):
 
 
 class _Decision(NamedTuple):
-    """What a policy says of a batch of observations: its choices, and values [B]."""
+    """What a policy says of a batch of observations: its choices, values [B], and LSTM states to go on with."""
 
     choices: Choices
     values: NDArray[np.float64]
+    states: Tensor | None = None
 
 
 def evaluate_policy(
-    policy: ActorCriticPolicy | None, env: EnvSpec, spec: EvaluationSpec, seed: int, part: str
+    policy: ActorCriticPolicy | None, env: EnvSpec, spec: EvaluationSpec, seed: int, part: str, masked: bool = False
 ) -> tuple[pa.Table, pa.Table]:
     """Play every episode `repeats` times, the random policy too: its rate is the baseline of competence.
 
@@ -71,16 +76,19 @@ def evaluate_policy(
         spec: how many episodes and repeats, drawn or greedy actions.
         seed: number of the agent in the tables (-1: random policy).
         part: `test` or `train`.
+        masked: whether a random policy draws only actions that the environment allows; MaskablePPO's always do.
 
     Returns:
         The episodes table, and the steps table of repeat 0.
 
     Raises:
-        EnvironmentError_: the environment breaks the contract.
+        EnvironmentError_: the environment breaks the contract, or tells no masks.
     """
+    masked |= policy is not None and takes_masks(policy)
     greedy = spec.deterministic and policy is not None  # a random policy has no most probable action
     plays = [Play(e, r) for e in range(spec.episodes) for r in range(spec.repeats)]
-    slots = [_Slot(env, f"{part} environment `{env.id}`") for _ in range(min(_SLOTS, len(plays)))]
+    start = zero_states(policy) if policy is not None and is_recurrent(policy) else None
+    slots = [_Slot(env, f"{part} environment `{env.id}`", start) for _ in range(min(_SLOTS, len(plays)))]
     form, space = ObservationForm(slots[0].env.observation_space), slots[0].space
     waiting = iter(plays)
     records: list[_PlayRecord] = []
@@ -88,10 +96,14 @@ def evaluate_policy(
     try:
         while active:
             observed = form.batch([slot.observation for slot in active])
-            decision = _decide(policy, observed, space)
+            masks = np.stack([slot.mask() for slot in active]) if masked else None
+            states = None if start is None else torch.stack([slot.state for slot in active])
+            decision = _decide(policy, observed, space, masks, states)
             for index, slot in enumerate(active):
                 choice = decision.choices.choose(index, slot.uniform, greedy)
-                slot.act(observed[index], choice, decision.values[index])
+                if decision.states is not None:
+                    slot.state = decision.states[index]
+                slot.act(observed[index], choice, decision.values[index], None if masks is None else masks[index])
             for slot in [slot for slot in active if slot.ended]:
                 records.append(slot.record)
                 slot.begin(next(waiting, None))
@@ -103,14 +115,27 @@ def evaluate_policy(
     return _episodes_table(records, seed, part), _steps_table(records, seed, part, slots[0])
 
 
-def _decide(policy: ActorCriticPolicy | None, observations: Array, space: Space) -> _Decision:
+def _decide(
+    policy: ActorCriticPolicy | None,
+    observations: Array,
+    space: Space,
+    masks: NDArray[np.bool_] | None,
+    states: Tensor | None,
+) -> _Decision:
     if policy is None:
         batch = len(observations)
-        return _Decision(random_choices(space, batch), np.zeros(batch))
+        return _Decision(random_choices(space, batch, masks), np.zeros(batch))
+    asked: Any = policy
     with torch.no_grad():
         tensors = as_tensors(observations)
+        if states is not None:
+            before, goes_on = rnn_states(states), torch.zeros(len(states))
+            said, _ = asked.get_distribution(tensors, before.pi, goes_on)
+            _, values, _, after = asked.forward(tensors, before, goes_on, deterministic=True)
+            return _Decision(policy_choices(policy, said), values[:, 0].double().numpy(), stacked_states(after))
+        said = asked.get_distribution(tensors) if masks is None else asked.get_distribution(tensors, masks)
         values = policy.predict_values(tensors)[:, 0]
-        return _Decision(policy_choices(policy, tensors), values.double().numpy())
+        return _Decision(policy_choices(policy, said), values.double().numpy())
 
 
 class _PlayRecord:
@@ -122,18 +147,20 @@ class _PlayRecord:
         self.actions: list[Any] = []
         self.log_probs: list[float] = []
         self.values: list[float] = []
+        self.masks: list[NDArray[np.bool_]] = []
         self.told: list[Told] = []
         self.reward = 0.0
 
 
 class _Slot:
-    """One copy of the environment that plays episode after episode."""
+    """One copy of the environment that plays episode after episode; `start`: LSTM states that each begins with."""
 
-    def __init__(self, env: EnvSpec, where: str) -> None:
+    def __init__(self, env: EnvSpec, where: str, start: Tensor | None) -> None:
         self.env = env.make()
         self.space = self.env.action_space
         self.reader = InfoReader(choices(self.space), where)
         self.ended = True
+        self._start = start
 
     def begin(self, play: Play | None) -> bool:
         """Begin a play; return False, and stay ended, if there is none left."""
@@ -143,9 +170,15 @@ class _Slot:
         self.uniform = np.random.default_rng([play.episode, play.repeat])
         self.observation, _ = self.env.reset(seed=play.episode)
         self.ended = False
+        if self._start is not None:
+            self.state = self._start
         return True
 
-    def act(self, observed: Any, choice: Choice, value: float) -> None:
+    def mask(self) -> NDArray[np.bool_]:
+        """Return which actions are allowed now."""
+        return action_mask(self.env, self.reader.where)
+
+    def act(self, observed: Any, choice: Choice, value: float, mask: NDArray[np.bool_] | None) -> None:
         """Take one action and read what the environment tells."""
         record = self.record
         if record.play.repeat == 0:
@@ -153,6 +186,8 @@ class _Slot:
             record.actions.append(choice.action)
             record.log_probs.append(choice.log_prob)
             record.values.append(float(value))
+            if mask is not None:
+                record.masks.append(mask)
         self.observation, reward, terminated, truncated, info = self.env.step(env_action(self.space, choice.action))
         self.ended = terminated or truncated
         record.reward += float(reward)
@@ -215,4 +250,8 @@ def _steps_table(records: Sequence[_PlayRecord], seed: int, part: str, slot: _Sl
         }
     )
     metadata |= array_metadata("observation", array_format_of(observations))
+    masks = [mask for record in kept for mask in record.masks]
+    if masks:
+        table = table.append_column("action_mask", encode_arrays(np.stack(masks)))
+        metadata |= array_metadata("action_mask", array_format_of(np.stack(masks)))
     return schema.with_metadata(table, {**metadata, "actions": str(choices(slot.space) or 0)})

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,65 +22,20 @@ import numpy as np
 import pyarrow as pa
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import Tensor, as_tensor
 
 from ..datasets import schema
 from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays, pack
 from ..datasets.errors import AitiaError, EnvironmentError_, InputError
 from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
+from .buffers import Membership, action_masks, first_lstm_states, known_buffers, rebuilt
 from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
 from .spaces import ObservationForm
-
-UNUSED_ROW = -1
-
-
-class _Membership:
-    """Remembers which minibatch of which epoch used each row; a mix-in before SB3's rollout buffers.
-
-    It draws exactly what they draw, so a recorded training equals an unrecorded one.
-
-    Attributes:
-        membership: one int32 [N] an epoch of the current window: minibatch of each row, -1 if unused.
-    """
-
-    membership: list[NDArray[np.int32]]
-    buffer_size: int
-    n_envs: int
-
-    def reset(self) -> None:
-        """Begin a new window; the list handed out for the old one stays as it is."""
-        self.membership = []
-        super().reset()  # type: ignore[misc]
-
-    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
-        """Yield the minibatches of one epoch."""
-        self.membership.append(np.full(self.buffer_size * self.n_envs, UNUSED_ROW, dtype=np.int32))
-        self._minibatch = 0
-        yield from super().get(batch_size)  # type: ignore[misc]
-
-    def _get_samples(self, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> Any:
-        self.membership[-1][batch_inds] = self._minibatch
-        self._minibatch += 1
-        return super()._get_samples(batch_inds, env)  # type: ignore[misc]
-
-
-class RecordingRolloutBuffer(_Membership, RolloutBuffer):
-    """SB3's rollout buffer that remembers minibatches."""
-
-
-class RecordingDictRolloutBuffer(_Membership, DictRolloutBuffer):
-    """SB3's rollout buffer of dictionary observations that remembers minibatches."""
-
-
-_RECORDING: dict[type[RolloutBuffer], type[RolloutBuffer]] = {
-    RolloutBuffer: RecordingRolloutBuffer,
-    DictRolloutBuffer: RecordingDictRolloutBuffer,
-}
 
 
 @dataclass
@@ -143,20 +97,16 @@ class Recorder(BaseCallback):
 
     def _init_callback(self) -> None:
         model = self.model
-        if not isinstance(model, OnPolicyAlgorithm) or type(model.rollout_buffer) not in (
-            *_RECORDING,
-            *_RECORDING.values(),
+        if not isinstance(model, OnPolicyAlgorithm) or not (
+            type(model.rollout_buffer) in known_buffers() or isinstance(model.rollout_buffer, Membership)
         ):
             raise InputError(
-                f"the recorder was given {type(model).__name__}, expected an on-policy Stable-Baselines3 "
-                "algorithm with its own rollout buffer (PPO or A2C). DQN and SAC: use "
+                f"the recorder was given {type(model).__name__}, expected an on-policy algorithm of Stable-Baselines3 "
+                "or sb3-contrib with its own rollout buffer (PPO, A2C, MaskablePPO or RecurrentPPO). DQN and SAC: use "
                 "aitia.training.off_policy.OffPolicyRecorder"
             )
         old = model.rollout_buffer
-        model.rollout_buffer = _RECORDING.get(type(old), type(old))(
-            old.buffer_size, old.observation_space, old.action_space, old.device,
-            gae_lambda=old.gae_lambda, gamma=old.gamma, n_envs=old.n_envs,
-        )  # fmt: skip
+        model.rollout_buffer = rebuilt(old, Membership)
         self._begin(old.n_envs)
 
     def _begin(self, n_envs: int) -> None:
@@ -233,7 +183,7 @@ class Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         buffer = self._model.rollout_buffer
-        assert isinstance(buffer, RecordingRolloutBuffer | RecordingDictRolloutBuffer)
+        assert isinstance(buffer, Membership)
         self._follow_last(buffer.buffer_size - 1, self.locals["new_obs"])
         columns, metadata = self._columns(buffer), self._metadata(buffer)
         self._pending = _Window(self._windows, columns, metadata, self._parameters(), buffer.membership)
@@ -281,6 +231,11 @@ class Recorder(BaseCallback):
             "terminated": pa.array(done & ~truncated),
             "truncated": pa.array(truncated),
         }  # fmt: skip
+        masks, states = action_masks(buffer), first_lstm_states(buffer)
+        if masks is not None:
+            columns["action_mask"] = encode_arrays(_flat(masks))
+        if states is not None:
+            columns["lstm_state"] = self._lstm_states(states, len(told))
         names = sorted({name for x in told for name in x.components or {}})
         for name in names:
             values = [(x.components or {}).get(name) for x in told]
@@ -304,6 +259,16 @@ class Recorder(BaseCallback):
         width = array_format_of(self._observations(buffer)).width
         return pa.array(found, pa.binary(width))
 
+    def _lstm_states(self, first: NDArray[np.float32], rows: int) -> pa.Array:
+        """Return the LSTM states that came in where no row of the window tells: at its first step, inside an episode.
+
+        At the start of an episode they are zero; at any other row they follow from the row before it.
+        """
+        found: list[bytes | None] = [None] * rows
+        for env in np.flatnonzero(self._rows.t[0]):
+            found[env * rows // self._n_envs] = first[env].tobytes()
+        return pa.array(found, pa.binary(first[0].nbytes))
+
     def _actions(self, buffer: RolloutBuffer) -> Array:
         """Return the actions: int64 [N] or [N, K], or as drawn [N, K] for a Box."""
         actions = _flat(buffer.actions)
@@ -317,7 +282,9 @@ class Recorder(BaseCallback):
         normalize = self._normalize
         if normalize is not None:
             statistics = {"return": normalize.ret_rms}
-            if normalize.norm_obs and not isinstance(normalize.obs_rms, dict):
+            if normalize.norm_obs and isinstance(normalize.obs_rms, dict):
+                statistics |= {f"observation.{key}": moments for key, moments in normalize.obs_rms.items()}
+            elif normalize.norm_obs:
                 statistics["observation"] = normalize.obs_rms
             for name, moments in statistics.items():
                 found[f"vecnormalize.{name}.mean"] = as_tensor(np.asarray(moments.mean))
@@ -326,6 +293,7 @@ class Recorder(BaseCallback):
 
     def _metadata(self, buffer: RolloutBuffer) -> dict[str, str]:
         """Return what a reader needs to know of the window beside its rows."""
+        masks, states = action_masks(buffer), first_lstm_states(buffer)
         return {
             "schema_version": str(schema.SCHEMA_VERSION),
             "n_steps": str(buffer.buffer_size),
@@ -336,6 +304,8 @@ class Recorder(BaseCallback):
             "normalize_advantage": str(bool(getattr(self.model, "normalize_advantage", False))).lower(),
             **array_metadata("observation", array_format_of(self._observations(buffer))),
             **encode_actions(self._actions(buffer))[1],
+            **({} if masks is None else array_metadata("action_mask", array_format_of(_flat(masks)))),
+            **({} if states is None else array_metadata("lstm_state", array_format_of(states))),
         }
 
     def _write_pending(self) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
@@ -31,10 +31,11 @@ from ..datasets.errors import InputError
 from ..datasets.schema import metadata_of
 from ..datasets.store import RunFolder, read_table, read_tensors
 from .agents import AgentSpec, build_model
+from .buffers import UNUSED_ROW, rebuilt
 from .edits import RewardEdit
 from .ensemble import ONE_AT_A_TIME
 from .environments import EnvSpec
-from .recorder import UNUSED_ROW
+from .recurrent import is_recurrent
 from .spaces import as_tensors
 
 Rows = NDArray[np.int64]
@@ -80,7 +81,6 @@ def replay(
     for _ in replayed.windows():
         pass
     policy = replayed.model.policy
-    assert isinstance(policy, ActorCriticPolicy)
     policy.set_training_mode(False)
     return policy
 
@@ -101,12 +101,7 @@ class Replay:
         self.model.policy.load_state_dict(read_tensors(folder.checkpoint_path(seed, 0)))
         self.model._setup_learn(agent.total_timesteps)
         self._order = np.random.RandomState(seed)  # what SB3's minibatches were drawn from
-        old: Any = self.model.rollout_buffer
-        kind = _ReplayedDictBuffer if isinstance(old, DictRolloutBuffer) else _ReplayedBuffer
-        self.model.rollout_buffer = kind(
-            old.buffer_size, old.observation_space, old.action_space, old.device,
-            gae_lambda=old.gae_lambda, gamma=old.gamma, n_envs=old.n_envs,
-        )  # fmt: skip
+        self.model.rollout_buffer = rebuilt(self.model.rollout_buffer, _Ordered)
 
     def windows(self, keep_updates: bool = False) -> Iterator[ReplayedWindow]:
         """Replay window after window; `keep_updates` keeps the parameters at every minibatch."""
@@ -120,11 +115,12 @@ class Replay:
 
     def _train(self, table: pa.Table, keep_updates: bool) -> tuple[Update, ...]:
         model, buffer = self.model, self.model.rollout_buffer
-        assert isinstance(buffer, _ReplayedBuffer | _ReplayedDictBuffer)
+        assert isinstance(buffer, _Ordered) and isinstance(buffer, RolloutBuffer)
         record = _Record(table, self._edit)
         model.policy.set_training_mode(False)
         _fill(buffer, record, model)
-        buffer.minibatches = list(_minibatch_rows(record.minibatches, self._order))
+        draw = _split if is_recurrent(model.policy) else np.random.RandomState.permutation
+        buffer.minibatches = list(_minibatch_rows(record.minibatches, self._order, draw))
         updates: list[Update] = []
 
         def keep(rows: Rows) -> None:
@@ -158,6 +154,10 @@ class _Record:
         self.started = self._by_step(table["t"].to_numpy() == 0)
         self.ended = self._by_step(table["terminated"].to_numpy() | table["truncated"].to_numpy())
         self.truncated = self._by_step(table["truncated"].to_numpy())
+        self.masks = None
+        if "action_mask" in table.column_names:
+            masks = decode_arrays(table["action_mask"], array_format(table.schema, "action_mask"))
+            self.masks = self._by_step(masks)
         following = table["next_observation"].combine_chunks()
         self._known = self._by_step(~following.is_null().to_numpy(zero_copy_only=False))
         filled = following.fill_null(bytes(form.width))
@@ -180,8 +180,7 @@ class _Record:
 
 def _fill(buffer: RolloutBuffer, record: _Record, model: OnPolicyAlgorithm) -> None:
     """Fill the buffer as SB3's `collect_rollouts` does, in batches of the same shape, and compute advantages."""
-    policy = model.policy
-    assert isinstance(policy, ActorCriticPolicy)
+    policy: Any = model.policy
     buffer.reset()
     with torch.no_grad():
         for step in range(len(record.rewards)):
@@ -189,16 +188,39 @@ def _fill(buffer: RolloutBuffer, record: _Record, model: OnPolicyAlgorithm) -> N
             actions = torch.as_tensor(record.actions[step])
             if isinstance(policy.action_space, spaces.MultiBinary):
                 actions = actions.float()  # as torch's Bernoulli takes them
-            values, log_probs, _ = policy.evaluate_actions(tensors, actions)
+            beside, kept = _beside(model, record, step)
+            values, log_probs, _ = policy.evaluate_actions(tensors, actions, *beside)
             rewards = record.rewards[step].astype(np.float32)
             for env in np.flatnonzero(record.truncated[step]):
-                terminal = policy.predict_values(as_tensors(record.following(step, int(env))))[0]
+                memory = _memory(model, np.zeros(1), slice(env, env + 1))
+                terminal = policy.predict_values(as_tensors(record.following(step, int(env))), *memory)[0]
                 rewards[env] += buffer.gamma * terminal.numpy()[0]
             observations: Any = fields(record.observations[step]) or record.observations[step]
-            buffer.add(observations, _column(record.actions[step]), rewards, record.started[step], values, log_probs)
+            action = _column(record.actions[step])
+            buffer.add(observations, action, rewards, record.started[step], values, log_probs, **kept)
         last = len(record.rewards) - 1
-        final = policy.predict_values(as_tensors(record.following(last)))
+        final = policy.predict_values(as_tensors(record.following(last)), *_memory(model, record.ended[last]))
     buffer.compute_returns_and_advantage(last_values=final, dones=record.ended[last])
+
+
+def _beside(model: Any, record: _Record, step: int) -> tuple[list[Any], dict[str, Any]]:
+    """Return what a policy takes beside observations, and what the buffer keeps of it; LSTM states go on by a step."""
+    if record.masks is not None:
+        return [record.masks[step]], {"action_masks": record.masks[step]}
+    if not is_recurrent(model.policy):
+        return [], {}
+    states, started = model._last_lstm_states, torch.as_tensor(record.started[step]).float()
+    tensors = as_tensors(record.observations[step])
+    *_, model._last_lstm_states = model.policy.forward(tensors, states, started, deterministic=True)
+    return [states, started], {"lstm_states": states}
+
+
+def _memory(model: Any, started: Array, envs: slice = slice(None)) -> list[Any]:
+    """Return what a recurrent value function takes beside observations: states, and where they are reset."""
+    if not is_recurrent(model.policy):
+        return []
+    hidden, cell = (state[:, envs].contiguous() for state in model._last_lstm_states.vf)
+    return [(hidden, cell), torch.as_tensor(started).float()]
 
 
 def _column(actions: Array) -> Array:
@@ -206,21 +228,33 @@ def _column(actions: Array) -> Array:
     return actions.reshape(-1, 1) if actions.ndim == 1 else actions
 
 
-def _minibatch_rows(membership: NDArray[np.int32], order: np.random.RandomState) -> Iterator[list[Rows]]:
+def _split(order: np.random.RandomState, rows: int) -> Rows:
+    """Return the order of a recurrent buffer's rows: as they are, from a random one on and round to it again."""
+    return np.roll(np.arange(rows), -order.randint(rows))
+
+
+def _minibatch_rows(
+    membership: NDArray[np.int32], order: np.random.RandomState, draw: Callable[[np.random.RandomState, int], Rows]
+) -> Iterator[list[Rows]]:
     """Yield the rows of each minibatch of each epoch, in the order they were drawn in where it can be told."""
     for epoch in membership.T:
         count = int(epoch.max(initial=-1)) + 1
         sizes = np.bincount(epoch[epoch != UNUSED_ROW], minlength=count)
-        drawn = order.permutation(len(epoch))
+        drawn = draw(order, len(epoch))
         starts = np.concatenate([[0], np.cumsum(sizes)])
         parts = [drawn[starts[i] : starts[i + 1]] for i in range(count)]
         if not all((epoch[part] == i).all() for i, part in enumerate(parts)):
-            parts = [np.flatnonzero(epoch == i) for i in range(count)]
+            parts = [_round(np.flatnonzero(epoch == i)) for i in range(count)]
         yield parts
 
 
+def _round(rows: Rows) -> Rows:
+    """Return ascending rows, those after a gap first: a minibatch of sequences may go on from the last row to row 0."""
+    return np.roll(rows, -int(np.argmax(np.diff(rows, prepend=rows[:1]) > 1)))
+
+
 class _Ordered:
-    """Gives minibatches in a given order; a mix-in before SB3's rollout buffers."""
+    """Gives minibatches in a given order; a mix-in before a rollout buffer."""
 
     minibatches: list[list[Rows]]
     before: Callable[[Rows], None]
@@ -231,15 +265,14 @@ class _Ordered:
         whole: Any = self
         if not whole.generator_ready:
             next(super().get(1))  # type: ignore[misc]  # SB3 flattens its arrays when it begins to give minibatches
+        sequences = [self._new_environments()] if hasattr(whole, "hidden_state_shape") else []
         given = self.minibatches.pop(0) if self.minibatches else []
         for rows in given:
             self.before(rows)
-            yield whole._get_samples(rows)
+            yield whole._get_samples(rows, *sequences)
 
-
-class _ReplayedBuffer(_Ordered, RolloutBuffer):
-    """SB3's rollout buffer with minibatches in a given order."""
-
-
-class _ReplayedDictBuffer(_Ordered, DictRolloutBuffer):
-    """SB3's rollout buffer of dictionary observations with minibatches in a given order."""
+    def _new_environments(self) -> NDArray[np.float64]:
+        """Return where the rows of another environment begin, [N, 1]: sequences of a recurrent buffer end there."""
+        whole: Any = self
+        begins: NDArray[np.bool_] = np.arange(whole.buffer_size * whole.n_envs) % whole.buffer_size == 0
+        return begins.astype(np.float64)[:, None]

@@ -162,7 +162,8 @@ def _page_context(
     has_curve = len(findings.curve) > 1
     chosen = estimator_of(run.task)
     projected = [f"Influence is TRAK's random projection: {chosen.reason}."] if chosen.name != "trak" else []
-    told = [*projected, *_told(probe(run.task.evaluation_env(set_name)), rewards), *_undeclared(run.task, episodes)]
+    profile = probe(run.task.evaluation_env(set_name), run.task.agent.masked)
+    told = [*projected, *_told(profile, rewards), *_undeclared(run.task, episodes)]
     return PageContext(run.task.resolved(), set_name, findings, told, has_curve, provenance, edits_in_words(run))
 
 

@@ -120,7 +120,7 @@ def require_environments(task: Task) -> None:
     Raises:
         EnvironmentError_: one of them breaks the contract, or their spaces differ.
     """
-    training = probe(task.training_env)
+    training = probe(task.training_env, task.agent.masked)
     new_policy(task.agent, task.training_env)
     if task.edits is not None:
         task.edits.require_told(training.keys, task.env)
@@ -129,12 +129,12 @@ def require_environments(task: Task) -> None:
             f"group_by: component was given, but `{task.env}` tells no info['reward_components']: use context, cluster "
             "or transition"
         )
-    if task.target == "labels" and "action_labels" not in probe(task.evaluation_env(TEST_SET)).keys:
+    if task.target == "labels" and "action_labels" not in probe(task.evaluation_env(TEST_SET), task.agent.masked).keys:
         raise EnvironmentError_(
             f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"
         )
     for name in (TEST_SET, *task.sets):
-        found = probe(task.evaluation_env(name))
+        found = probe(task.evaluation_env(name), task.agent.masked)
         if not found.repeats:
             log.warning("set `%s` of %s: %s", name, task.name, NOT_REPEATABLE)
         for kind in ("observation_space", "action_space"):

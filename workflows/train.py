@@ -111,8 +111,9 @@ def _evaluate_seed(piece: SeedPiece) -> None:
     policy = None
     if piece.seed != RANDOM_POLICY_SEED:
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
-    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), task.evaluation, piece.seed, "test")
-    train, _ = evaluate_policy(policy, task.training_env, task.evaluation, piece.seed, "train")
+    spec, masked = task.evaluation, task.agent.masked
+    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), spec, piece.seed, "test", masked)
+    train, _ = evaluate_policy(policy, task.training_env, spec, piece.seed, "train", masked)
     write_table(_evaluation_part(folder, piece.set_name, piece.seed, "steps"), steps)
     episodes = pa.concat_tables([test, train])
     write_table(_evaluation_part(folder, piece.set_name, piece.seed, "episodes"), episodes)

@@ -152,7 +152,7 @@ def _measure(pieces: Sequence[ValidationPiece]) -> None:
     env = task.evaluation_env(pieces[0].set_name)
     for piece, policy in zip(pieces, _agents(pieces, folder), strict=True):
         with torch.no_grad():
-            values = targets.values(Outputs(policy, as_tensors(targets.observations)))
+            values = targets.values(Outputs(policy, as_tensors(targets.observations), targets.given))
         episodes, _ = evaluate_policy(policy, env, task.evaluation, piece.seed, "test")
         plays = PlayCounts.of(episodes["outcome"].to_pylist(), task.outcomes)
         counts = torch.tensor([plays.misbehaved, plays.desired, plays.total])

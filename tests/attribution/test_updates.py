@@ -92,10 +92,10 @@ def test_the_update_of_the_proof_is_the_one_that_stable_baselines3_makes(trained
         model = replayed.model
         assert isinstance(model, PPO)
         model.policy.optimizer = torch.optim.SGD(model.policy.parameters(), lr=RATE)
-        from aitia.training.replayed import _fill, _Record, _ReplayedBuffer, _ReplayedDictBuffer
+        from aitia.training.replayed import _fill, _Ordered, _Record
 
         buffer = model.rollout_buffer
-        assert isinstance(buffer, _ReplayedBuffer | _ReplayedDictBuffer)
+        assert isinstance(buffer, _Ordered)
         _fill(buffer, _Record(table, None), model)
         buffer.minibatches, buffer.before = [[update.rows]], lambda rows: None
         model.train()

@@ -163,6 +163,53 @@ class Bonus(Corridor):
         return observation, reward + bonus, terminated, truncated, info
 
 
+class Gated(Bonus):
+    """The same corridor with a third action that is never allowed: taking it is an error.
+
+    Args:
+        open: whether the others are allowed.
+    """
+
+    def __init__(self, open: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.action_space, self.open = gym.spaces.Discrete(3), open
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        return np.array([self.open, self.open, False])
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        assert action != 2, "an action that is not allowed was taken"
+        return super().step(action)
+
+
+class Masked(Kinds):
+    """Every kind of action that can be masked: some are forbidden, which depends on the step. Taking one is an error.
+
+    Args:
+        told: length of the masks told instead of the right one.
+    """
+
+    def __init__(self, told: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.told = told
+
+    def action_masks(self) -> list[bool]:
+        t = self.corridor.t
+        masks = {
+            "Discrete": [True, t % 3 != 1, t % 3 == 2],  # at every third step nothing is left to choose
+            "MultiDiscrete": [True, t % 2 == 0, *(t % 3 != k for k in range(3))],
+            "MultiBinary": [True, True, t % 2 == 0, True],
+        }
+        return masks.get(type(self.action_space).__name__, [])[: self.told]
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        mask, sizes = self.action_masks(), {"MultiDiscrete": [2, 3], "MultiBinary": [2, 2]}
+        starts = np.cumsum([0, *sizes.get(type(self.action_space).__name__, [])])
+        numbers = np.atleast_1d(action)
+        assert all(mask[starts[k] + number] for k, number in enumerate(numbers)), "an action that is not allowed"
+        return super().step(action)
+
+
 def deadly_maze(kill: str | None = None, **kwargs: Any) -> ArrowMazeEnv:
     """The arrow maze; the first Dask worker that makes one while the file `kill` exists removes it and is killed."""
     if kill is not None and Path(kill).exists() and _in_worker():

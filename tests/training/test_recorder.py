@@ -19,6 +19,7 @@ from aitia.datasets.errors import EnvironmentError_, InputError
 from aitia.datasets.schema import metadata_of
 from aitia.datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.training.agents import AgentSpec
+from aitia.training.buffers import Membership
 from aitia.training.ensemble import train_agent, train_recorded
 from aitia.training.environments import EnvSpec
 from aitia.training.recorder import Recorder
@@ -124,17 +125,15 @@ def test_every_epoch_uses_every_row_once_in_minibatches_of_the_right_size(
 
 
 def test_minibatches_are_the_ones_that_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aitia.training.recorder import RecordingRolloutBuffer
-
     used: list[NDArray[np.float32]] = []
-    original = RecordingRolloutBuffer._get_samples
+    original = Membership._get_samples
 
-    def spy(self: RecordingRolloutBuffer, batch_inds: NDArray[np.int64], env: VecNormalize | None = None) -> Any:
-        samples = original(self, batch_inds, env)
+    def spy(self: Membership, batch_inds: NDArray[np.int64], *rest: Any) -> Any:
+        samples = original(self, batch_inds, *rest)
         used.append(samples.old_log_prob.numpy().copy())
         return samples
 
-    monkeypatch.setattr(RecordingRolloutBuffer, "_get_samples", spy)
+    monkeypatch.setattr(Membership, "_get_samples", spy)
     folder = RunFolder(tmp_path)
     train_recorded(SPEC, CORRIDOR, 0, folder)
     table = read_table(folder.transitions_path(0, 1))

@@ -37,8 +37,13 @@ def make(folder: Path, env: EnvSpec = CORRIDOR, **changes: Any) -> tuple[AgentSp
         (CORRIDOR, {"hyperparameters": {"clip_range_vf": 0.1, "target_kl": 1e-4, "normalize_advantage": False}}),
         (EnvSpec("toy_environments:Kinds", {"act": "box"}), {}),
         (EnvSpec("toy_environments:Kinds", {"observe": "cell", "act": "multi"}), {}),
+        (EnvSpec("toy_environments:Masked", {"act": "multi"}), {"algorithm": "MaskablePPO"}),
+        (EnvSpec("toy_environments:Masked", {"act": "binary"}), {"algorithm": "MaskablePPO"}),
+        (CORRIDOR, {"algorithm": "RecurrentPPO", "hyperparameters": {"policy_kwargs": {"lstm_hidden_size": 4}}}),
+        (EnvSpec("toy_environments:Kinds"), {"algorithm": "RecurrentPPO", "hyperparameters": {
+            "policy_kwargs": {"lstm_hidden_size": 4, "shared_lstm": True, "enable_critic_lstm": False}}}),
     ],
-)
+)  # fmt: skip
 def test_an_unedited_replay_gives_the_recorded_parameters_bit_for_bit(
     env: EnvSpec, changes: dict[str, Any], tmp_path: Path
 ) -> None:

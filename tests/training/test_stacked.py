@@ -22,7 +22,7 @@ from aitia.training.ensemble import train_agent, train_recorded
 from aitia.training.environments import EnvSpec
 from aitia.training.evaluation import EvaluationSpec, evaluate_policy
 from aitia.training.maze_arrays import ArrowMazeArrays
-from aitia.training.replayed import Replay, _fill, _Record, _ReplayedBuffer
+from aitia.training.replayed import Replay, _fill, _Ordered, _Record
 from aitia.training.stack_training import initial_policy, make_array_env, train_members, train_stack
 from aitia.training.stacked import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, why_not_stackable
 
@@ -58,7 +58,7 @@ def test_one_whole_update_is_that_of_stable_baselines3(env: EnvSpec, changes: di
         train_recorded(spec, env, seed, folder)
         replayed = Replay(spec, env, seed, folder)
         model = replayed.model
-        assert isinstance(model, PPO) and isinstance(model.rollout_buffer, _ReplayedBuffer)
+        assert isinstance(model, PPO) and isinstance(model.rollout_buffer, _Ordered)
         starts.append(new_policy(spec, env))
         starts[-1].load_state_dict(model.policy.state_dict())
         buffer = model.rollout_buffer

@@ -20,6 +20,7 @@ CORRIDOR = {
     "test_kwargs": {},
     "outcomes": {"desired": ["goal"], "misbehaved": ["pit"]},
 }
+BOX = {**CORRIDOR, "env": "toy_environments:Kinds", "train_kwargs": {"act": "box"}, "test_kwargs": {"act": "box"}}
 TINY = {
     "total_timesteps": 256,
     "n_envs": 2,
@@ -55,6 +56,13 @@ def refused(done: Finished, *parts: str) -> None:
         ({"agent": {"policy": "CnnPolicy"}}, ("CnnPolicy", "images")),
         ({"agent": {"policy": "MlpPolice"}}, ("MlpPolice", "Did you mean `MlpPolicy`")),
         ({"agent": {**TINY, "hyperparameters": {"n_steps": "many"}}}, ("n_steps",)),
+        ({"agent": {"algorithm": "SAC"}}, ("`SAC` is not supported so far", "MaskablePPO, RecurrentPPO")),
+        ({"agent": {"algorithm": "MaskablePPO"}}, ("no method `action_masks`", "ActionMasker")),
+        ({"agent": {"algorithm": "RecurrentPPO", "policy": "MlpPolicy"}}, ("agent.policy", "MlpLstmPolicy")),
+        (
+            {**BOX, "agent": {"hyperparameters": {"policy_kwargs": {"use_sde": True}}}},
+            ("StateDependentNoiseDistribution", "expected categorical, Bernoulli or Gaussian actions"),
+        ),
     ],
 )
 def test_a_bad_task_writes_nothing(
