@@ -12,6 +12,8 @@ written once the window's update is done, for only then is it known which miniba
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import uuid
 from collections.abc import Generator
@@ -35,9 +37,11 @@ from ..datasets.errors import AitiaError, EnvironmentError_, InputError
 from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
 from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
+from .provenance import EarlierTraining, recorded_hyperparameters
 from .spaces import ObservationForm
 
 UNUSED_ROW = -1
+log = logging.getLogger("aitia")
 
 
 class _Membership:
@@ -167,6 +171,14 @@ class Recorder(BaseCallback):
                 f"this recorder has already recorded a training as seed {self.seed}; expected one `learn` a recorder. "
                 "Make another with another seed"
             )
+        if self.folder.manifest_path.exists() and not self.folder.missing_files(self.seed):
+            raise InputError(
+                f"{self.folder.root} holds a run (run.json) with a whole training of seed {self.seed}, and its other "
+                "tables follow from that one: record into another folder, or as another seed"
+            )
+        self._earlier = EarlierTraining(int(model.num_timesteps), int(getattr(model, "_n_updates", 0)))
+        if self._earlier:
+            log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
         self._staged.root.mkdir(parents=True)
         env = model.get_env()
         assert env is not None
@@ -203,8 +215,9 @@ class Recorder(BaseCallback):
         rows.scale.append(self._reward_scale(reward))
         rows.done.append(dones)
         rows.truncated.append(np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones)
-        for index in np.flatnonzero(rows.truncated[-1]):
-            rows.following[len(rows.done) - 1, int(index)] = infos[index]["terminal_observation"]
+        for index in np.flatnonzero(dones):
+            if rows.truncated[-1][index] or "terminal_observation" in infos[index]:
+                rows.following[len(rows.done) - 1, int(index)] = infos[index]["terminal_observation"]
         rows.told.append([self._read(i, info, reward, dones) for i, info in enumerate(infos)])
         rows.episode.append(self._episode.copy())
         rows.t.append(self._t.copy())
@@ -296,7 +309,7 @@ class Recorder(BaseCallback):
         return _flat(kept)
 
     def _following(self, buffer: RolloutBuffer, rows: int) -> pa.Array:
-        """Return what was observed after a time limit and at the window's end, where no row of the window holds it."""
+        """Return what was observed after an episode's and the window's end, where no row of the window holds it."""
         form = ObservationForm(buffer.observation_space)
         found: list[bytes | None] = [None] * rows
         for (step, env), value in self._rows.following.items():
@@ -334,6 +347,7 @@ class Recorder(BaseCallback):
             "gae_lambda": repr(float(buffer.gae_lambda)),
             "vf_coef": repr(float(getattr(self.model, "vf_coef", 0.5))),
             "normalize_advantage": str(bool(getattr(self.model, "normalize_advantage", False))).lower(),
+            **self._earlier.metadata(),
             **array_metadata("observation", array_format_of(self._observations(buffer))),
             **encode_actions(self._actions(buffer))[1],
         }
@@ -356,18 +370,22 @@ class Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._write_pending()
-        metadata = {
-            "seed": str(self.seed),
-            "windows": str(self._windows),
-            "algorithm": type(self.model).__name__,
-            "corrected": str(self._corrected),
-        }
+        metadata = {"seed": str(self.seed), "windows": str(self._windows), **self._about()}
         write_tensors(self._staged.final_path(self.seed), self._parameters(), metadata)
         shutil.rmtree(self.folder.checkpoints_folder(self.seed), ignore_errors=True)
         publish_folder(self._staged.transitions_folder(self.seed), self.folder.transitions_folder(self.seed))
         publish_folder(self._staged.checkpoints_folder(self.seed), self.folder.checkpoints_folder(self.seed))
         shutil.rmtree(self._staged.root)
         self.published = True
+
+    def _about(self) -> dict[str, str]:
+        """Return what the final checkpoint says of how it was trained."""
+        found = json.dumps(recorded_hyperparameters(self.model))
+        return {
+            "algorithm": type(self.model).__name__,
+            "corrected": str(self._corrected),
+            "hyperparameters": found,
+        }
 
     def discard(self) -> None:
         """Remove what a failed training left aside."""
