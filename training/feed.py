@@ -113,7 +113,7 @@ class FedRecorder(Recorder):
         self._on_training_end()
 
     def _about(self) -> dict[str, str]:
-        return {"algorithm": self.algorithm}
+        return {"algorithm": self.algorithm, "trained_by": self.trained_by}
 
 
 def value_space(value: Any) -> Space:

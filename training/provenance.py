@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from .agents import _SCHEDULED
 
+SCRIPT, AITIA = "script", "aitia"  # who trained: `trained_by` of the final checkpoint
 _PROGRESS = (1.0, 0.5, 0.0)  # remaining share of the training at which a schedule is written down
 
 

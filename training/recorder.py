@@ -37,7 +37,7 @@ from ..datasets.errors import AitiaError, EnvironmentError_, InputError
 from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
 from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
-from .provenance import EarlierTraining, recorded_hyperparameters
+from .provenance import SCRIPT, EarlierTraining, recorded_hyperparameters
 from .spaces import ObservationForm
 
 UNUSED_ROW = -1
@@ -133,6 +133,8 @@ class Recorder(BaseCallback):
         EnvironmentError_: a reward that is not finite, or an info that breaks the contract.
         InputError: an algorithm or space that cannot be recorded so far.
     """
+
+    trained_by = SCRIPT
 
     def __init__(self, out: str | Path | RunFolder, seed: int = 0) -> None:
         super().__init__()
@@ -385,6 +387,7 @@ class Recorder(BaseCallback):
             "algorithm": type(self.model).__name__,
             "corrected": str(self._corrected),
             "hyperparameters": found,
+            "trained_by": self.trained_by,
         }
 
     def discard(self) -> None:
