@@ -21,11 +21,13 @@ from toy_environments import Corridor, Kinds
 
 from aitia.attribution.window import read_window
 from aitia.datasets.arrays import array_format, decode_arrays
-from aitia.datasets.errors import EnvironmentError_, InputError
+from aitia.datasets.errors import EnvironmentError_, InputError, RunFolderError
 from aitia.datasets.schema import metadata_of
 from aitia.datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.training.loop_recorder import LoopRecorder
 from aitia.training.recorder import Recorder
+from aitia.workflows.adopt import require_fits
+from aitia.workflows.task import make_task
 
 STEPS, ENVS = 16, 3
 GAMMA, LAMBDA = 0.9, 0.8
@@ -130,6 +132,20 @@ def test_the_tables_equal_those_of_the_recorder(
     final, wanted_final = (read_tensors(folder.final_path(4)) for folder in (loop, sb3))
     assert all(torch.equal(final[name], value) for name, value in wanted_final.items())
     assert read_tensor_metadata(loop.final_path(4))["algorithm"] == "PPO"
+
+
+def test_a_loop_that_is_ppo_is_taken_for_a_training_of_a_task(tmp_path: Path) -> None:
+    loop, _ = _both(tmp_path, "MlpPolicy", lambda: Corridor(step_reward=0.1))
+    hyperparameters = {"n_steps": STEPS, "batch_size": 12, "n_epochs": 2, "gamma": GAMMA, "gae_lambda": LAMBDA}
+    values = {
+        "name": "loop", "env": "toy_environments:Corridor", "train_kwargs": {"step_reward": 0.1}, "seeds": [4],
+        "outcomes": {"desired": ["goal"], "misbehaved": ["pit"]},
+        "agent": {"total_timesteps": 3 * STEPS * ENVS, "n_envs": ENVS, "hyperparameters": hyperparameters},
+    }  # fmt: skip
+    require_fits(loop, make_task(values, "a test"), 4)
+    other = {**values, "agent": {**values["agent"], "n_envs": 2}}  # type: ignore[dict-item]
+    with pytest.raises(RunFolderError, match="n_envs 3, the task has 2"):
+        require_fits(loop, make_task(other, "a test"), 4)
 
 
 class _Tabular(nn.Module):
