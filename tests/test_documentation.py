@@ -53,7 +53,7 @@ class MyCartPole(CartPoleEnv):
     """The environment that a user of an rl-zoo3 model brings."""
 
     def step(self, action: Any) -> Any:
-        observation, reward, terminated, truncated, info = super().step(action)
+        observation, reward, terminated, truncated, info = super().step(action)  # type: ignore[no-untyped-call]
         return observation, reward, terminated, truncated, {**info, "outcome": "fell"} if terminated else info
 
 

@@ -246,7 +246,8 @@ class _Imported(FedRecorder):
         return {}
 
     def _metadata(self, buffer: RolloutBuffer) -> dict[str, str]:
-        return {name: value for name, value in super()._metadata(buffer).items() if name not in _OF_LEARNER}
+        found = super()._metadata(buffer)
+        return {name: value for name, value in found.items() if name not in _OF_LEARNER} | {"algorithm": "imported"}
 
     def finish(self) -> None:
         """Move the transitions to their place."""

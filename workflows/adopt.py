@@ -18,6 +18,7 @@ from ..datasets.schema import metadata_of
 from ..datasets.store import RunFolder, read_table, read_table_schema, read_tensor_metadata, read_tensors
 from ..training.agents import load_policy, new_policy
 from ..training.agreement import log_probs, require_agreement
+from ..training.environments import probe
 from ..training.provenance import SCRIPT, EarlierTraining, comparable
 from ..training.spaces import ObservationForm
 from .task import Task
@@ -25,6 +26,7 @@ from .task import Task
 log = logging.getLogger("aitia")
 _OF_TABLES = ("n_steps", "gamma", "gae_lambda", "vf_coef", "normalize_advantage")
 _ROWS_SAY_ALL = ("PPO", "A2C")  # nothing but observation and action is needed to compute log pi
+_TOLD = ("intended_reward", "untampered_reward", "context")
 _CHECKED_ROWS = 512
 _CAUSES = (
     "The task's policy computes something else than the one that was trained: compare policy_kwargs (activation_fn, "
@@ -110,6 +112,11 @@ def require_fits(folder: RunFolder, task: Task, seed: int) -> None:
             same.require(name, value, comparable(name, agent.hyperparameter(name)))
     for name, expected in _forms(task).items():
         same.require(name, tables[0].get(name), expected)
+    corrected = int(about.get("corrected", 0))
+    same.require("--edits", f"{corrected} corrected rewards" if corrected else "none", str(task.edits or "none"))
+    first, told = read_table(folder.transitions_path(seed, 0), _TOLD), probe(task.training_env).keys
+    for name in _TOLD:
+        same.require(f"info[{name!r}]", _said(first[name].null_count == 0), _said(name in told))
     parameters = read_tensors(folder.checkpoint_path(seed, 0))
     same.require("VecNormalize", any(name.startswith("vecnormalize.") for name in parameters), False)
     policy = new_policy(agent, task.training_env).state_dict()
@@ -139,6 +146,10 @@ class _Comparison(NamedTuple):
                 "expected the same, for corrected agents are trained as the task says. Write into the task what the "
                 "script did, or give another --out"
             )
+
+
+def _said(told: bool) -> str:
+    return "told" if told else "not told"
 
 
 def _shape(parameter: Any) -> str:

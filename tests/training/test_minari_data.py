@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from aitia.attribution.window import read_window
 from aitia.datasets.arrays import array_format, decode_actions, decode_arrays
-from aitia.datasets.errors import InputError, NonFiniteError, RunFolderError
+from aitia.datasets.errors import InputError, RunFolderError
 from aitia.datasets.schema import metadata_of
 from aitia.datasets.store import RunFolder, read_table
 from aitia.training.agents import AgentSpec
@@ -168,7 +168,7 @@ def test_a_dataset_of_others_is_read_without_outcomes_and_what_follows_is_said(
     assert table["outcome"].null_count == table["intended_reward"].null_count == 6
     assert table["episode"].to_pylist() == [0, 0, 0, 1, 1, 1] and table["t"].to_pylist() == [0, 1, 2, 0, 1, 2]
     assert table["truncated"].to_pylist() == [False] * 5 + [True]
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(RunFolderError, match="has no advantages"):
         read_window(RunFolder(tmp_path / "run").transitions_path(0, 0))
     (tmp_path / "task.yaml").write_text(
         "{name: mine, env: 'toy_environments:Corridor', outcomes: {desired: [goal], misbehaved: [pit]}}"

@@ -96,6 +96,7 @@ def test_a_script_gets_its_verdict_and_its_recording_is_kept(tmp_path: Path, sch
         ({"policy_kwargs": {"activation_fn": nn.ReLU}}, {}, "activation_fn"),
         ({"env": "normalised"}, {}, "VecNormalize"),
         ({}, {"train_kwargs": {"cells": 5}}, r"observation_shape \[2\], the task has \[5\]"),
+        ({"env": "silent"}, {}, "info.'intended_reward'. not told, the task has told"),
         ({"env": "box"}, {}, r"action_shape \[2\], the task has None"),
         ({}, {"seeds": [3, 4]}, "recordings of seeds .0., the task has .3, 4."),
     ],
@@ -104,6 +105,7 @@ def test_a_recording_that_does_not_fit_is_refused_by_name(
     script: dict[str, Any], task: dict[str, Any], difference: str, tmp_path: Path
 ) -> None:
     envs: dict[str, Callable[[], VecEnv]] = {
+        "silent": lambda: DummyVecEnv([lambda: Corridor(tell=("outcome",))] * 2),
         "normalised": lambda: VecNormalize(_env()),
         "box": lambda: DummyVecEnv([lambda: Kinds(act="box")] * 2),
     }
