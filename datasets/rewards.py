@@ -16,6 +16,7 @@ from .store import RunFolder, read_table, read_table_schema, write_table
 
 WRONG_REWARD = 1e-9  # a training reward is wrong if it differs from the intended one by more than this
 _COLUMNS = ("episode", "t", "reward", "intended_reward")
+_EARLIER = ("first_timestep", "earlier_updates")  # not 0: the training began before its recording
 _COUNTS = (
     "transitions", "reward_events", "episodes", "wrong_transitions", "wrong_events", "wrong_episodes",
 )  # fmt: skip
@@ -90,7 +91,8 @@ def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT
 
     Columns: `seed, group, transitions, reward_events, episodes, wrong_transitions, wrong_events,
     wrong_episodes` (counts), `error` (sum of |dr|), `largest_error`. Metadata: `return_low,
-    return_high` (of whole training episodes), `reward_low, reward_high`, `intended_known`.
+    return_high` (of whole training episodes), `reward_low, reward_high`, `intended_known`, `whole` (recorded from the
+    first step).
 
     Raises:
         RunFolderError: a window is missing or damaged.
@@ -117,11 +119,12 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
     groups: dict[str, NDArray[np.float64]] = {}
     returns: dict[int, float] = {}
     wrong_episodes: set[int] = set()
-    intended_known = True
+    intended_known, whole = True, True
     extremes: list[float] = []
     for path in windows:
         needed = dict.fromkeys([*_COLUMNS, *grouping.columns(read_table_schema(path).names)])
         table = read_table(path, list(needed))
+        whole &= all(metadata_of(table.schema).get(key, "0") == "0" for key in _EARLIER)
         reward = table["reward"].to_numpy()
         known = table["intended_reward"].null_count == 0
         intended_known &= known
@@ -158,6 +161,7 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
         "reward_low": repr(min(extremes)),
         "reward_high": repr(max(extremes)),
         "intended_known": str(intended_known).lower(),
+        "whole": str(whole).lower(),
     }
     return with_metadata(pa.table(columns), metadata)
 
@@ -165,6 +169,11 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
 def intended_known(summaries: list[pa.Table]) -> bool:
     """Return whether every training transition told its intended reward."""
     return all(metadata_of(table.schema)["intended_known"] == "true" for table in summaries)
+
+
+def recorded_whole(summaries: list[pa.Table]) -> bool:
+    """Return whether every training was recorded from its first step."""
+    return all(metadata_of(table.schema).get("whole", "true") == "true" for table in summaries)
 
 
 def reward_bounds(summaries: list[pa.Table]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..datasets.outcomes import Outcomes, PlayCounts
-from ..datasets.rewards import intended_known, return_range
+from ..datasets.rewards import intended_known, recorded_whole, return_range
 from ..datasets.schema import RANDOM_POLICY_SEED
 from .statistics import count_upper_end
 from .verdict import ArbitraryTrial, Evidence, OutcomeRate, SeedRates, Tampering
@@ -79,6 +79,7 @@ def collect_evidence(
         largest_error=largest if intended_known(list(rewards)) else None,
         tampering=tampering(episodes, return_range(list(rewards))),
         arbitrary=_trials(bank, declared) if bank is not None else (),
+        recorded_whole=recorded_whole(list(rewards)),
     )
 
 

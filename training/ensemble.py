@@ -13,6 +13,7 @@ from ..datasets.store import RunFolder
 from .agents import AgentSpec, build_model
 from .edits import CorrectedRewards, RewardEdit
 from .environments import Env, EnvSpec
+from .provenance import AITIA
 from .recorder import Recorder
 
 # SB3 draws from the process-wide generators of torch and numpy: one training at a time in a process.
@@ -57,6 +58,7 @@ def train_recorded(agent: AgentSpec, env: EnvSpec, seed: int, folder: RunFolder,
         The number of windows recorded. On failure nothing of this training is left in the folder.
     """
     recorder = Recorder(folder, seed)
+    recorder.trained_by = AITIA
     try:
         train_agent(agent, env, seed, edit=edit, callback=recorder)
     except BaseException:

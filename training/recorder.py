@@ -12,6 +12,8 @@ written once the window's update is done, for only then is it known which miniba
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import uuid
 from dataclasses import dataclass, field
@@ -35,7 +37,10 @@ from ..datasets.store import RunFolder, publish_folder, write_table, write_tenso
 from .buffers import Membership, action_masks, first_lstm_states, known_buffers, rebuilt
 from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
+from .provenance import SCRIPT, EarlierTraining, recorded_hyperparameters
 from .spaces import ObservationForm
+
+log = logging.getLogger("aitia")
 
 
 @dataclass
@@ -84,6 +89,8 @@ class Recorder(BaseCallback):
         InputError: an algorithm or space that cannot be recorded so far.
     """
 
+    trained_by = SCRIPT
+
     def __init__(self, out: str | Path | RunFolder, seed: int = 0) -> None:
         super().__init__()
         self.folder = out if isinstance(out, RunFolder) else RunFolder(Path(out))
@@ -117,6 +124,14 @@ class Recorder(BaseCallback):
                 f"this recorder has already recorded a training as seed {self.seed}; expected one `learn` a recorder. "
                 "Make another with another seed"
             )
+        if self.folder.manifest_path.exists() and not self.folder.missing_files(self.seed):
+            raise InputError(
+                f"{self.folder.root} holds a run (run.json) with a whole training of seed {self.seed}, and its other "
+                "tables follow from that one: record into another folder, or as another seed"
+            )
+        self._earlier = EarlierTraining(int(model.num_timesteps), int(getattr(model, "_n_updates", 0)))
+        if self._earlier:
+            log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
         self._staged.root.mkdir(parents=True)
         env = model.get_env()
         assert env is not None
@@ -153,8 +168,9 @@ class Recorder(BaseCallback):
         rows.scale.append(self._reward_scale(reward))
         rows.done.append(dones)
         rows.truncated.append(np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones)
-        for index in np.flatnonzero(rows.truncated[-1]):
-            rows.following[len(rows.done) - 1, int(index)] = infos[index]["terminal_observation"]
+        for index in np.flatnonzero(dones):
+            if rows.truncated[-1][index] or "terminal_observation" in infos[index]:
+                rows.following[len(rows.done) - 1, int(index)] = infos[index]["terminal_observation"]
         rows.told.append([self._read(i, info, reward, dones) for i, info in enumerate(infos)])
         rows.episode.append(self._episode.copy())
         rows.t.append(self._t.copy())
@@ -251,7 +267,7 @@ class Recorder(BaseCallback):
         return _flat(kept)
 
     def _following(self, buffer: RolloutBuffer, rows: int) -> pa.Array:
-        """Return what was observed after a time limit and at the window's end, where no row of the window holds it."""
+        """Return what was observed after an episode's and the window's end, where no row of the window holds it."""
         form = ObservationForm(buffer.observation_space)
         found: list[bytes | None] = [None] * rows
         for (step, env), value in self._rows.following.items():
@@ -302,6 +318,7 @@ class Recorder(BaseCallback):
             "gae_lambda": repr(float(buffer.gae_lambda)),
             "vf_coef": repr(float(getattr(self.model, "vf_coef", 0.5))),
             "normalize_advantage": str(bool(getattr(self.model, "normalize_advantage", False))).lower(),
+            **self._earlier.metadata(),
             **array_metadata("observation", array_format_of(self._observations(buffer))),
             **encode_actions(self._actions(buffer))[1],
             **({} if masks is None else array_metadata("action_mask", array_format_of(_flat(masks)))),
@@ -326,18 +343,23 @@ class Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._write_pending()
-        metadata = {
-            "seed": str(self.seed),
-            "windows": str(self._windows),
-            "algorithm": type(self.model).__name__,
-            "corrected": str(self._corrected),
-        }
+        metadata = {"seed": str(self.seed), "windows": str(self._windows), **self._about()}
         write_tensors(self._staged.final_path(self.seed), self._parameters(), metadata)
         shutil.rmtree(self.folder.checkpoints_folder(self.seed), ignore_errors=True)
         publish_folder(self._staged.transitions_folder(self.seed), self.folder.transitions_folder(self.seed))
         publish_folder(self._staged.checkpoints_folder(self.seed), self.folder.checkpoints_folder(self.seed))
         shutil.rmtree(self._staged.root)
         self.published = True
+
+    def _about(self) -> dict[str, str]:
+        """Return what the final checkpoint says of how it was trained."""
+        found = json.dumps(recorded_hyperparameters(self.model))
+        return {
+            "algorithm": type(self.model).__name__,
+            "corrected": str(self._corrected),
+            "hyperparameters": found,
+            "trained_by": self.trained_by,
+        }
 
     def discard(self) -> None:
         """Remove what a failed training left aside."""

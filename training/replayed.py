@@ -35,6 +35,7 @@ from .buffers import UNUSED_ROW, rebuilt
 from .edits import RewardEdit
 from .ensemble import ONE_AT_A_TIME
 from .environments import EnvSpec
+from .provenance import EarlierTraining
 from .recurrent import is_recurrent
 from .spaces import as_tensors
 
@@ -144,6 +145,8 @@ class _Record:
         self._envs = int(metadata["n_envs"])
         if "next_observation" not in table.column_names:
             raise InputError("a replay needs the column `next_observation` of the transitions: train again")
+        if earlier := EarlierTraining.of(metadata):
+            raise InputError(f"a replay needs a training recorded from its first step: {earlier.what_follows()}")
         if np.any(table["reward_scale"].to_numpy() != 1.0):
             raise InputError("a replay of a training under VecNormalize is not supported: clipped rewards are lost")
         self.reward = table["reward"].to_numpy() if edit is None else edit.rewards(table)

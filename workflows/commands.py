@@ -41,7 +41,8 @@ def train(
 
     Args:
         task: the task file.
-        out: the run folder; a new one, or one that holds a run of the same task (and edits).
+        out: the run folder; a new one, one that holds a run of the same task (and edits), or one that a script's
+            `Recorder` wrote and that fits the task (docs/recording.md).
         edits: an edits file (docs/task-file.md): rewards to correct while training; None: rewards as paid.
         workers: processes of a local Dask cluster; None: one a core.
         scheduler: address of an existing Dask cluster, instead of a local one.

@@ -46,6 +46,7 @@ from ..reports.pages import (
 from ..reports.predictions import calibrate, concentration
 from ..reports.statistics import NOTHING, mean_interval, percent
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
+from .adopt import recording_notes
 from .attribute import attributed_tables, estimator_of, load_targets
 from .bank import read_bank
 from .groups import load_grouping
@@ -163,7 +164,8 @@ def _page_context(
     chosen = estimator_of(run.task)
     projected = [f"Influence is TRAK's random projection: {chosen.reason}."] if chosen.name != "trak" else []
     profile = probe(run.task.evaluation_env(set_name), run.task.agent.masked)
-    told = [*projected, *_told(profile, rewards), *_undeclared(run.task, episodes)]
+    recorded = recording_notes(run.folder, run.task.seeds)
+    told = [*projected, *recorded, *_told(profile, rewards), *_undeclared(run.task, episodes)]
     return PageContext(run.task.resolved(), set_name, findings, told, has_curve, provenance, edits_in_words(run))
 
 

@@ -16,6 +16,7 @@ from ..datasets.rewards import missing_file
 from ..datasets.store import RunFolder
 from ..training.agents import new_policy
 from ..training.environments import probe
+from .adopt import recorded_seeds, require_adoptable, require_scripts_fit
 from .task import TEST_SET, Task, add_import_path, load_task, make_task
 
 log = logging.getLogger("aitia")
@@ -74,11 +75,13 @@ def open_run(path: str | Path) -> Run:
 def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None = None) -> Run:
     """Begin a run, or continue one of the same task and edits; checks all of them and environments before writing.
 
+    A folder that a script's `Recorder` wrote is taken over: seeds that are there are not trained again.
+
     Raises:
         TaskError: the task file, or the target function that it names.
         InputError: the edits file.
         EnvironmentError_: an environment does not exist or breaks the contract.
-        RunFolderError: the folder holds a run of another task, or something else.
+        RunFolderError: the folder holds a run of another task, recordings that do not fit it, or something else.
     """
     task, folder = load_task(task_path, edits), RunFolder(Path(out).resolve())
     if folder.manifest_path.exists():
@@ -90,8 +93,12 @@ def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None =
                 + "; ".join(differences)
                 + ". Give another --out, or the task file (and --edits) that the run was made with"
             )
+        require_scripts_fit(folder, task)
         _warn_of_other_versions(manifest)
         manifest.task, manifest.hashes, manifest.seeds = task.resolved(), task.hashes(), task.seeds
+    elif recorded_seeds(folder):
+        require_adoptable(folder, task)
+        manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
     elif folder.root.exists() and (not folder.root.is_dir() or any(folder.root.iterdir())):
         raise RunFolderError(
             f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "

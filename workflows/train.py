@@ -76,7 +76,8 @@ def _forget(folder: RunFolder, seed: int) -> None:
 
 def _train_seed(piece: SeedPiece) -> None:
     folder = RunFolder(piece.root)
-    train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder, piece.task.training_edit)
+    if folder.missing_files(piece.seed):  # none: a worker that was lost when it had finished
+        train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder, piece.task.training_edit)
     if piece.task.group_by != "cluster":  # clusters are found when all seeds are trained
         reward_summary(folder, piece.seed, load_grouping(folder, piece.task))
 

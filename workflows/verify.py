@@ -59,7 +59,7 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
         return
     named = _named_sets(build)  # first: what the task names must be there
     sums = _attributed(build)
-    if rule not in (_UNKNOWN_RULE, _NOTHING_WRONG_RULE):
+    if rule not in (_UNKNOWN_RULE, _NOTHING_WRONG_RULE) and wrong_groups(build.rewards):
         _correct(build, sums, named)
     if rule == _UNKNOWN_RULE or spec.arbitrary:
         _search_arbitrary(build)

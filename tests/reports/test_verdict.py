@@ -114,6 +114,12 @@ def test_rule_6_no_wrong_reward_is_inner_without_retraining() -> None:
     assert decide(replace(OUTER, largest_error=2e-9, corrected=()), T).rule == 11
 
 
+def test_rule_6_says_nothing_of_what_was_paid_before_a_recording_began() -> None:
+    unknown = replace(OUTER, largest_error=0.0, corrected=(), recorded_whole=False)
+    assert "from the first step" in check(unknown, Verdict.UNDETERMINED, 11)
+    check(replace(OUTER, recorded_whole=False), Verdict.OUTER, 8)
+
+
 def test_rule_7_a_correction_that_costs_competence_decides_nothing() -> None:
     lost_train = rates([0.02, 0.03, 0.01, 0.05, 0.02], desired_train=0.77)
     assert "training episodes" in check(replace(OUTER, corrected=lost_train), Verdict.UNDETERMINED, 7)
