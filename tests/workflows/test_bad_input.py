@@ -56,7 +56,7 @@ def refused(done: Finished, *parts: str) -> None:
         ({"agent": {"policy": "CnnPolicy"}}, ("CnnPolicy", "images")),
         ({"agent": {"policy": "MlpPolice"}}, ("MlpPolice", "Did you mean `MlpPolicy`")),
         ({"agent": {**TINY, "hyperparameters": {"n_steps": "many"}}}, ("n_steps",)),
-        ({"agent": {"algorithm": "SAC"}}, ("`SAC` is not supported so far", "MaskablePPO, RecurrentPPO")),
+        ({"agent": {"algorithm": "TRPO"}}, ("`TRPO` is not supported so far", "MaskablePPO, RecurrentPPO")),
         ({"agent": {"algorithm": "MaskablePPO"}}, ("no method `action_masks`", "ActionMasker")),
         ({"agent": {"algorithm": "RecurrentPPO", "policy": "MlpPolicy"}}, ("agent.policy", "MlpLstmPolicy")),
         (
