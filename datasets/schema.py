@@ -69,6 +69,16 @@ GROUP_EFFECTS = pa.schema(
     ]
 )
 
+WINDOW_EFFECTS = pa.schema(
+    [
+        ("failure", pa.dictionary(pa.int32(), pa.string())),
+        ("seed", pa.int32()),
+        ("window", pa.int32()),
+        ("effect", pa.float64()),  # sum of (intended - paid) * tau over the window, at the default lambda
+        ("estimator", pa.string()),
+    ]
+)
+
 UNIT_EFFECTS = pa.schema(
     [
         ("group", pa.dictionary(pa.int32(), pa.string())),

@@ -30,7 +30,7 @@ from .factorial import Factorial, factorial
 from .framing import RewardScale, framing1
 from .goals import Goals, find_goals
 from .predictions import Calibration, Concentration
-from .statistics import NOTHING, mean_half_width, rate_interval
+from .statistics import Interval, mean_half_width, rate_interval
 from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide, removal
 
 CLUSTER = 0  # version 1: one cluster of failures an evaluation set
@@ -62,6 +62,10 @@ class SetFindings:
     declared: Outcomes
     budgets: tuple[Budget, ...] = ()
     factorial: Factorial | None = None
+
+    def rates_before_and_after(self) -> dict[str, tuple[Interval, Interval]]:
+        """Return competence and desired rate, of all plays, uncorrected and with all corrected."""
+        return {name: _rates_of(self.evidence.paired(), name) for name in ("competent", "desired")}
 
 
 def find_for_set(
@@ -226,7 +230,10 @@ def summarise(
         seconds: wall-clock seconds a stage.
     """
     counts = Counter(str(entry["verdict"]) for entry in entries)
-    before, after = findings.evidence.paired()
+    rates = {
+        name: {"uncorrected": before.as_dict(), "all_corrected": after.as_dict()}
+        for name, (before, after) in findings.rates_before_and_after().items()
+    }
     verdict = set_verdict(findings.decision, counts)
     return {
         "verdict": verdict,
@@ -240,8 +247,8 @@ def summarise(
             "uncorrected": findings.decision.uncorrected.as_dict(),
             "all_corrected": findings.decision.all_corrected.as_dict(),
         },
-        "competence": _before_after(before, after, "competent"),
-        "desired_rate": _before_after(before, after, "desired"),
+        "competence": rates["competent"],
+        "desired_rate": rates["desired"],
         "outer_share": findings.decision.outer_share.as_dict(),
         "goals": findings.goals.as_dict() if findings.goals else None,
         "ease": findings.ease.as_dict() if findings.ease else None,
@@ -268,12 +275,9 @@ def set_verdict(decision: Decision, counts: Mapping[str, int]) -> str:
     return max(counts, key=lambda verdict: counts[verdict])
 
 
-def _before_after(before: Sequence[SeedRates], after: Sequence[SeedRates], name: str) -> dict[str, Any]:
-    def interval(rates: Sequence[SeedRates]) -> dict[str, float | None]:
-        found = rate_interval([float(getattr(r, name)) for r in rates]) if rates else NOTHING
-        return found.as_dict()
-
-    return {"uncorrected": interval(before), "all_corrected": interval(after)}
+def _rates_of(paired: tuple[Sequence[SeedRates], Sequence[SeedRates]], name: str) -> tuple[Interval, Interval]:
+    before, after = (rate_interval([float(getattr(r, name)) for r in rates]) for rates in paired)
+    return before, after
 
 
 def entries_table(entries: Sequence[Mapping[str, Any]]) -> pa.Table:

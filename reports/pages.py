@@ -1,4 +1,4 @@
-"""The pages: an index and one page a failure, as plain HTML that opens from disk without a network."""
+"""The pages: an index, one page a cluster and one a failure, as plain HTML that opens from disk without a network."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
 from ..datasets.store import write_text
+from .advice import Explanation
+from .chart import Chart
+from .charts import correction_curve, factorial_shares, failure_counts, shares
+from .figures import style_sheet, write_chart, write_library
 from .findings import SetFindings
+from .influence_charts import episode_rewards, timeline_chart, top_groups
+from .rows import Cell, island
 from .statistics import Interval, percent
-from .words import RULES, words_for
+from .timeline import Stretch
+from .words import RULES
+
+SCRIPTS = ("failures.js", "figures.js", "strip.js")
+_SHOWN_PICTURES = 12
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,32 @@ class RewardView:
 
 
 @dataclass(frozen=True)
+class StepView:
+    """One step of a training episode: its number, the action's name, rewards, and a picture of the state or None."""
+
+    number: int
+    action: str
+    reward: float
+    intended: float | None
+    asset: str | None
+
+
+@dataclass(frozen=True)
+class EpisodeView:
+    """A training episode, drawn with its rewards before and after the correction.
+
+    Attributes:
+        reward: its reward that led here, the most influential one.
+        steps: what is drawn of it.
+        length: steps in all; None if it goes on after what was read.
+    """
+
+    reward: RewardView
+    steps: Sequence[StepView]
+    length: int | None
+
+
+@dataclass(frozen=True)
 class FailureView:
     """What a failure's page shows beside its entry in `verdicts.json`.
 
@@ -62,6 +98,8 @@ class FailureView:
         target: what the attribution's target was.
         corrections: wrong rewards whose correction is predicted to help most.
         influential: rewards of any kind with the largest influence.
+        episodes: the most influential training episodes; empty unless the failure has pictures.
+        timeline: influence over training time.
     """
 
     frames: Sequence[FrameView]
@@ -69,6 +107,32 @@ class FailureView:
     target: str
     corrections: Sequence[RewardView]
     influential: Sequence[RewardView]
+    episodes: Sequence[EpisodeView] = ()
+    timeline: Sequence[Stretch] = ()
+
+
+@dataclass(frozen=True)
+class ClusterContext:
+    """What the pages of a cluster and of its failures share.
+
+    Attributes:
+        number: of the cluster.
+        findings: its verdict and curve.
+        explanation: the verdict in words.
+        edits: file with the rewards to correct, in the folder of the reports; None where there is nothing to correct.
+        timeline: influence over training time, mean over its failures.
+    """
+
+    number: int
+    findings: SetFindings
+    explanation: Explanation
+    edits: str | None
+    timeline: Sequence[Stretch]
+
+    @property
+    def page(self) -> str:
+        """The cluster's page, in the folder of the reports."""
+        return f"clusters/{self.number}.html"
 
 
 @dataclass(frozen=True)
@@ -78,28 +142,89 @@ class PageContext:
     Attributes:
         task: the task as resolved.
         set_name: the evaluation set.
+        unit: what the groups are called.
         findings: of the set.
+        clusters: by number.
         told: in words, what the environment does not tell and what follows.
-        has_curve: whether there is a correction curve to show.
         provenance: versions, git SHA and the like.
         edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
     """
 
     task: Mapping[str, Any]
     set_name: str
+    unit: str
     findings: SetFindings
+    clusters: Mapping[int, ClusterContext]
     told: Sequence[str]
-    has_curve: bool
     provenance: Mapping[str, str]
     edits: str | None = None
+
+    def curve_of(self, cluster: ClusterContext) -> Chart | None:
+        """Return a cluster's correction curve; None where nothing was trained again."""
+        curve = cluster.findings.curve
+        return _of(cluster, correction_curve(curve, self.findings.thresholds, self.unit)) if len(curve) > 1 else None
+
+    def influence_file(self, table: str) -> str:
+        """Return a table of the influence, relative to the folder of the reports."""
+        return f"../../influence/{self.set_name}/{table}.parquet"
+
+    def window_file(self, reward: RewardView) -> str:
+        """Return the transitions of the window of a training reward, relative to the folder of the reports."""
+        return f"../../transitions/seed={reward.seed}/window={reward.window:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """What a cluster's page shows beside its context.
+
+    Attributes:
+        charts: by what they are of: `concentration`, `groups`, `calibration`; those that exist.
+        groups: the most suspected wrong groups: group, effect, interval, rate, wrong transitions a run, error.
+        wrong_groups: number of groups with wrong rewards.
+    """
+
+    charts: Mapping[str, Chart]
+    groups: Sequence[Mapping[str, Any]]
+    wrong_groups: int
 
 
 def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any], view: FailureView) -> None:
     """Write `failures/ID.html`."""
-    words = words_for(entry["verdict"], entry["rule"], entry["basis"])
-    template = _templates().get_template("failure.html")
-    text = template.render(page=page, entry=entry, view=view, words=words, root="../")
+    cluster = page.clusters[entry["cluster"]]
+    charts = {}
+    if (curve := page.curve_of(cluster)) is not None:
+        charts["curve"] = curve
+    if view.timeline:
+        lines = {f"failure {entry['failure']}": view.timeline, "mean of its cluster": cluster.timeline}
+        charts["timeline"] = timeline_chart(lines, page.influence_file("windows"))
+    if entry["top_groups"]:
+        charts["groups"] = top_groups(entry["top_groups"], "verdicts.json")
+    if view.episodes:
+        steps = [[(step.number, step.reward, step.intended) for step in episode.steps] for episode in view.episodes]
+        charts["episodes"] = episode_rewards(steps, page.influence_file("transitions"))
+    text = _templates().get_template("failure.html").render(
+        page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../"
+    )  # fmt: skip
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
+
+
+def write_cluster_page(
+    folder: Path, page: PageContext, cluster: ClusterContext, entries: Sequence[Mapping[str, Any]], view: ClusterView
+) -> None:
+    """Write `clusters/NUMBER.html` and its figures."""
+    charts = {"shares": _shares(cluster.findings), **view.charts}
+    if cluster.timeline:
+        charts["timeline"] = timeline_chart({"mean of the cluster": cluster.timeline})
+    charts = {what: _of(cluster, chart) for what, chart in charts.items()}
+    if (curve := page.curve_of(cluster)) is not None:
+        charts["curve"] = curve
+    for chart in charts.values():
+        write_chart(folder / "assets", chart)
+    text = _templates().get_template("cluster.html").render(
+        page=page, cluster=cluster, view=view, charts=charts, root="../", budget=_cheapest_budget(cluster.findings),
+        table=_failures_table(entries, frozenset(), "../"), entries=entries,
+    )  # fmt: skip
+    write_text(folder / cluster.page, text)
 
 
 def write_index_page(
@@ -107,36 +232,89 @@ def write_index_page(
     page: PageContext,
     summary: Mapping[str, Any],
     entries: Sequence[Mapping[str, Any]],
-    groups: Sequence[Mapping[str, Any]],
-    wrong_groups: int,
     thumbnails: Mapping[str, str],
+    explanation: Explanation,
 ) -> None:
-    """Write `index.html` and the style sheet.
+    """Write `index.html`, its figures, and what all pages share: style sheet, scripts, the library of the figures.
 
     Args:
         folder: the reports folder of the set.
         page: shared context.
         summary: contents of `summary.json`.
         entries: all failures' entries.
-        groups: the most suspected wrong groups: group, mean effect, wrong transitions a run, error.
-        wrong_groups: number of groups with wrong rewards.
         thumbnails: asset of the first frame of each illustrated failure.
+        explanation: the set's verdict in words.
     """
     thresholds = asdict(page.findings.thresholds)
     rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
+    charts = {"shares": _shares(page.findings)}
+    if entries:
+        charts["counts"] = failure_counts(entries)
+    found = page.findings.factorial
+    if found is not None and found.shares:
+        charts["factorial"] = factorial_shares({str(source): share for source, share in found.shares.items()})
+    for chart in charts.values():
+        write_chart(folder / "assets", chart)
+    clusters = list(page.clusters.values())
+    if len(clusters) == 1 and (curve := page.curve_of(clusters[0])) is not None:
+        charts["curve"] = curve  # its page writes it
+    for name in SCRIPTS:
+        write_text(folder / "assets" / name, _resource(name))
+    write_library(folder / "assets")
+    shown = dict(list(thumbnails.items())[:_SHOWN_PICTURES])
     write_page(
-        folder, "index.html", "index.html", page=page, summary=summary, entries=entries, groups=groups,
-        wrong_groups=wrong_groups, thumbnails=thumbnails, rules=rules,
-        words=words_for(summary["verdict"], summary["rule"], summary["basis"]),
-        budget=_cheapest_budget(page.findings),
+        folder, "index.html", "index.html", page=page, summary=summary, entries=entries, clusters=clusters, rules=rules,
+        explanation=explanation, charts=charts, thumbnails=shown, table=_failures_table(entries, set(thumbnails), ""),
     )  # fmt: skip
 
 
 def write_page(folder: Path, name: str, template: str, **values: Any) -> None:
     """Write a page of a folder from a template, and the style sheet."""
     write_text(folder / name, _templates().get_template(template).render(root="", **values))
-    style = files(__package__).joinpath("templates/style.css").read_text(encoding="utf-8")
-    write_text(folder / "assets" / "style.css", style)
+    write_text(folder / "assets" / "style.css", style_sheet())
+
+
+def _of(cluster: ClusterContext, chart: Chart) -> Chart:
+    """Return a chart under a name of its own for the cluster."""
+    return Chart(**{**vars(chart), "name": f"{chart.name}-{cluster.number}"})
+
+
+def _shares(findings: SetFindings) -> Chart:
+    decision, pairs = findings.decision, findings.rates_before_and_after()
+    rates = {
+        "misbehaviour, of competent plays": (decision.uncorrected, decision.all_corrected),
+        "desired, of all plays": pairs["desired"],
+        "competence, of all plays": pairs["competent"],
+    }
+    return shares(rates, decision.outer_share, findings.thresholds)
+
+
+def _failures_table(
+    entries: Sequence[Mapping[str, Any]], illustrated: frozenset[str] | set[str], root: str
+) -> dict[str, Any]:
+    """Return the table of failures as `failures.js` takes it: columns, and a row of plain values a failure."""
+    columns = [
+        {"title": "failure", "kind": "link"},
+        {"title": "seed", "filter": True},
+        {"title": "context", "filter": True},
+        {"title": "outcome", "filter": True},
+        {"title": "cluster", "filter": True},
+        {"title": "verdict", "filter": True},
+        {"title": "Framing 1", "filter": True},
+        {"title": "rate as paid", "kind": "share"},
+        {"title": "rate corrected", "kind": "share"},
+    ]
+    rows: list[list[Cell]] = [
+        [
+            entry["failure"], entry["seed"], entry["context"], entry["outcome"], entry["cluster"], entry["verdict"],
+            entry["framing1"], entry["own_rates"]["uncorrected"], entry["own_rates"]["all_corrected"],
+        ]
+        for entry in entries
+    ]  # fmt: skip
+    if illustrated:
+        columns.append({"title": "pictures", "filter": True})
+        rows = [[*row, "yes" if row[0] in illustrated else "no"] for row in rows]
+    return {"columns": columns, "rows": rows, "folder": f"{root}failures/"}
 
 
 def _cheapest_budget(findings: SetFindings) -> str | None:
@@ -155,11 +333,14 @@ def _cheapest_budget(findings: SetFindings) -> str | None:
     )
 
 
+def _resource(name: str) -> str:
+    return files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
+
+
 @lru_cache(maxsize=1)
 def _templates() -> Environment:
-    folder = files(__package__).joinpath("templates")
     environment = Environment(
-        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(_resource),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -170,4 +351,10 @@ def _templates() -> Environment:
     environment.filters["interval"] = lambda value: Interval(**value).as_percent()
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2g}"
+    environment.filters["cell"] = lambda value: "–" if value is None else _cell(value)
+    environment.filters["island"] = island
     return environment
+
+
+def _cell(value: Cell) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,15 @@ from .statistics import NOTHING, Interval, mean_half_width, mean_interval
 LEAST_SETS = 4
 LEAST_FIT = 0.5
 TOP_SHARE = 0.1
+MOST_SIZES = 100
+
+
+class ConcentrationPoint(NamedTuple):
+    """Share of the predicted drop that a number of most suspected groups carry, and by chance."""
+
+    groups: int
+    measured: Interval
+    null: Interval
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,14 @@ class Concentration:
         measured: share, mean over seeds.
         null: the same with influence permuted among the wrong rewards of each window: the same rewards, chance
             influence. Sparse rewards concentrate any attribution; only what exceeds this is a finding.
+        curve: both for other numbers of groups.
     """
 
     top: int
     groups: int
     measured: Interval
     null: Interval
+    curve: tuple[ConcentrationPoint, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as `summary.json` writes it."""
@@ -59,26 +70,34 @@ def concentration(by_seed: Mapping[str, NDArray[np.float64]], null: pa.Table) ->
         by_seed: effect of each group with wrong rewards, mean over failures, [S].
         null: rows `group, seed, draw, effect` of permuted influence.
     """
-    if len(by_seed) < 2:
+    count = len(by_seed)
+    if count < 2:
         return None
-    effects = np.stack(list(by_seed.values()), axis=1)
-    top = max(1, round(TOP_SHARE * effects.shape[1]))
-    shares = [_share(row, top) for row in effects]
+    top = max(1, round(TOP_SHARE * count))
+    sizes = sorted({top, *np.linspace(1, count, min(count, MOST_SIZES)).astype(int).tolist()})
+    columns = np.array(sizes) - 1
+    found = [_shares(row, count)[columns] for row in np.stack(list(by_seed.values()), axis=1)]
     draws: dict[tuple[int, int], list[float]] = {}
     for row in null.select(["seed", "draw", "effect"]).to_pylist():
         draws.setdefault((row["seed"], row["draw"]), []).append(row["effect"])
-    by_chance: dict[int, list[float]] = {}
+    by_chance: dict[int, list[NDArray[np.float64]]] = {}
     for (seed, _), values in draws.items():
-        by_chance.setdefault(seed, []).append(_share(np.array(values), top))
-    return Concentration(
-        top, effects.shape[1], mean_interval(shares),
-        mean_interval([float(np.mean(values)) for values in by_chance.values()]),
-    )  # fmt: skip
+        by_chance.setdefault(seed, []).append(_shares(np.array(values), count)[columns])
+    chance = [np.mean(values, axis=0) for values in by_chance.values()]
+    curve = tuple(
+        ConcentrationPoint(size, *(mean_interval([float(values[i]) for values in seeds]) for seeds in (found, chance)))
+        for i, size in enumerate(sizes)
+    )
+    point = curve[sizes.index(top)]
+    return Concentration(top, count, point.measured, point.null, curve)
 
 
-def _share(effects: NDArray[np.float64], top: int) -> float:
-    drops = np.sort(np.maximum(-effects, 0.0))[::-1]
-    return float(drops[:top].sum() / drops.sum()) if drops.sum() > 0.0 else 0.0
+def _shares(effects: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return the share that the k groups with the largest drops carry, for k = 1 to `count`, [G]."""
+    drops, total = np.zeros(count), float(np.maximum(-effects, 0.0).sum())
+    largest = np.sort(np.maximum(-effects, 0.0))[::-1][:count]
+    drops[: len(largest)] = largest
+    return np.cumsum(drops) / total if total > 0.0 else drops
 
 
 @dataclass(frozen=True)

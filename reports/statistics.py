@@ -130,6 +130,22 @@ def seeds_needed(margin: float, spread: float) -> int | None:
     return seeds[first] if first < len(seeds) else None
 
 
+def seeds_for_lower_end(rates: Sequence[float], level: float) -> int | None:
+    """Return the fewest seeds with which the t-interval of the mean rate would lie above a level, if mean and spread
+    between seeds stayed as they are; None if over 1000, or if the mean itself does not lie above it.
+    """
+    margin = float(np.mean(rates)) - level if len(rates) > 1 else 0.0
+    if margin <= 0.0:
+        return None
+    spread, seeds = float(np.std(rates, ddof=1)), range(2, _MOST_SEEDS + 1)
+
+    def clears(count: int) -> bool:
+        return (mean_half_width(count) or 0.0) * spread / math.sqrt(count) <= margin
+
+    first = bisect.bisect_left(seeds, True, key=clears)
+    return seeds[first] if first < len(seeds) else None
+
+
 def count_upper_end(successes: int, trials: int) -> float:
     """Return the upper end of the exact (Clopper-Pearson) 95% interval of a rate; 1 without trials."""
     if trials == 0:

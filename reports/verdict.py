@@ -354,8 +354,33 @@ def _by_retraining(
     return found(Verdict.UNDETERMINED, 11, _open_reason(below_outer, above_inner, thresholds))
 
 
-def _open_reason(below_outer: list[float], above_inner: list[float], thresholds: Thresholds) -> str:
-    """Say the spread, and how many seeds would decide."""
+class OpenMargin(NamedTuple):
+    """What the seeds come nearest to where they do not decide.
+
+    Attributes:
+        label: the share removed, in words.
+        margin: by how much it is that, mean over paired seeds.
+        spread: standard deviation between seeds.
+        seeds: how many in all would decide with a power of 90%; None if over 1000.
+    """
+
+    label: str
+    margin: float
+    spread: float
+    seeds: int | None
+
+
+def open_margin(evidence: Evidence, thresholds: Thresholds) -> OpenMargin | None:
+    """Return what the paired seeds come nearest to (rule 11); None with fewer than two of them."""
+    pairs = _competent_pairs(*evidence.paired()) if evidence.corrected else []
+    if len(pairs) < 2:
+        return None
+    below_outer = [(1 - thresholds.outer_share) * x - y for x, y in pairs]
+    above_inner = [y - (1 - thresholds.inner_share) * x for x, y in pairs]
+    return _nearest(below_outer, above_inner, thresholds)
+
+
+def _nearest(below_outer: list[float], above_inner: list[float], thresholds: Thresholds) -> OpenMargin:
     margins = {
         f"more than {thresholds.outer_share:.0%}": below_outer,
         f"less than {thresholds.inner_share:.0%}": above_inner,
@@ -368,7 +393,12 @@ def _open_reason(below_outer: list[float], above_inner: list[float], thresholds:
             min(margins.values(), key=lambda d: -float(np.mean(d))),
         )
         margin, spread = -float(np.mean(differences)), float(np.std(differences, ddof=1))
-    needed = seeds_needed(margin, spread)
+    return OpenMargin(label, margin, spread, seeds_needed(margin, spread))
+
+
+def _open_reason(below_outer: list[float], above_inner: list[float], thresholds: Thresholds) -> str:
+    """Say the spread, and how many seeds would decide."""
+    label, margin, spread, needed = _nearest(below_outer, above_inner, thresholds)
     more = f"about {needed} seeds" if needed is not None else "more than 1000 seeds"
     return (
         f"The seeds do not decide. The nearest is {label}, by a margin of {margin:.3f} with a spread of "

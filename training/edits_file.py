@@ -19,6 +19,7 @@ from .environments import EnvSpec
 from .groups import ByComponent, ByTransition
 
 ALL = "all"
+GroupBy = Literal["context", "component", "cluster", "transition"]
 _SHOWN = 10
 _USE = "Use: aitia train TASK.yaml --out RUN --edits THIS_FILE"
 _NEEDS = {"context": "context", "component": "reward_components"}
@@ -37,7 +38,7 @@ class Edits(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
-    grouping: Literal["context", "component", "cluster", "transition"] = "context"
+    grouping: GroupBy = "context"
     groups: Literal["all"] | list[str]
     correct: Literal["intended"] | None = None
     values: dict[str, float] | None = None

@@ -1,4 +1,4 @@
-"""Stage attribute: failures to the rewards of every window of every seed, merged into two tables."""
+"""Stage attribute: failures to the rewards of every window of every seed, merged into tables."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ from numpy.typing import NDArray
 from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, attribute_window, keep_top
 from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
-from ..attribution.trak import LAMBDAS
+from ..attribution.trak import DEFAULT_LAMBDA, LAMBDAS
 from ..attribution.window import read_window
 from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import Grouping, intended_known, reward_summary
-from ..datasets.schema import GROUP_EFFECTS, NULL_EFFECTS, TOP_TRANSITIONS, UNIT_EFFECTS, metadata_of, with_metadata
+from ..datasets.schema import (
+    GROUP_EFFECTS,
+    NULL_EFFECTS,
+    TOP_TRANSITIONS,
+    UNIT_EFFECTS,
+    WINDOW_EFFECTS,
+    metadata_of,
+    with_metadata,
+)
 from ..datasets.store import (
     RunFolder,
     read_table,
@@ -167,9 +175,19 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
     return tables
 
 
+def window_effects(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
+    """Return the effects of windows, of the task's own estimator; no rows where an earlier version attributed."""
+    path = folder.influence_path(set_name, "windows")
+    if not path.exists():
+        return WINDOW_EFFECTS.empty_table()
+    return read_table(path).filter(pc.field("estimator") == estimator_of(task).name)
+
+
 def _is_attributed(run: Run, set_name: str, failures: Sequence[str], estimator: str) -> bool:
     """Return whether the influence tables are up to date and hold all these failures."""
-    paths = [run.folder.influence_path(set_name, name) for name in ("groups", "transitions", "null", "units")]
+    paths = [
+        run.folder.influence_path(set_name, name) for name in ("groups", "transitions", "windows", "null", "units")
+    ]
     if not all(path.exists() for path in paths):
         return False
     if metadata_of(read_table_schema(paths[0])).get("key") != attribution_key(run.task):
@@ -228,7 +246,7 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
     grouping = load_grouping(run.folder, run.task)
     set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator
     top = TOP_TRANSITIONS.empty_table()
-    tables, null, units = [], [], []
+    tables, windows, null, units = [], [], [], []
     for seed in run.task.seeds:
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
         summary = reward_summary(run.folder, seed, grouping)
@@ -236,12 +254,14 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
             summary = summary.filter(pc.field("wrong_transitions") > 0)
         _require_few_groups(summary.num_rows, len(failures))
         tables.append(_merge_sums(mine, summary, seed, failures, estimator))
+        windows.append(_merge_windows(mine if intended_known([summary]) else [], failures, estimator))
         null.append(_merge_null(mine, summary, seed, estimator))
         units.append(_merge_units(mine, seed, estimator))
         for piece in mine:
             top = pa.concat_tables([top, read_table(piece.top_path).cast(TOP_TRANSITIONS)])
         top = keep_top(top, TOP_K)
-    for name, found in (("transitions", top), ("groups", pa.concat_tables(tables))):
+    merged = {"transitions": top, "groups": pa.concat_tables(tables), "windows": pa.concat_tables(windows)}
+    for name, found in merged.items():
         path = run.folder.influence_path(set_name, name)
         table = pa.concat_tables([*_still_valid(path, run.task, known, pieces[0]), found])
         write_table(path, with_metadata(table.unify_dictionaries(), {"key": attribution_key(run.task)}))
@@ -273,6 +293,24 @@ def _still_valid(path: Path, task: Task, known: Sequence[str], call: WindowPiece
     failure = pc.field("failure").cast(pa.string())
     replaced = failure.isin(list(call.failures)) & (pc.field("estimator") == call.estimator)
     return [read_table(path).filter(failure.isin(list(known)) & ~replaced).replace_schema_metadata(None)]
+
+
+def _merge_windows(pieces: Sequence[WindowPiece], failures: Sequence[str], estimator: str) -> pa.Table:
+    """Return the sum over all groups of each window of one seed's training: influence over training time."""
+    plane = LAMBDAS.index(DEFAULT_LAMBDA)
+    sums = [read_tensors(piece.sums_path)["effect"][plane].sum(dim=1).numpy() for piece in pieces]
+    rows, count = len(pieces) * len(failures), len(failures)
+    failure = np.tile(np.arange(count, dtype=np.int32), len(pieces))
+    return pa.table(
+        {
+            "failure": pa.DictionaryArray.from_arrays(pa.array(failure), pa.array(failures, pa.string())),
+            "seed": pa.array(np.repeat([piece.seed for piece in pieces], count).astype(np.int32)),
+            "window": pa.array(np.repeat([piece.window for piece in pieces], count).astype(np.int32)),
+            "effect": pa.array(np.concatenate([np.zeros(0), *sums])),
+            "estimator": pa.array([estimator] * rows, pa.string()),
+        },
+        schema=WINDOW_EFFECTS,
+    )
 
 
 def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, estimator: str) -> pa.Table:

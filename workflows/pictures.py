@@ -17,7 +17,7 @@ from ..datasets.arrays import array_format, decode_actions, decode_arrays
 from ..datasets.schema import metadata_of
 from ..datasets.store import RunFolder, read_table
 from ..reports.figures import write_frame
-from ..reports.pages import FrameView
+from ..reports.pages import FrameView, StepView
 from ..training.agents import env_seed
 from ..training.environments import EnvSpec, describe
 from ..training.replay import replay_test_episode, replay_training_env
@@ -27,6 +27,8 @@ from .task import Task
 from .workers import Workers
 
 _SHOWN_REWARDS = 6
+_SHOWN_EPISODES = 3
+_SHOWN_STEPS = 24
 
 
 class Moment(NamedTuple):
@@ -40,13 +42,28 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class PicturePiece:
-    """Pictures of training states of one seed."""
+    """Pictures of training states of one seed, and of the episodes around some of them."""
 
     root: Path
     task: Task
     set_name: str
     seed: int
     moments: tuple[Moment, ...]
+    episodes: frozenset[Moment]
+
+
+class EpisodeSteps(NamedTuple):
+    """Steps of a training episode around a moment; `length` of the whole episode, None if its end was not read."""
+
+    steps: tuple[StepView, ...]
+    length: int | None
+
+
+class Pictures(NamedTuple):
+    """Of the training: file of the picture of each state that was drawn, and the episodes around some of them."""
+
+    states: dict[Moment, str]
+    episodes: dict[Moment, EpisodeSteps]
 
 
 class ShownRewards(NamedTuple):
@@ -81,54 +98,92 @@ def moment_of(row: Mapping[str, Any]) -> Moment:
     return Moment(row["seed"], row["env"], row["window"], row["step"])
 
 
-def training_pictures(
-    run: Run, set_name: str, chosen: Sequence[str], top: pa.Table, workers: Workers
-) -> dict[Moment, str]:
-    """Draw the training states that the illustrated pages show, one piece a seed."""
+def episode_rows(shown: ShownRewards) -> list[dict[str, Any]]:
+    """Choose the rewards whose whole episodes are drawn: wrong ones, else those with the largest influence."""
+    seen: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for row in shown.corrections or shown.influential:
+        seen.setdefault((row["seed"], row["window"], row["env"]), row)
+    return list(seen.values())[:_SHOWN_EPISODES]
+
+
+def training_pictures(run: Run, set_name: str, chosen: Sequence[str], top: pa.Table, workers: Workers) -> Pictures:
+    """Draw the training states and episodes that the illustrated pages show, one piece a seed."""
     wanted: set[Moment] = set()
+    episodes: set[Moment] = set()
     for failure in chosen:
         shown = shown_rewards(top, failure)
         wanted |= {moment_of(row) for rows in shown for row in rows}
-    seeds = sorted({moment.seed for moment in wanted})
+        episodes |= {moment_of(row) for row in episode_rows(shown)}
     pieces = [
-        PicturePiece(run.folder.root, run.task, set_name, seed, tuple(sorted(m for m in wanted if m.seed == seed)))
-        for seed in seeds
-    ]
-    pictures: dict[Moment, str] = {}
+        PicturePiece(
+            run.folder.root, run.task, set_name, seed, tuple(sorted(m for m in wanted if m.seed == seed)),
+            frozenset(m for m in episodes if m.seed == seed),
+        )
+        for seed in sorted({moment.seed for moment in wanted})
+    ]  # fmt: skip
+    pictures = Pictures({}, {})
     for found in workers.map(_draw_moments, pieces, f"pictures {run.task.name}"):
-        pictures |= found
+        pictures.states.update(found.states)
+        pictures.episodes.update(found.episodes)
     return pictures
 
 
-def _draw_moments(piece: PicturePiece) -> dict[Moment, str]:
-    """Play a seed's recorded actions again and draw the wanted states."""
+def _draw_moments(piece: PicturePiece) -> Pictures:
+    """Play a seed's recorded actions again and draw the wanted states, and the episodes around some of them."""
     folder, spec = RunFolder(piece.root), piece.task.training_env
+    facts = describe(spec)
     out = folder.reports_folder(piece.set_name) / "assets" / "frames"
-    columns = ("env", "step", "action", "terminated", "truncated", "observation")
-    paths = [folder.transitions_path(piece.seed, w) for w in range(max(m.window for m in piece.moments) + 1)]
-    tables = [read_table(path, columns) for path in paths]
+    columns = ("env", "step", "action", "terminated", "truncated", "observation", "reward", "intended_reward")
+    last = min(max(m.window for m in piece.moments) + 2, folder.window_count(piece.seed))  # an episode may go on
+    tables = [read_table(folder.transitions_path(piece.seed, window), columns) for window in range(last)]
     form = array_format(tables[0].schema, "observation")
     n_steps = int(metadata_of(tables[0].schema)["n_steps"])
-    pictures: dict[Moment, str] = {}
+    pictures = Pictures({}, {})
     for env in sorted({moment.env for moment in piece.moments}):
         moments = {m.window * n_steps + m.step: m for m in piece.moments if m.env == env}
-        rows = slice(env * n_steps, (env + 1) * n_steps)
-        actions = np.concatenate([decode_actions(t)[rows] for t in tables])
-        ended = np.concatenate([(t["terminated"].to_numpy() | t["truncated"].to_numpy())[rows] for t in tables])
+        mine = [table.slice(env * n_steps, n_steps) for table in tables]
+        actions = np.concatenate([decode_actions(table) for table in mine])
+        ended = np.concatenate([t["terminated"].to_numpy() | t["truncated"].to_numpy() for t in mine])
+        spans = {at: _span(ended, at) for at, moment in moments.items() if moment in piece.episodes}
+        wanted = sorted({*moments, *(step for span in spans.values() for step in range(*span.shown))})
         expected: dict[int, NDArray[Any]] = {
-            step: decode_arrays(tables[m.window]["observation"].slice(env * n_steps + m.step, 1), form)[0]
-            for step, m in moments.items()
+            step: decode_arrays(mine[step // n_steps]["observation"].slice(step % n_steps, 1), form)[0]
+            for step in wanted
         }
-        frames = replay_training_env(
-            spec,
-            env_seed(piece.task.agent, piece.seed, env),
-            list(actions),
-            ended.tolist(),
-            expected,
-            list(moments),
+        seed = env_seed(piece.task.agent, piece.seed, env)
+        frames = replay_training_env(spec, seed, list(actions), ended.tolist(), expected, wanted)
+        drawn = {step: write_frame(out, frame) for step, frame in frames.items()}
+        pictures.states.update({moments[step]: asset for step, asset in drawn.items() if step in moments})
+        rewards, intended = (
+            [value for table in mine for value in table[name].to_pylist()] for name in ("reward", "intended_reward")
         )
-        pictures |= {moments[step]: write_frame(out, frame) for step, frame in frames.items()}
+        for at, (start, length, shown) in spans.items():
+            steps = [
+                StepView(
+                    step - start, facts.action_name(action_text(actions[step])), rewards[step], intended[step],
+                    drawn.get(step),
+                )
+                for step in range(*shown)
+            ]  # fmt: skip
+            pictures.episodes[moments[at]] = EpisodeSteps(tuple(steps), length)
     return pictures
+
+
+class _Span(NamedTuple):
+    """Where an episode starts, how long it is (None: its end was not read), and from where to where it is shown."""
+
+    start: int
+    length: int | None
+    shown: tuple[int, int]
+
+
+def _span(ended: NDArray[np.bool_], at: int) -> _Span:
+    """Return the span of the episode of step `at`, of an environment's steps; at most `_SHOWN_STEPS` are shown."""
+    before, after = np.flatnonzero(ended[:at]), np.flatnonzero(ended[at:])
+    start = int(before[-1]) + 1 if len(before) else 0
+    stop = at + int(after[0]) + 1 if len(after) else len(ended)
+    first = max(start, min(at - _SHOWN_STEPS // 2, stop - _SHOWN_STEPS))
+    return _Span(start, stop - start if len(after) else None, (first, min(stop, first + _SHOWN_STEPS)))
 
 
 def episode_frames(

@@ -23,9 +23,11 @@ from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import intended_known, reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
+from ..reports.advice import explain
+from ..reports.corrections import smallest_correction, write_corrections
 from ..reports.evidence import Bank
-from ..reports.figures import write_calibration, write_correction_curve, write_group_effects
 from ..reports.findings import (
+    CLUSTER,
     PredictionFindings,
     SetFindings,
     entries_table,
@@ -36,21 +38,26 @@ from ..reports.findings import (
     summarise,
 )
 from ..reports.pages import (
+    ClusterContext,
+    EpisodeView,
     FailureView,
     FrameView,
     PageContext,
     RewardView,
+    write_cluster_page,
     write_failure_page,
     write_index_page,
 )
 from ..reports.predictions import calibrate, concentration
 from ..reports.statistics import NOTHING, mean_interval, percent
+from ..reports.timeline import Timeline
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
 from .adopt import recording_notes
-from .attribute import attributed_tables, estimator_of, load_targets
+from .attribute import attributed_tables, estimator_of, load_targets, window_effects
 from .bank import read_bank
+from .clusters import cluster_context, cluster_view, surroundings
 from .groups import load_grouping
-from .pictures import Moment, episode_frames, moment_of, shown_rewards, training_pictures
+from .pictures import Pictures, episode_frames, episode_rows, moment_of, shown_rewards, training_pictures
 from .runs import NOT_REPEATABLE, Run
 from .task import Task
 from .train import edits_in_words
@@ -78,7 +85,7 @@ class PagePiece:
     page: PageContext
     failures: tuple[str, ...]
     illustrated: frozenset[str]
-    pictures: Mapping[Moment, str]
+    pictures: Pictures
     written: str
 
 
@@ -118,14 +125,17 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     )
     names = failure_ids(task.outcomes.failures(episodes))
     attributed = attributed_tables(folder, task, set_name, names)
-    page = _page_context(run, set_name, findings, list(rewards.values()), episodes)
     effects = effect_table(attributed["groups"])
     groups = _suspected_groups(effects, rewards)
+    timeline = Timeline(window_effects(folder, task, set_name))
     predictions = _predictions(run, set_name, effects, groups, bank)
-    unit = f"groups ({_PLURAL[task.group_by]})"
+    correction = None
+    if task.group_by != "cluster":  # clusters belong to this run: no other can be trained with corrections by them
+        correction = smallest_correction(findings, bank, [group["group"] for group in groups])
+    around = surroundings(task, set_name, episodes, correction)
+    clusters = {CLUSTER: cluster_context(CLUSTER, findings, around, timeline.of(names))} if names else {}
+    page = _page_context(run, set_name, findings, clusters, list(rewards.values()), episodes)
     out = folder.reports_folder(set_name)
-    if page.has_curve:
-        write_correction_curve(out / "assets" / "correction-curve.svg", findings.curve, findings.thresholds, unit)
     chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
     pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
     pieces = [
@@ -137,36 +147,41 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     thumbnails = {name: asset for result in results for name, asset in result.thumbnails.items()}
     seconds = {**run.manifest.seconds, "report": round((datetime.now(UTC) - began).total_seconds(), 2)}
     summary = summarise(findings, predictions, entries, _trainings(task, bank), seconds)
-    if groups:
-        write_group_effects(out / "assets" / "group-effects.svg", [group["interval"] for group in groups], unit)
-    if predictions.calibration is not None and predictions.calibration.fit is not None:
-        write_calibration(out / "assets" / "calibration.svg", predictions.calibration)
-    for old in (out / "failures").glob("*.html"):
-        if old.stem not in names:
-            old.unlink()  # of an earlier report: no failure of this one
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
-    _add_predicted_rates(groups[:_SHOWN_GROUPS], predictions)
-    write_index_page(out, page, summary, entries, groups[:_SHOWN_GROUPS], len(groups), thumbnails)
+    source = {"task": task.name, "set": set_name}
+    write_corrections(out, correction, findings, source, task.group_by, task.edits)
+    _add_predicted_rates(groups, predictions)
+    for number, cluster in clusters.items():
+        mine = [entry for entry in entries if entry["cluster"] == number]
+        write_cluster_page(out, page, cluster, mine, cluster_view(groups, predictions, page.unit))
+    write_index_page(out, page, summary, entries, thumbnails, explain(findings, around, summary["verdict"]))
+    _remove_old(out, {"failures": names, "clusters": [str(number) for number in clusters]})
     write_json(out / "summary.json", summary)
     return summary
 
 
 def _page_context(
-    run: Run, set_name: str, findings: SetFindings, rewards: Sequence[pa.Table], episodes: pa.Table
+    run: Run,
+    set_name: str,
+    findings: SetFindings,
+    clusters: Mapping[int, ClusterContext],
+    rewards: Sequence[pa.Table],
+    episodes: pa.Table,
 ) -> PageContext:
     provenance = {
         **installed_versions(),
         "git_sha": run.manifest.git_sha or "unknown",
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    has_curve = len(findings.curve) > 1
     chosen = estimator_of(run.task)
     projected = [f"Influence is TRAK's random projection: {chosen.reason}."] if chosen.name != "trak" else []
     profile = probe(run.task.evaluation_env(set_name), run.task.agent.masked)
     recorded = recording_notes(run.folder, run.task.seeds)
     told = [*projected, *recorded, *_told(profile, rewards), *_undeclared(run.task, episodes)]
-    return PageContext(run.task.resolved(), set_name, findings, told, has_curve, provenance, edits_in_words(run))
+    return PageContext(
+        run.task.resolved(), set_name, _unit(run.task), findings, clusters, told, provenance, edits_in_words(run)
+    )
 
 
 def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:
@@ -202,6 +217,19 @@ def _undeclared(task: Task, episodes: pa.Table) -> list[str]:
         )
         log.warning("report %s: no play ended as %s; check `outcomes` in the task", task.name, ", ".join(never))
     return told
+
+
+def _unit(task: Task) -> str:
+    """Return what the groups are called."""
+    return f"groups ({_PLURAL[task.group_by]})"
+
+
+def _remove_old(out: Path, current: Mapping[str, Sequence[str]]) -> None:
+    """Remove pages of an earlier report that this one does not have."""
+    for name, pages in current.items():
+        for old in (out / name).glob("*.html"):
+            if old.stem not in pages:
+                old.unlink()
 
 
 def _trainings(task: Task, bank: Bank | None) -> int:
@@ -272,6 +300,7 @@ class _SetTables:
     counts: dict[str, tuple[float, ...]]
     top: pa.Table
     targets: TargetSteps
+    timeline: Timeline
 
 
 @lru_cache(maxsize=1)
@@ -294,6 +323,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Set
         group_means([reward_summary(folder, seed, grouping) for seed in task.seeds], ("transitions", "reward_events")),
         attributed["transitions"],
         load_targets(folder, task, set_name, list(failures)),
+        Timeline(window_effects(folder, task, set_name)),
     )
 
 
@@ -332,12 +362,18 @@ def _failure_view(
         "episode": "log-likelihood of the whole failing episode",
         "value": "value of the state in which the episode began",
     }.get(kind, kind)
-    corrections, influential = ([_reward_view(row, spec, piece.pictures) for row in rows] for rows in shown)
-    return FailureView(frames, reason, target, corrections, influential)
+    pictures = piece.pictures
+    corrections, influential = ([_reward_view(row, spec, pictures) for row in rows] for rows in shown)
+    episodes = [
+        EpisodeView(_reward_view(row, spec, pictures), *pictures.episodes[moment_of(row)])
+        for row in episode_rows(shown)
+        if name in piece.illustrated and moment_of(row) in pictures.episodes
+    ]
+    return FailureView(frames, reason, target, corrections, influential, episodes, tables.timeline.of([name]))
 
 
-def _reward_view(row: Mapping[str, Any], spec: EnvSpec, pictures: Mapping[Moment, str]) -> RewardView:
+def _reward_view(row: Mapping[str, Any], spec: EnvSpec, pictures: Pictures) -> RewardView:
     return RewardView(
         row["context"], describe(spec).action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"],
-        row["reward"], row["intended_reward"], row["tau"], row["effect"], pictures.get(moment_of(row)),
+        row["reward"], row["intended_reward"], row["tau"], row["effect"], pictures.states.get(moment_of(row)),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,7 +19,7 @@ from ..reports.budgets import COVERAGE
 from ..reports.verdict import Thresholds
 from ..training.agents import AgentSpec
 from ..training.edits import RewardEdit
-from ..training.edits_file import Edits, read_edits
+from ..training.edits_file import Edits, GroupBy, read_edits
 from ..training.environments import EnvSpec
 from ..training.evaluation import EvaluationSpec
 from ..training.hooks import load_callable
@@ -121,9 +121,6 @@ class VerdictSpec(_Model):
     def thresholds(self) -> Thresholds:
         """All thresholds, with these three set."""
         return Thresholds(few=self.few, outer_share=self.outer_share, inner_share=self.inner_share)
-
-
-GroupBy = Literal["context", "component", "cluster", "transition"]
 
 
 class Task(_Model):

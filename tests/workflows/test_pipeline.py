@@ -35,7 +35,8 @@ def test_the_run_folder_is_the_contracts(small_run: Path) -> None:
     for name in (
         "run.json", "transitions/seed=0/window=00000.parquet", "checkpoints/seed=4/window=00007.safetensors",
         "checkpoints/seed=0/final.safetensors", "evaluations/test/episodes.parquet", "evaluations/test/steps.parquet",
-        "influence/test/groups.parquet", "influence/test/transitions.parquet", "bank/test/masks.parquet",
+        "influence/test/groups.parquet", "influence/test/transitions.parquet", "influence/test/windows.parquet",
+        "bank/test/masks.parquet", "reports/test/clusters/0.html", "reports/test/edits.yaml",
         "bank/test/outcomes.parquet", "reports/test/index.html", "reports/test/verdicts.parquet",
         "reports/test/verdicts.json", "reports/test/summary.json",
     ):  # fmt: skip
@@ -160,6 +161,7 @@ def test_every_failure_has_a_page_and_no_link_leads_nowhere_or_outside(small_run
     pages = [
         reports / "index.html",
         *(reports / "failures" / f"{entry['failure']}.html" for entry in verdicts),
+        reports / "clusters" / "0.html",
     ]
     for page in pages:
         links = _Links()
@@ -167,9 +169,29 @@ def test_every_failure_has_a_page_and_no_link_leads_nowhere_or_outside(small_run
         assert links.found
         for link in links.found:
             assert not link.startswith(("http", "//")), "pages must work offline"
-            assert (page.parent / link).resolve().is_file(), f"{page.name} links to {link}"
+            assert link == "#main" or (page.parent / link).resolve().is_file(), f"{page.name} links to {link}"
     drawn = pages[1].read_text()
-    assert "Framing 1" in drawn and 'class="strip"' in drawn and "correction-curve.svg" in drawn
+    assert "Framing 1" in drawn and 'class="strip"' in drawn and "correction-curve-0.svg" in drawn
+    assert drawn.count('class="strip training"') == 3 and "influence-over-time" in drawn
+
+
+def test_effects_of_windows_add_up_to_those_of_groups(small_run: Path) -> None:
+    windows = read(small_run, "influence/test/windows.parquet")
+    groups = read(small_run, "influence/test/groups.parquet").filter(pc.field("lambda") == 1e-2)
+    assert windows.num_rows == len(pc.unique(windows["failure"].cast(pa.string()))) * 5 * 8
+    sums = []
+    for table in (windows, groups):
+        plain = table.set_column(0, "failure", table["failure"].cast(pa.string()))
+        rows = plain.group_by(["failure", "seed"]).aggregate([("effect", "sum")]).to_pylist()
+        sums.append({(row["failure"], row["seed"]): row["effect_sum"] for row in rows})
+    assert sums[0] == pytest.approx(sums[1], rel=1e-9, abs=1e-12)
+
+
+def test_the_file_of_edits_lists_groups_whose_correction_was_verified(small_run: Path) -> None:
+    edits = yaml.safe_load((small_run / "reports/test/edits.yaml").read_text())
+    masks = read(small_run, "bank/test/masks.parquet").to_pylist()
+    verified = {frozenset(row["groups"]) for row in masks if row["order"] in ("attribution", "all")}
+    assert edits["group_by"] == "context" and frozenset(edits["groups"]) in verified
 
 
 def test_running_again_trains_nothing_and_gives_the_same(

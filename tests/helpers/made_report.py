@@ -1,0 +1,172 @@
+"""A report made by hand: pages of every kind without any training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from aitia.datasets.outcomes import Outcomes
+from aitia.datasets.store import write_json
+from aitia.reports.advice import Surroundings, explain
+from aitia.reports.curve import CurvePoint, Units
+from aitia.reports.figures import write_frame
+from aitia.reports.findings import PredictionFindings, SetFindings, summarise
+from aitia.reports.framing import RewardScale
+from aitia.reports.goals import Competence, Goal, Goals
+from aitia.reports.pages import (
+    ClusterContext,
+    EpisodeView,
+    FailureView,
+    FrameView,
+    PageContext,
+    RewardView,
+    StepView,
+    write_cluster_page,
+    write_failure_page,
+    write_index_page,
+)
+from aitia.reports.predictions import concentration
+from aitia.reports.statistics import Interval, rate_interval
+from aitia.reports.timeline import Stretch
+from aitia.reports.verdict import Evidence, OutcomeRate, SeedRates, Thresholds, decide
+from aitia.workflows.clusters import cluster_view
+
+SEEDS = 5
+
+
+def seed_rates(values: list[float], desired_train: float = 0.98) -> tuple[SeedRates, ...]:
+    """Return the rates of seeds that play competently, with these misbehaviour rates."""
+    return tuple(SeedRates(seed, m, 0.95, 0.95 * (1 - m), desired_train) for seed, m in enumerate(values))
+
+
+BEFORE = seed_rates([0.90, 0.92, 0.88, 0.91, 0.89])
+AFTER = seed_rates([0.02, 0.03, 0.01, 0.05, 0.02])
+CAPABLE = (OutcomeRate("arrow", 0.10, 0.3), OutcomeRate("corner", 0.85, 0.2))
+
+_OUTCOMES = Outcomes(desired=["arrow"], misbehaved=["corner"])
+
+
+def made_findings(evidence: Evidence | None = None, **changes: Any) -> SetFindings:
+    """Return the findings of an outer set, or of other evidence, with a correction curve."""
+    evidence = evidence or Evidence(BEFORE, AFTER, CAPABLE, largest_error=1.0)
+    sizes = {"none": 0, "attribution": 3, "random": 3, "all": 6}
+    rates = {"none": BEFORE, "attribution": AFTER, "random": BEFORE, "all": evidence.corrected or AFTER}
+    curve = tuple(
+        CurvePoint(
+            order, Units(10.0 * size, 10.0 * size, 5.0 * size, float(size)),
+            rate_interval([r.misbehaviour or 0.0 for r in rates[order]]), 0.95, 0.9, rates[order],
+        )
+        for order, size in sizes.items()
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "evidence": evidence, "decision": decide(evidence, Thresholds()), "curve": curve, "ease": None, "minimal": (),
+        "scale": RewardScale(0.0, 1.0), "goals": _goals(), "thresholds": Thresholds(), "declared": _OUTCOMES,
+    }  # fmt: skip
+    return SetFindings(**(values | changes))
+
+
+def _goals() -> Goals:
+    """What the solvers of two goals show; the corner fits the agents best."""
+    corner = Competence("corner", False, Interval(0.97, 0.95, 0.99), 0.9, 0.15, 0.92)
+    arrow = Competence("arrow", True, Interval(-0.05, -0.08, -0.02), 0.1, 0.14, 1.0)
+    return Goals((corner, arrow), (Goal("arrow", 1.0, 1.0), Goal("corner", 0.98, 0.0)))
+
+
+@dataclass(frozen=True)
+class MadeReport:
+    """Where it is, its entries, and the groups that its figures show."""
+
+    folder: Path
+    entries: list[dict[str, Any]]
+    groups: list[str]
+
+
+def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "") -> MadeReport:
+    """Write a report of `failures` failures with `pages` pages of failures.
+
+    Args:
+        run: folder of the run: files that pages link to are put there, empty.
+        failures: how many.
+        pages: how many of them get a page.
+        text: stands in every field that an environment or a task fills.
+    """
+    folder = run / "reports" / "test"
+    findings = made_findings()
+    groups = [f"{n}{text}" for n in range(6)]
+    by_seed = {group: np.linspace(-1.0, -0.8, SEEDS) / (n + 1) for n, group in enumerate(groups)}
+    found = concentration(by_seed, _null(groups))
+    predictions = PredictionFindings("trak", found, None, None)
+    line = [Stretch(n, n, Interval(-0.1 * n, -0.1 * n - 0.1, 0.1 - 0.1 * n)) for n in range(4)]
+    explanation = explain(findings, Surroundings({"size": 7}, {"size": 7, "moved": text}, worst=[text], corrected=3))
+    cluster = ClusterContext(0, findings, explanation, "edits.yaml", line)
+    page = PageContext(_task(text), "test", "groups (contexts)", findings, {0: cluster}, [f"told {text}"], _PROVENANCE)
+    entries = [_entry(n, groups, text) for n in range(failures)]
+    frames = [np.full((24, 24, 3), shade, np.uint8) for shade in (40, 120, 200)]
+    assets = [write_frame(folder / "assets" / "frames", frame) for frame in frames]
+    for entry in entries[:pages]:
+        write_failure_page(folder, page, entry, _view(assets, groups, line, text))
+    thumbnails = {entry["failure"]: assets[0] for entry in entries[:pages]}
+    summary = summarise(findings, predictions, entries, 20, {"train": 1.0})
+    shown = [
+        {"group": g, "effect": float(e.mean()), "interval": Interval(float(e.mean()), float(e.min()), float(e.max())),
+         "rate": Interval(None, None, None), "wrong": 4.0, "error": 4.0}
+        for g, e in by_seed.items()
+    ]  # fmt: skip
+    write_cluster_page(folder, page, cluster, entries, cluster_view(shown, predictions, page.unit))
+    write_index_page(folder, page, summary, entries, thumbnails, explanation)
+    write_json(folder / "verdicts.json", entries)
+    write_json(folder / "summary.json", summary)
+    linked = ["evaluations/test/steps", "influence/test/windows", "influence/test/transitions"]
+    for name in [*(f"{name}.parquet" for name in linked), "transitions/seed=0/window=00003.parquet"]:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    (folder / "edits.yaml").touch()
+    return MadeReport(folder, entries, groups)
+
+
+_PROVENANCE = dict.fromkeys(("aitia", "git_sha", "written", "python", "torch", "stable-baselines3"), "1.0")
+
+
+_TOP_GROUP = {"effect": -1.0, "low": -1.5, "high": -0.5, "transitions": 4, "reward_events": 4}
+
+
+def _null(groups: list[str]) -> pa.Table:
+    rows = [
+        {"group": group, "seed": seed, "draw": draw, "effect": -0.1 * ((n + draw) % 3 + 1)}
+        for n, group in enumerate(groups)
+        for seed in range(SEEDS)
+        for draw in range(2)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def _task(text: str) -> dict[str, Any]:
+    return {
+        "name": f"made{text}", "env": f"made/Env-v0{text}", "seeds": list(range(SEEDS)), "group_by": "context",
+        "outcomes": {"desired": [f"arrow{text}"], "misbehaved": [f"corner{text}"]},
+        "agent": {"algorithm": "PPO", "total_timesteps": 4096}, "evaluation": {"episodes": 12, "repeats": 4},
+        "verify": {"coverage": {"levels": text}, "minimal": None},
+    }  # fmt: skip
+
+
+def _entry(number: int, groups: list[str], text: str) -> dict[str, Any]:
+    seed, episode = number % SEEDS, number // SEEDS
+    return {
+        "failure": f"{seed}-{episode}", "seed": seed, "episode": episode, "context": f"{number % 97}{text}",
+        "outcome": f"corner{text}", "cluster": 0, "framing1": "inner" if number % 3 else "outer", "verdict": "outer",
+        "rule": 8, "basis": "corrective", "outer_share": {"value": 0.97, "low": 0.95, "high": 0.99},
+        "ease": None, "own_rates": {"uncorrected": 0.5 + (number % 50) / 100, "all_corrected": None},
+        "reasons": [f"because {text}"],
+        "top_groups": [{"group": group, **_TOP_GROUP} for group in groups],
+    }  # fmt: skip
+
+
+def _view(assets: list[str], groups: list[str], line: list[Stretch], text: str) -> FailureView:
+    frames = [FrameView(asset, f"{t}: down{text}", t == 1) for t, asset in enumerate(assets)]
+    reward = RewardView(groups[0], f"up{text}", 0, 3, 1, 7, 0.0, 1.0, -0.3, -0.3, assets[0])
+    steps = [StepView(t, f"up{text}", 0.0, float(t == 2), asset) for t, asset in enumerate(assets)]
+    return FailureView(frames, text, f"target {text}", [reward], [reward], [EpisodeView(reward, steps, 3)], line)
