@@ -153,7 +153,8 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
     level = quantity("level", "share")
     tip = [category("measured"), category("state"), quantity("value", format=".1%"), *bounds(".1%")]
     bars = error_bars(y, "x", "share", tip, strokeWidth=2)
-    beside = {"dx": {"expr": "datum.value > 0.9 ? -9 : 9"}, "align": {"expr": "datum.value > 0.9 ? 'right' : 'left'"}}
+    edge = "datum.value > 0.95 ? 'right' : datum.value < 0.05 ? 'left' : 'center'"
+    above = {"dy": -10, "align": {"expr": edge}}
     layers: list[Spec] = [
         {
             "data": {"values": limits},
@@ -162,7 +163,7 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
         },
         {
             "data": {"values": limits},
-            "mark": {"type": "text", "dy": -19},
+            "mark": {"type": "text", "dy": -20},
             "encoding": {"x": level, "y": y, "text": {"field": "text"}},
         },
         {**bars, "encoding": {**bars["encoding"], "yOffset": side, "color": colour}},
@@ -171,7 +172,7 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
             "encoding": {"x": x, "y": y, "yOffset": side, "color": colour, "tooltip": tip},
         },
         {
-            "mark": {"type": "text", **beside},
+            "mark": {"type": "text", **above},
             "encoding": {"x": x, "y": y, "yOffset": side, "text": quantity("value", format=".0%")},
         },
     ]

