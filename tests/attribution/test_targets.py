@@ -112,7 +112,7 @@ def test_a_users_function_is_the_target(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "my_targets", module)
     targets = make_targets(*steps_table([[0, 0], [-1, 1]]), "my_targets:first")
     log_probs = torch.log_softmax(torch.randn(2, 2, dtype=torch.float64), 1)
-    assert targets.values(said(log_probs)).tolist() == [log_probs[:, 0].mean().item()]
+    assert targets.values(said(log_probs)).tolist() == pytest.approx([log_probs[:, 0].mean().item()])
     module.first = lambda log_probs, steps: log_probs  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="expected one number"):
         make_targets(*steps_table([[0, 0], [-1, 1]]), "my_targets:first").values(said(log_probs))

@@ -151,7 +151,7 @@ def test_a_fix_is_seen_before_and_after(
     links = _Links()
     links.feed(page.read_text())
     assert sum("failures/" in link for link in links.found) == counts["a"]
-    for link in links.found:
+    for link in (link for link in links.found if not link.startswith("#")):
         assert (page.parent / link).resolve().is_file(), f"a link leads nowhere: {link}"
     assert "no report yet" in page.read_text()
 

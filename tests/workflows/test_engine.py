@@ -72,7 +72,7 @@ def test_a_run_is_continued_with_another_grouping(
     masks = pq.read_table(copy / "bank/test/masks.parquet").to_pylist()
     nested = [row for row in masks if row["order"] == "attribution"]
     assert all(set(row["groups"]) <= groups for row in nested) and bool(nested) == bool(points)
-    assert f"group ({group_by})" in (copy / "reports/test/index.html").read_text()
+    assert f"group ({group_by})" in (copy / "reports/test/clusters/0.html").read_text()
 
 
 def test_components_are_groups_and_are_counted_by_ease(tmp_path: Path, write_task: WriteTask, scheduler: str) -> None:

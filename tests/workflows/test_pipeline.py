@@ -20,6 +20,7 @@ from aitia.datasets.errors import InputError
 from aitia.datasets.rewards import reward_summary
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, GROUP_EFFECTS, MASKS
 from aitia.datasets.store import RunFolder
+from aitia.training.edits_file import read_edits
 from aitia.workflows import attribute, commands, verify
 from aitia.workflows.runs import open_run
 from aitia.workflows.workers import Workers
@@ -188,10 +189,10 @@ def test_effects_of_windows_add_up_to_those_of_groups(small_run: Path) -> None:
 
 
 def test_the_file_of_edits_lists_groups_whose_correction_was_verified(small_run: Path) -> None:
-    edits = yaml.safe_load((small_run / "reports/test/edits.yaml").read_text())
+    edits = read_edits(small_run / "reports/test/edits.yaml")
     masks = read(small_run, "bank/test/masks.parquet").to_pylist()
     verified = {frozenset(row["groups"]) for row in masks if row["order"] in ("attribution", "all")}
-    assert edits["group_by"] == "context" and frozenset(edits["groups"]) in verified
+    assert edits.grouping == "context" and frozenset(edits.groups) in verified
 
 
 def test_running_again_trains_nothing_and_gives_the_same(
