@@ -93,7 +93,7 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
     if "gae_lambda" not in metadata:
         raise RunFolderError(
             f"{path} was recorded off policy ({metadata.get('algorithm')}) and has no advantages; expected a run of "
-            "PPO or A2C. Its influence: aitia.attribution.td_adjoint.td_influence (docs/off-policy.md)"
+            "an on-policy algorithm. Its influence: aitia.attribution.td_adjoint.td_influence (docs/off-policy.md)"
         )
 
     def column(name: str) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ METHOD = "action_masks"  # sb3-contrib's name
 
 def takes_masks(policy: ActorCriticPolicy) -> bool:
     """Return whether a policy draws only allowed actions."""
-    return hasattr(policy.action_dist, "apply_masking")
+    return hasattr(getattr(policy, "action_dist", None), "apply_masking")  # a Q-network has no distribution
 
 
 def action_mask(env: gym.Env[Any, Any], where: str) -> NDArray[np.bool_]:
