@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/aitia demo --out $(OUT)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
