@@ -153,7 +153,7 @@ class AgentSpec(BaseModel):
                 f"agent.policy: `{self.policy}` was given, expected one of {', '.join(known)}."
                 f"{nearest(self.policy, known)}"
             )
-        if self.hyperparameters.get("use_sde"):
+        if self.hyperparameters.get("use_sde") or (self.hyperparameters.get("policy_kwargs") or {}).get("use_sde"):
             raise TaskError(
                 "agent.hyperparameters: use_sde was given; expected Gaussian actions whose spread does not depend on "
                 "the state, which attribution needs: remove it"

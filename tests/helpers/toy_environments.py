@@ -210,6 +210,19 @@ class Masked(Kinds):
         return super().step(action)
 
 
+class Forgetful(Corridor):
+    """A corridor whose reward components do not sum to the reward in an instance seeded with `honest` or more."""
+
+    def __init__(self, honest: int) -> None:
+        super().__init__(components=1.0)
+        self.honest = honest
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.components = 1.0 if seed < self.honest else 0.5
+        return super().reset(seed=seed, options=options)
+
+
 def deadly_maze(kill: str | None = None, **kwargs: Any) -> ArrowMazeEnv:
     """The arrow maze; the first Dask worker that makes one while the file `kill` exists removes it and is killed."""
     if kill is not None and Path(kill).exists() and _in_worker():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -207,8 +210,21 @@ def test_agents_refuse_unknown_hyperparameters_and_policies_by_name() -> None:
         AgentSpec(policy="MLPPolicy").require_valid()
     with pytest.raises(TaskError, match="use_sde"):
         AgentSpec(hyperparameters={"use_sde": True}).require_valid()
+    with pytest.raises(TaskError, match="use_sde"):
+        AgentSpec(hyperparameters={"policy_kwargs": {"use_sde": True}}).require_valid()
     with pytest.raises(TaskError, match="refuses"):
         build_model(AgentSpec(hyperparameters={"n_steps": 1, "batch_size": 1}, n_envs=1), MAZE.make, 0)
+
+
+def test_a_policy_that_acts_by_another_distribution_is_refused_by_its_name() -> None:
+    class Peaked(ActorCriticPolicy):
+        def get_distribution(self, obs: Any) -> Any:
+            return SimpleNamespace(distribution=torch.distributions.Laplace(0.0, 1.0))
+
+    facts = describe(MAZE)
+    policy = Peaked(facts.observation_space, facts.action_space, lambda _: 0.0)
+    with pytest.raises(InputError, match="acts by Laplace, expected categorical, Bernoulli or Gaussian"):
+        evaluate_policy(policy, MAZE, EvaluationSpec(episodes=1, repeats=1), 0, "test")
 
 
 def test_ppo_has_aitias_defaults_key_by_key_and_a2c_its_own() -> None:

@@ -49,6 +49,10 @@ def refused(done: Finished, *parts: str) -> None:
         ({**CORRIDOR, "train_kwargs": {"nan_after": 3}}, ("nan", "finite")),
         ({"env": "toy_environments:Spoken", "train_kwargs": {}, "test_kwargs": {}}, ("Text", "expected Discrete")),
         ({**CORRIDOR, "train_kwargs": {"components": 0.5}}, ("reward_components", "sums to")),
+        (
+            {**CORRIDOR, "train_kwargs": {}, "hooks": "toy_hooks:too_short"},
+            ("toy_hooks:too_short", "expected 1: one"),
+        ),
         ({"test_kwargs": {"size": 4, "observation": "planes"}}, ("observation_space", "test_kwargs")),
         ({"agent": {"hyperparameters": {"n_step": 5}}}, ("n_step", "`n_steps`")),
         ({"target": "no_such_module:f"}, ("no_such_module:f", "module:callable")),
@@ -87,6 +91,23 @@ def test_a_nan_reward_in_the_middle_of_training_writes_nothing(
     done = aitia_command("train", task, "--out", tmp_path / "run", "--scheduler", scheduler)
     refused(done, "window 1, env 0, step 36", "reward nan", "fix the reward function")
     assert not (tmp_path / "run").exists()
+
+
+def test_components_that_do_not_sum_in_one_seed_leave_the_others_whole(
+    tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
+) -> None:
+    task = {**CORRIDOR, "env": "toy_environments:Forgetful", "agent": TINY, "train_kwargs": {"honest": 8}}
+    task["test_kwargs"] = task["train_kwargs"]
+    arguments = ("--out", tmp_path / "run", "--scheduler", scheduler)
+    assert aitia_command("train", write_task(**task, seeds=[0]), *arguments).code == 0
+    whole = [path for folder in ("transitions", "checkpoints") for path in (tmp_path / "run" / folder).rglob("*.*")]
+    before = {path: path.stat().st_mtime_ns for path in whole}
+    refused(
+        aitia_command("train", write_task(**task, seeds=[0, 4]), *arguments),
+        "window 0, env 0, step", "reward_components", "sums to 0.5 but the reward is 1",
+    )  # fmt: skip
+    after = [path for folder in ("transitions", "checkpoints") for path in (tmp_path / "run" / folder).rglob("*.*")]
+    assert before == {path: path.stat().st_mtime_ns for path in after}
 
 
 def test_a_run_folder_of_another_task_is_left_alone(
