@@ -25,7 +25,10 @@ CONFIG: Spec = {
         "labelColor": INK, "titleColor": INK, "gridColor": LINE, "domainColor": MUTED, "tickColor": MUTED,
         "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 260,
     },
-    "legend": {"orient": "top", "symbolOpacity": 1, "labelColor": INK, "labelFontSize": 12, "labelLimit": 320},
+    "legend": {
+        "orient": "top", "symbolOpacity": 1, "labelColor": INK, "labelFontSize": 12, "labelLimit": 320,
+        "columns": {"expr": "width < 420 ? 1 : 4"}, "columnPadding": 24,
+    },
     "header": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 240},
     "text": {"color": MUTED, "fontSize": 11},
 }  # fmt: skip

@@ -54,7 +54,12 @@ def correction_curve(curve: Sequence[CurvePoint], thresholds: Thresholds, unit: 
         names = lines if point.order in ("none", "all") else [joined.get(point.order, point.order)]
         points += [{**record, "line": name} for name in names]
         seeds += [
-            {"line": names[0], "groups": record["groups"], "seed": rates.seed, "misbehaviour": rates.misbehaviour}
+            {
+                "line": names[0],
+                "groups": record["groups"],
+                "seed": rates.seed,
+                "misbehaviour": round(rates.misbehaviour, 5),
+            }
             for rates in point.rates
             if rates.misbehaviour is not None
         ]
@@ -135,7 +140,7 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
         thresholds: for the two marks on the outer share.
     """
     states = ("rewards as paid", "all rewards corrected", "outer share")
-    last = "outer share: removed by correcting"
+    last = "outer share"
     values = [
         (what, state, *found) for what, pair in measured.items() for state, found in zip(states, pair, strict=False)
     ]
@@ -177,9 +182,10 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
         },
     ]
     caption = (
-        "Rates with rewards as paid and with all of them corrected, and the share of the misbehaviour that the "
-        "correction removes. Means over seeds with 95% t-intervals (outer share: Fieller's); there is no bar where it "
-        "is unbounded, and no point where nothing was measured."
+        "Rates with rewards as paid and with all of them corrected, and the outer share: the part of the misbehaviour "
+        "that the correction removes. Misbehaviour is a rate of competent plays (desired or misbehaved), the others of "
+        "all plays. Means over seeds with 95% t-intervals (outer share: Fieller's); there is no bar where it is "
+        "unbounded, and no point where nothing was measured."
     )
     shown = [record for record in records(rows) if record["value"] is not None]
     spec = make_spec(56 * (len(measured) + 1), data={"values": shown}, layer=layers)

@@ -20,7 +20,7 @@ from .chart import Chart
 from .rows import island
 
 LIBRARY = "vega.js"
-_STILL_WIDTH = 760
+_STILL_WIDTH, _STILL_PADDING = 760, 16
 _COLOUR = re.compile(r"--([\w-]+): light-dark\((#\w+), #\w+\)")
 _NAMED = re.compile(r"var\(--([\w-]+)\)")
 _DATA = ("values", "domain", "sort")  # what the environment says stands only here, and is left as it is
@@ -36,7 +36,9 @@ def write_chart(folder: Path, chart: Chart) -> None:
     write_text(folder / f"{chart.name}.csv", chart.rows.as_csv())
     script = f"(window.aitiaCharts ??= {{}})[{island(chart.name)}] = {island(chart.spec)};\n"
     write_text(folder / f"{chart.name}.js", script)  # pages from disk cannot read JSON files, scripts they can
-    still = vl_convert.vegalite_to_svg({**_in_light_colours(chart.spec), "width": _STILL_WIDTH})
+    spec = _in_light_colours(chart.spec)
+    config = {**spec["config"], "font": "sans-serif"}  # system-ui cannot be measured outside a browser
+    still = vl_convert.vegalite_to_svg({**spec, "config": config, "width": _STILL_WIDTH, "padding": _STILL_PADDING})
     write_text(folder / f"{chart.name}.svg", still)
 
 

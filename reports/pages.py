@@ -282,9 +282,9 @@ def _of(cluster: ClusterContext, chart: Chart) -> Chart:
 def _shares(findings: SetFindings) -> Chart:
     decision, pairs = findings.decision, findings.rates_before_and_after()
     rates = {
-        "misbehaviour, of competent plays": (decision.uncorrected, decision.all_corrected),
-        "desired, of all plays": pairs["desired"],
-        "competence, of all plays": pairs["competent"],
+        "misbehaviour": (decision.uncorrected, decision.all_corrected),
+        "desired": pairs["desired"],
+        "competence": pairs["competent"],
     }
     return shares(rates, decision.outer_share, findings.thresholds)
 

@@ -60,10 +60,13 @@ class EpisodeSteps(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """Of the training: file of the picture of each state that was drawn, and the episodes around some of them."""
+    """Of the training, for one page or one seed: file of the picture of each state, and episodes around some."""
 
     states: dict[Moment, str]
     episodes: dict[Moment, EpisodeSteps]
+
+
+NO_PICTURES = Pictures({}, {})
 
 
 class ShownRewards(NamedTuple):
@@ -106,26 +109,35 @@ def episode_rows(shown: ShownRewards) -> list[dict[str, Any]]:
     return list(seen.values())[:_SHOWN_EPISODES]
 
 
-def training_pictures(run: Run, set_name: str, chosen: Sequence[str], top: pa.Table, workers: Workers) -> Pictures:
-    """Draw the training states and episodes that the illustrated pages show, one piece a seed."""
-    wanted: set[Moment] = set()
-    episodes: set[Moment] = set()
-    for failure in chosen:
-        shown = shown_rewards(top, failure)
-        wanted |= {moment_of(row) for rows in shown for row in rows}
-        episodes |= {moment_of(row) for row in episode_rows(shown)}
+def training_pictures(
+    run: Run, set_name: str, chosen: Sequence[str], top: pa.Table, workers: Workers
+) -> dict[str, Pictures]:
+    """Draw the training states and episodes that the illustrated pages show, one piece a seed.
+
+    Returns:
+        By failure, what its page shows.
+    """
+    shown = {failure: shown_rewards(top, failure) for failure in chosen}
+    states = {name: {moment_of(row) for rows in found for row in rows} for name, found in shown.items()}
+    episodes = {name: {moment_of(row) for row in episode_rows(found)} for name, found in shown.items()}
+    wanted, whole = (frozenset[Moment]().union(*found.values()) for found in (states, episodes))
     pieces = [
         PicturePiece(
             run.folder.root, run.task, set_name, seed, tuple(sorted(m for m in wanted if m.seed == seed)),
-            frozenset(m for m in episodes if m.seed == seed),
+            frozenset(m for m in whole if m.seed == seed),
         )
         for seed in sorted({moment.seed for moment in wanted})
     ]  # fmt: skip
-    pictures = Pictures({}, {})
-    for found in workers.map(_draw_moments, pieces, f"pictures {run.task.name}"):
-        pictures.states.update(found.states)
-        pictures.episodes.update(found.episodes)
-    return pictures
+    drawn = workers.map(_draw_moments, pieces, f"pictures {run.task.name}")
+    assets = {moment: asset for found in drawn for moment, asset in found.states.items()}
+    steps = {moment: taken for found in drawn for moment, taken in found.episodes.items()}
+    return {
+        name: Pictures(
+            {moment: assets[moment] for moment in states[name] if moment in assets},
+            {moment: steps[moment] for moment in episodes[name] if moment in steps},
+        )
+        for name in chosen
+    }
 
 
 def _draw_moments(piece: PicturePiece) -> Pictures:

@@ -57,7 +57,7 @@ from .attribute import attributed_tables, estimator_of, load_targets, window_eff
 from .bank import read_bank
 from .clusters import cluster_context, cluster_view, surroundings
 from .groups import load_grouping
-from .pictures import Pictures, episode_frames, episode_rows, moment_of, shown_rewards, training_pictures
+from .pictures import NO_PICTURES, Pictures, episode_frames, episode_rows, moment_of, shown_rewards, training_pictures
 from .runs import NOT_REPEATABLE, Run
 from .task import Task
 from .train import edits_in_words
@@ -78,14 +78,13 @@ _CHUNK = 32
 
 @dataclass(frozen=True)
 class PagePiece:
-    """Entries and pages of some failures; `written` is when the stage began."""
+    """Entries and pages of some failures, pictures of the illustrated ones; `written` is when the stage began."""
 
     root: Path
     task: Task
     page: PageContext
     failures: tuple[str, ...]
-    illustrated: frozenset[str]
-    pictures: Pictures
+    pictures: Mapping[str, Pictures]
     written: str
 
 
@@ -138,10 +137,14 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     out = folder.reports_folder(set_name)
     chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
     pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
+    chunks = [tuple(names[i : i + _CHUNK]) for i in range(0, len(names), _CHUNK)]
     pieces = [
-        PagePiece(folder.root, task, page, tuple(names[i : i + _CHUNK]), frozenset(chosen), pictures, began.isoformat())
-        for i in range(0, len(names), _CHUNK)
-    ]
+        PagePiece(
+            folder.root, task, page, chunk, {name: pictures[name] for name in chunk if name in pictures},
+            began.isoformat(),
+        )
+        for chunk in chunks
+    ]  # fmt: skip
     results = workers.map(_write_pages, pieces, f"report {task.name}")
     entries = [entry for result in results for entry in result.entries]
     thumbnails = {name: asset for result in results for name, asset in result.thumbnails.items()}
@@ -351,7 +354,8 @@ def _failure_view(
     index = tables.targets.ids.index(name)
     frames: list[FrameView] = []
     reason = "This failure was not chosen for pictures; aitia report RUN --illustrate all draws every one."
-    if name in piece.illustrated:
+    pictures = piece.pictures.get(name, NO_PICTURES)
+    if name in piece.pictures:
         frames = episode_frames(spec, episode, tables.targets, index, out / "assets" / "frames")
         reason = "The environment does not draw itself, or did not repeat itself when played again: no pictures."
     shown = shown_rewards(tables.top, name)
@@ -362,12 +366,11 @@ def _failure_view(
         "episode": "log-likelihood of the whole failing episode",
         "value": "value of the state in which the episode began",
     }.get(kind, kind)
-    pictures = piece.pictures
     corrections, influential = ([_reward_view(row, spec, pictures) for row in rows] for rows in shown)
     episodes = [
         EpisodeView(_reward_view(row, spec, pictures), *pictures.episodes[moment_of(row)])
         for row in episode_rows(shown)
-        if name in piece.illustrated and moment_of(row) in pictures.episodes
+        if moment_of(row) in pictures.episodes
     ]
     return FailureView(frames, reason, target, corrections, influential, episodes, tables.timeline.of([name]))
 

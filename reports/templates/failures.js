@@ -92,8 +92,8 @@ function build(box) {
     make("option", { value: n, textContent: i < 2 ? n : "all" })));
   sizes.addEventListener("change", () => { size = Math.max(1, Number(sizes.value)); page = 0; draw(); });
 
-  const back = make("button", { type: "button", textContent: "Back" });
-  const on = make("button", { type: "button", textContent: "On" });
+  const back = make("button", { type: "button", textContent: "Previous" });
+  const on = make("button", { type: "button", textContent: "Next" });
   const place = make("span");
   back.addEventListener("click", () => { page -= 1; draw(); });
   on.addEventListener("click", () => { page += 1; draw(); });

@@ -127,7 +127,7 @@ def test_the_table_is_sorted_filtered_searched_and_paged(report: MadeReport, ope
     page.get_by_role("searchbox").fill("nothing such")
     assert status.inner_text() == "0 of 60 failures"
     page.get_by_role("searchbox").fill("")
-    page.get_by_role("button", name="On", exact=True).click()
+    page.get_by_role("button", name="Next").click()
     assert status.inner_text() == "60 of 60 failures, 26 to 50 shown"
     page.get_by_label("rows a page").select_option("all")
     assert len(cells(page, 0)) == 60
@@ -168,7 +168,7 @@ def test_the_failing_episode_is_played(report: MadeReport, open_page: Open) -> N
     page = open_page(report.folder, "failures/0-0.html")
     player, status = page.locator(".player"), page.locator(".player [role=status]")
     assert status.inner_text() == "0: down"
-    page.get_by_role("button", name="On", exact=True).click()
+    page.get_by_role("button", name="Next").click()
     assert status.inner_text() == "1: down (decisive step)" and "decisive" in (player.get_attribute("class") or "")
     page.get_by_role("slider").press("End")
     assert status.inner_text() == "2: down"
