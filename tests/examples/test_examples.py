@@ -81,3 +81,13 @@ def test_the_tutorial_runs_to_its_report(tmp_path: Path, monkeypatch: pytest.Mon
     said = "".join(str(output) for cell in notebook.cells for output in cell.get("outputs", ()))
     assert "undetermined" in said and "reports/test/index.html" in said
     assert (tmp_path / "runs/cartpole-reward-bug/reports/test/index.html").is_file()
+
+
+def test_the_tutorial_is_kept_with_what_it_said_at_its_own_settings() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    nbformat.validate(notebook)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not {output["output_type"] for output in outputs} - {"stream", "display_data"}, "an error was kept"
+    said = "".join(str(output) for output in outputs)
+    assert "**outer**" in said and "image/svg+xml" in said and "reports/test/index.html" in said
+    assert NOTEBOOK.stat().st_size < 100_000

@@ -65,7 +65,7 @@ def refused(done: Finished, *parts: str) -> None:
         ({"agent": {"algorithm": "RecurrentPPO", "policy": "MlpPolicy"}}, ("agent.policy", "MlpLstmPolicy")),
         (
             {**BOX, "agent": {"hyperparameters": {"policy_kwargs": {"use_sde": True}}}},
-            ("use_sde", "expected categorical, Bernoulli or Gaussian actions"),
+            ("use_sde", "expected Gaussian actions"),
         ),
     ],
 )
