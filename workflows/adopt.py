@@ -114,7 +114,7 @@ def require_fits(folder: RunFolder, task: Task, seed: int) -> None:
         same.require(name, tables[0].get(name), expected)
     corrected = int(about.get("corrected", 0))
     same.require("--edits", f"{corrected} corrected rewards" if corrected else "none", str(task.edits or "none"))
-    first, told = read_table(folder.transitions_path(seed, 0), _TOLD), probe(task.training_env).keys
+    first, told = read_table(folder.transitions_path(seed, 0), _TOLD), probe(task.training_env, task.agent.masked).keys
     for name in _TOLD:
         same.require(f"info[{name!r}]", _said(first[name].null_count == 0), _said(name in told))
     parameters = read_tensors(folder.checkpoint_path(seed, 0))

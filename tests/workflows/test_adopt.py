@@ -82,6 +82,22 @@ def test_a_script_gets_its_verdict_and_its_recording_is_kept(tmp_path: Path, sch
         _script(tmp_path / "run", seed=1)
 
 
+@pytest.mark.slow
+def test_recordings_without_a_manifest_come_to_the_same_verdict(
+    small_run: Path, tmp_path: Path, scheduler: str
+) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    (tmp_path / "run/run.json").unlink()
+    shutil.rmtree(tmp_path / "run/reports")
+    before = _files(tmp_path / "run/transitions") | _files(tmp_path / "run/checkpoints")
+    summary = commands.run(small_run.parent / "task.yaml", tmp_path / "run", scheduler=scheduler)["test"]
+    expected = json.loads((small_run / "reports/test/summary.json").read_text())
+    assert expected["verdict"] == "outer"
+    for name in ("verdict", "rule", "outer_share", "misbehaviour_rate", "ease", "trainings"):
+        assert summary[name] == expected[name], name
+    assert _files(tmp_path / "run/transitions") | _files(tmp_path / "run/checkpoints") == before
+
+
 @pytest.mark.parametrize(
     ("script", "task", "difference"),
     [
