@@ -6,7 +6,10 @@ none behind under its final name. Finished pieces of a stage wait in `.parts/` u
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import RunFolderError
+from .errors import DiskFullError, RunFolderError
 
 _ZSTD_LEVEL = 3
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -105,14 +109,31 @@ class RunFolder:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    Raises:
+        DiskFullError: there is no space to write it.
+    """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        if (code := _error_number(error)) in _NO_SPACE:
+            raise DiskFullError(
+                f"{path} cannot be written: {os.strerror(code).lower()}. Nothing of it is left and finished pieces are "
+                "kept: make space (or raise the quota) there and run the same command again"
+            ) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _error_number(error: Exception) -> int:
+    """Return the system's number of an error, 0 if it has none; safetensors only tells it in words."""
+    told = re.search(r"os error (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(told[1]) if told else 0)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
