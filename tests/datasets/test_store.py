@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aitia.datasets.arrays import ArrayFormat, array_format, array_metadata, decode_arrays, encode_arrays
-from aitia.datasets.errors import RunFolderError, nearest
+from aitia.datasets.errors import DiskFullError, RunFolderError, nearest
 from aitia.datasets.manifest import Manifest, digest
 from aitia.datasets.outcomes import Outcomes, PlayCounts
 from aitia.datasets.schema import with_metadata
@@ -22,6 +24,7 @@ from aitia.datasets.store import (
     read_json,
     read_table,
     read_tensors,
+    write_bytes,
     write_json,
     write_table,
     write_tensors,
@@ -67,6 +70,30 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"a": float("nan")})
     assert read_json(path) == {"a": 1}
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "table": lambda path: write_table(path, pa.table({"a": np.random.default_rng(0).random(5000)})),
+    "tensors": lambda path: write_tensors(path, {"a": torch.zeros(5000)}, {}),
+    "json": lambda path: write_json(path, list(range(5000))),
+    "bytes": lambda path: write_bytes(path, bytes(20_000)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_without_space_a_write_names_the_file_and_leaves_the_old_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))  # a quota that is used up
+    try:
+        with pytest.raises(DiskFullError, match=f"{path} cannot be written: file too large"):
+            WRITERS[name](path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    WRITERS[name](path)
+    assert path.stat().st_size > 10_000
 
 
 def test_shared_tensors_are_written_and_come_back(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ ROOMS: dict[str, Any] = {
             "policy_kwargs": {"net_arch": [8]},
         },
     },
-    "seeds": 3, "evaluation": {"episodes": 6, "repeats": 2}, "verify": {"seeds": 3, "points": 1},
+    "seeds": 2, "evaluation": {"episodes": 6, "repeats": 2}, "verify": {"seeds": 2, "points": 1},
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def undisturbed(task: Path, scheduler: str) -> Path:
     """A run of all stages to which nothing happened."""
     run = task.parent / "run"
     do_all(task, run, scheduler)
-    assert len(list((run / ".parts/bank/test").iterdir())) == 9, "nothing is trained again: the tests are empty"
+    assert len(list((run / ".parts/bank/test").iterdir())) == 6, "nothing is trained again: the tests are empty"
     return run
 
 
@@ -218,7 +218,7 @@ def test_a_damaged_file_is_named_with_the_command_that_writes_it(
         path = sorted(copy.glob(pattern))[0]
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         if reader == "attribute":
-            shutil.rmtree(copy / "influence")
+            shutil.rmtree(copy / "influence", ignore_errors=True)
         done = call(reader)
         assert done.code == 2 and "Traceback" not in done.err, (pattern, done)
         assert str(path) in done.err and f"`aitia {writer}`" in done.err, done.err
@@ -246,7 +246,7 @@ class Outside:
         """Start both."""
         self._file.unlink(missing_ok=True)
         self.process = subprocess.Popen([*self._command, "--port", str(port)], stderr=subprocess.DEVNULL)
-        while not self._file.exists():
+        while not (self._file.exists() and self._file.read_text().endswith("}")):
             time.sleep(0.05)
         self.address = json.loads(self._file.read_text())["address"]
         self._loop.run_sync(self._start_worker)
