@@ -186,3 +186,13 @@ def return_range(summaries: list[pa.Table]) -> float:
     """Return the range of training returns over all seeds, in units of reward."""
     found = [metadata_of(table.schema) for table in summaries]
     return max(float(m["return_high"]) for m in found) - min(float(m["return_low"]) for m in found)
+
+
+def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
+    """Return the groups with a wrong reward in some seed's training."""
+    return {
+        group
+        for table in rewards
+        for group, wrong in zip(table["group"].to_pylist(), table["wrong_transitions"].to_pylist(), strict=True)
+        if wrong
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..training.array_envs import Member
 from ..training.edits import RewardEdit
 from ..training.evaluation import evaluate_policy
 from ..training.stack_training import members_at_once, train_members
+from .clusters import Cluster
 from .groups import load_grouping
 from .runs import Run
 from .task import Task
@@ -43,6 +44,7 @@ class Mask:
         units: of arbitrary edits, transitions changed, sum of |dr|, and share (see `ArbitraryTrial`).
         variant: a bias of the task, or `coverage`; empty: the task as it is.
         beside: of a placebo, the size of the set that it stands beside.
+        cluster: of an attribution order, the cluster of failures that it is for.
     """
 
     order: str
@@ -51,6 +53,7 @@ class Mask:
     units: tuple[float, float, float] | None = None
     variant: str = ""
     beside: int | None = None
+    cluster: int | None = None
 
     @property
     def size(self) -> int:
@@ -67,7 +70,8 @@ class Mask:
     def member(self, seed: int) -> str:
         """Return the name of the agent trained with this mask and seed."""
         size = "" if self.order in ("all", "none") else f"-{self.size:05d}"
-        return f"{self.variant}{'/' if self.variant else ''}{self.order}{size}-seed={seed}"
+        cluster = f"-cluster={self.cluster}" if self.cluster else ""
+        return f"{self.variant}{'/' if self.variant else ''}{self.order}{size}{cluster}-seed={seed}"
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class MemberPiece:
 
     @property
     def path(self) -> Path:
-        """The finished piece: its plays."""
-        mask, task = self.mask, self.task.variant(self.mask.variant)
+        """The finished piece: its plays; clusters that correct the same groups share it."""
+        mask, task = replace(self.mask, cluster=None), self.task.variant(self.mask.variant)
         paid = mask.values or (None,) * len(mask.groups)
         edited = None if mask.order == "all" else [task.group_by, sorted(zip(mask.groups, paid, strict=True))]
         envs = [task.training_env, task.evaluation_env(self.set_name)]
@@ -141,9 +145,8 @@ class BankBuilder:
         pieces = [
             MemberPiece(self.run.folder.root, task, self.set_name, mask, seed) for mask in masks for seed in seeds
         ]
-        waiting = sorted(
-            (piece for piece in pieces if not piece.path.exists()), key=lambda piece: piece.mask.variant
-        )  # a stack is of one variant
+        missing = {piece.path: piece for piece in pieces if not piece.path.exists()}
+        waiting = sorted(missing.values(), key=lambda piece: piece.mask.variant)  # a stack is of one variant
         together = [
             stack
             for variant, found in groupby(waiting, lambda piece: piece.mask.variant)
@@ -166,14 +169,14 @@ class BankBuilder:
         assert found is not None
         return found
 
-    def evidence(self) -> Evidence:
-        """Return what the verdict depends on, so far."""
-        bank = self.read() if self._done else None
-        return collect_evidence(self.episodes, self.rewards, bank, self.task.outcomes)
+    def evidence(self, cluster: Cluster) -> Evidence:
+        """Return what the verdict of a cluster of failures depends on, so far."""
+        bank = self.read().of_cluster(cluster.number, cluster.selection) if self._done else None
+        return collect_evidence(self.episodes, self.rewards, bank, self.task.outcomes, cluster.selection)
 
-    def decision(self) -> Decision:
-        """Return the verdict that the bank gives so far."""
-        return decide(self.evidence(), self.task.verdict.thresholds)
+    def decision(self, cluster: Cluster) -> Decision:
+        """Return the verdict that the bank gives a cluster of failures so far."""
+        return decide(self.evidence(cluster), self.task.verdict.thresholds)
 
     def write(self) -> None:
         """Write masks and outcomes: the ensemble itself as mask `none`, then every member trained."""
@@ -196,6 +199,7 @@ class BankBuilder:
                 "values": mask.values,
                 **dict(zip(("edited", "change", "share"), mask.units or (None,) * 3, strict=True)),
                 "variant": mask.variant,
+                "cluster": mask.cluster,
                 "corrected": corrected.get(mask.member(seed), 0),
             }
             for mask, seed in masks
@@ -242,4 +246,6 @@ def read_bank(folder: RunFolder, set_name: str, seeds: Sequence[int]) -> Bank | 
     if not folder.bank_path(set_name, "masks").exists():
         return None
     masks = read_table(folder.bank_path(set_name, "masks")).filter(pc.field("seed").isin(list(seeds)))
+    if "cluster" not in masks.column_names:  # of an earlier version, which had one cluster a set
+        masks = masks.append_column("cluster", pa.nulls(masks.num_rows, pa.int32()))
     return Bank(masks, read_table(folder.bank_path(set_name, "outcomes")))

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from ..attribution.profiles import MOST_CLUSTERS
 from ..attribution.targets import BUILT_IN
 from ..datasets.errors import TaskError, nearest
 from ..datasets.manifest import digest
@@ -55,6 +56,7 @@ class VerifySpec(_Model):
         sets: further sets of groups to correct, by name: groups, or module:callable(training environment) -> groups.
         arbitrary: search for arbitrary bounded edits also where the intended reward is known.
         coverage: arguments of the training environment that give it more varied levels; None: not tried.
+        clusters: most clusters of failures with alike influence profiles, each with a verdict; 1: never split a set.
     """
 
     seeds: int = Field(default=5, ge=1)
@@ -64,6 +66,7 @@ class VerifySpec(_Model):
     sets: dict[str, list[str] | str] = Field(default_factory=dict)
     arbitrary: bool = False
     coverage: dict[str, Any] | None = None
+    clusters: int = Field(default=MOST_CLUSTERS, ge=1)
 
     @field_validator("sets", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ from ..attribution.outputs import Outputs
 from ..datasets.errors import InputError
 from ..datasets.manifest import digest
 from ..datasets.outcomes import PlayCounts
-from ..datasets.rewards import reward_summary
+from ..datasets.rewards import reward_summary, wrong_groups
 from ..datasets.store import RunFolder, read_table, read_tensors, write_json, write_table, write_tensors
 from ..reports.statistics import Interval, mean_interval
 from ..reports.validation import linear_datamodeling_score, noise_ceiling, rank_correlations
@@ -34,7 +34,6 @@ from .attribute import estimator_of, failures_of, load_targets
 from .groups import load_grouping
 from .runs import Run
 from .task import Task
-from .verify import wrong_groups
 from .workers import Workers
 
 DEFAULT_MASKS = 12

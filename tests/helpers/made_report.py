@@ -33,7 +33,8 @@ from aitia.reports.predictions import concentration
 from aitia.reports.statistics import Interval, rate_interval
 from aitia.reports.timeline import Stretch
 from aitia.reports.verdict import Evidence, OutcomeRate, SeedRates, Thresholds, decide
-from aitia.workflows.clusters import cluster_view
+from aitia.workflows.cluster_report import ClusterReport
+from aitia.workflows.clusters import Cluster
 
 SEEDS = 5
 
@@ -110,13 +111,14 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "") 
     for entry in entries[:pages]:
         write_failure_page(folder, page, entry, _view(assets, groups, line, text))
     thumbnails = {entry["failure"]: assets[0] for entry in entries[:pages]}
-    summary = summarise(findings, predictions, entries, 20, {"train": 1.0})
+    summary = summarise(findings, {0: findings}, predictions, entries, 20, {"train": 1.0})
     shown = [
         {"group": g, "effect": float(e.mean()), "interval": Interval(float(e.mean()), float(e.min()), float(e.max())),
          "rate": Interval(None, None, None), "wrong": 4.0, "error": 4.0}
         for g, e in by_seed.items()
     ]  # fmt: skip
-    write_cluster_page(folder, page, cluster, entries, cluster_view(shown, predictions, page.unit))
+    report = ClusterReport(Cluster(0, ()), findings, Surroundings(), shown, predictions, None)
+    write_cluster_page(folder, page, cluster, entries, report.view(page.unit))
     write_index_page(folder, page, summary, entries, thumbnails, explanation)
     write_json(folder / "verdicts.json", entries)
     write_json(folder / "summary.json", summary)
