@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_policies import make_policy, make_targets, make_window
 
-from aitia.attribution import influence as influence_module
+from aitia.attribution import estimators
 from aitia.attribution.adjoint import reward_influence
 from aitia.attribution.estimators import Trak
 from aitia.attribution.influence import attribute_window, keep_top
@@ -62,7 +62,7 @@ def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
 
 def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
-    monkeypatch.setattr(influence_module, "_CHUNK", 2)
+    monkeypatch.setattr(estimators, "_CHUNK", 2)
     parts = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
     np.testing.assert_allclose(parts.sums.effects["effect"], whole.sums.effects["effect"], rtol=1e-9, atol=1e-14)
     assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(whole.top.drop_columns(["tau", "tau_raw", "s"]))
