@@ -186,10 +186,8 @@ def _factors(
 def _inner_products(
     window: Factors, steps: Factors, rows: WindowRows, targets: TargetSteps, where: str
 ) -> WindowGradients:
-    gram, per_step = window.gram_and_products(steps)
+    gram, cross = window.gram_and_products(steps, torch.as_tensor(targets.failure), targets.failures)
     _require_finite(gram.diagonal(), rows, where)
-    cross = torch.zeros(len(gram), targets.failures, dtype=gram.dtype)
-    cross.index_add_(1, torch.as_tensor(targets.failure), per_step)
     if not torch.isfinite(cross).all():
         failure = int((~torch.isfinite(cross)).any(dim=0).nonzero()[0])
         raise NonFiniteError(f"{where}: the gradient of the target of failure {targets.ids[failure]} is not finite")
