@@ -90,15 +90,34 @@ class WindowGradients:
         Args:
             lam: damping, absolute, in the unit of the Fisher matrix.
         """
-        counts = torch.as_tensor(self.rows.counts, dtype=self.gram.dtype)
-        root = counts.sqrt()[:, None]
-        system = (self.gram * root).mul_(root.T / counts.sum())
+        root = self._root()
+        solved = self._solve(lam, root * self.targets)
+        return np.asarray(solved / root.numpy(), dtype=np.float64)
+
+    def summed_trak(self, lam: float, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return sums of TRAK scores, weights^T s [G, F], by G solves instead of F.
+
+        Args:
+            lam: damping.
+            weights: of each distinct row, [U, G].
+        """
+        root = self._root()
+        solved = self._solve(lam, torch.as_tensor(weights, dtype=self.gram.dtype) / root)
+        return np.asarray((torch.from_numpy(solved) * root).T @ self.targets, dtype=np.float64)
+
+    def _root(self) -> Tensor:
+        return torch.as_tensor(self.rows.counts, dtype=self.gram.dtype).sqrt()[:, None]
+
+    def _solve(self, lam: float, right: Tensor) -> NDArray[np.floating]:
+        """Solve the symmetric system of the distinct rows, scaled by the roots of their counts, for [U, M]."""
+        root = self._root()
+        system = (self.gram * root).mul_(root.T / int(self.rows.counts.sum()))
         system.diagonal().add_(lam)
         # scipy's factorisation: measured a quarter faster than torch's on one core; the matrix is symmetric, so its
         # transpose is the column-major array that LAPACK overwrites without a copy
         factor = cho_factor(system.numpy().T, lower=True, overwrite_a=True, check_finite=False)
-        solved = cho_solve(factor, (root * self.targets).numpy(), overwrite_b=True, check_finite=False)
-        return np.asarray(solved / root.numpy(), dtype=np.float64)
+        solved: NDArray[np.floating] = cho_solve(factor, right.numpy(), overwrite_b=True, check_finite=False)
+        return solved
 
     def gradient_product(self) -> NDArray[np.float64]:
         r"""Return TracIn-style scores of the distinct rows [U, F]: :math:`g \cdot \nabla f`."""
@@ -167,10 +186,8 @@ def _factors(
 def _inner_products(
     window: Factors, steps: Factors, rows: WindowRows, targets: TargetSteps, where: str
 ) -> WindowGradients:
-    gram, per_step = window.gram_and_products(steps)
+    gram, cross = window.gram_and_products(steps, torch.as_tensor(targets.failure), targets.failures)
     _require_finite(gram.diagonal(), rows, where)
-    cross = torch.zeros(len(gram), targets.failures, dtype=gram.dtype)
-    cross.index_add_(1, torch.as_tensor(targets.failure), per_step)
     if not torch.isfinite(cross).all():
         failure = int((~torch.isfinite(cross)).any(dim=0).nonzero()[0])
         raise NonFiniteError(f"{where}: the gradient of the target of failure {targets.ids[failure]} is not finite")
