@@ -3,7 +3,7 @@
 A failure's profile is the predicted effect of correcting each group on it (a row of the group sums); two are alike if
 the cosine between them is large. Every failure has one profile a training seed, so a split can be held to data that
 did not make it: failures are clustered by half of the seeds, and the clusters must stand apart in the other half.
-Ward linkage of unit profiles (scipy: half their squared distance is 1 - cosine); silhouettes: Rousseeuw 1987, J. Comput.
+Ward linkage of unit profiles (scipy: half the squared distance is 1 - cosine); silhouettes: Rousseeuw 1987, J. Comput.
 Appl. Math. 20, eq. 2; held-out agreement after Tibshirani and Walther 2005, J. Comput. Graph. Stat. 14, "prediction
 strength".
 """
