@@ -209,10 +209,14 @@ class Leaders:
     def __init__(self, ids: Sequence[str], k: int = TOP_K) -> None:
         self._ids, self._k = pa.array(ids, pa.string()), k
         self.least = np.zeros((_KINDS, len(ids)))
+        self._seen: set[tuple[int, int]] = set()
         self._so_far = [(np.empty(0, np.int32), np.empty(0))] * _KINDS
 
-    def add(self, top: pa.Table) -> None:
-        """Take the top transitions of one more window into account."""
+    def add(self, window: tuple[int, int], top: pa.Table) -> None:
+        """Take the top transitions of one more window (seed, number) into account, once."""
+        if window in self._seen:
+            return
+        self._seen.add(window)
         found = pc.index_in(top["failure"], self._ids).to_numpy()
         for kind, new in enumerate(_values(top)):
             old_failure, old = self._so_far[kind]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +18,10 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, attribute_window, keep_top
+from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, Leaders, attribute_window, keep_top
 from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
-from ..attribution.trak import DEFAULT_LAMBDA, LAMBDAS
+from ..attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
 from ..attribution.window import read_window
 from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
@@ -52,6 +54,7 @@ from .workers import Workers
 
 DEFAULT_ESTIMATOR = AUTO
 _MOST_SUMS = 20_000_000
+_HELD_TOPS = 8  # times k top transitions a failure are held before the smaller ones are dropped; kept are up to 2 k
 log = logging.getLogger("aitia")
 
 
@@ -66,8 +69,9 @@ class WindowPiece:
     estimator: str
     seed: int
     window: int
+    call: str  # one that computes: tops of its windows may be compared with each other
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Folder of the finished pieces of one call: they fit only the same failures, target and seeds."""
         call = digest([self.failures, self.estimator, attribution_key(self.task)])[:16]
@@ -117,8 +121,9 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     chosen = tuple(name for name in known if not failures or name in failures)
     if _is_attributed(run, set_name, chosen, estimator):
         return
+    call = uuid.uuid4().hex
     pieces = [
-        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window)
+        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window, call)
         for seed in run.task.seeds
         for window in range(run.folder.window_count(seed))
     ]
@@ -214,6 +219,12 @@ def _grouping_of(root: Path, task_json: str) -> Grouping:
     return load_grouping(RunFolder(root), Task.model_validate_json(task_json))
 
 
+@lru_cache(maxsize=1)
+def _leaders_of(call: str, failures: tuple[str, ...]) -> Leaders:
+    """Return the top of the windows that this process has finished in one call."""
+    return Leaders(failures)
+
+
 def _attribute_replayed(pieces: Sequence[WindowPiece]) -> None:
     """Attribute windows of one seed while its training is replayed: an estimator needs the real updates."""
     task, waiting = pieces[0].task, {piece.window: piece for piece in pieces}
@@ -233,12 +244,17 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     policy = load_policy(task.agent, task.training_env, parameters)
     stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns
     targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, stamp)
-    influence = attribute_window(window, policy, targets, find_estimator(piece.estimator))
+    leaders = _leaders_of(piece.call, piece.failures)
+    influence = attribute_window(window, policy, targets, find_estimator(piece.estimator), leaders=leaders)
     write_table(piece.top_path, influence.top)
-    sums = {name: torch.from_numpy(values) for name, values in influence.sums.effects.items()}
+    precision = torch.float64 if len(window.rows.counts) <= DOUBLE_ROWS else torch.float32  # that of the scores
+    sums = {
+        name: torch.from_numpy(values).to(precision) for name, values in influence.sums.effects.items() if values.any()
+    }
     sums |= {"null": torch.from_numpy(influence.sums.null), "units": torch.from_numpy(influence.units.sums)}
     names = {"groups": influence.sums.groups, "units": influence.units.groups}
     write_tensors(piece.sums_path, sums, {key: json.dumps(groups) for key, groups in names.items()})
+    leaders.add((piece.seed, piece.window), influence.top)
 
 
 def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> None:
@@ -253,13 +269,12 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
         if grouping.name == "transition":  # every state would be a group of its own
             summary = summary.filter(pc.field("wrong_transitions") > 0)
         _require_few_groups(summary.num_rows, len(failures))
-        tables.append(_merge_sums(mine, summary, seed, failures, estimator))
-        windows.append(_merge_windows(mine if intended_known([summary]) else [], failures, estimator))
-        null.append(_merge_null(mine, summary, seed, estimator))
-        units.append(_merge_units(mine, seed, estimator))
-        for piece in mine:
-            top = pa.concat_tables([top, read_table(piece.top_path).cast(TOP_TRANSITIONS)])
-        top = keep_top(top, TOP_K)
+        sums = _sum_windows(mine, summary["group"].to_pylist(), len(failures))
+        tables.append(_merge_sums(sums, summary, seed, failures, estimator))
+        windows.append(_merge_windows(sums if intended_known([summary]) else None, seed, failures, estimator))
+        null.append(_merge_null(sums, summary, seed, estimator))
+        units.append(_merge_units(sums, seed, estimator))
+        top = keep_top(pa.concat_tables([top, *_top_of_windows(mine)]), TOP_K)
     merged = {"transitions": top, "groups": pa.concat_tables(tables), "windows": pa.concat_tables(windows)}
     for name, found in merged.items():
         path = run.folder.influence_path(set_name, name)
@@ -295,32 +310,74 @@ def _still_valid(path: Path, task: Task, known: Sequence[str], call: WindowPiece
     return [read_table(path).filter(failure.isin(list(known)) & ~replaced).replace_schema_metadata(None)]
 
 
-def _merge_windows(pieces: Sequence[WindowPiece], failures: Sequence[str], estimator: str) -> pa.Table:
+class _SeedSums(NamedTuple):
+    """Sums over the windows of one seed's training.
+
+    Attributes:
+        effects: by name (`EFFECTS`), [L, F, G].
+        windows: sum over all groups of each window at the default damping, [W, F].
+        null: of permuted influence, [D, G].
+        units: by group, [4].
+    """
+
+    effects: dict[str, NDArray[np.float64]]
+    windows: NDArray[np.float64]
+    null: NDArray[np.float64]
+    units: dict[str, NDArray[np.float64]]
+
+
+def _sum_windows(pieces: Sequence[WindowPiece], groups: Sequence[str], failures: int) -> _SeedSums:
+    """Sum the pieces of one seed; each file is read once, and one window's sums are held at a time."""
+    position, plane = {name: i for i, name in enumerate(groups)}, LAMBDAS.index(DEFAULT_LAMBDA)
+    effects = {name: np.zeros((len(LAMBDAS), failures, len(groups))) for name in EFFECTS}
+    sums = _SeedSums(effects, np.zeros((len(pieces), failures)), np.zeros((NULL_DRAWS, len(groups))), {})
+    for index, piece in enumerate(pieces):
+        names, tensors = read_tensor_metadata(piece.sums_path), read_tensors(piece.sums_path)
+        where = [position[name] for name in json.loads(names["groups"])]
+        for name, total in effects.items():
+            if name in tensors:
+                total[:, :, where] += tensors[name].numpy()
+        if "effect" in tensors:
+            sums.windows[index] = tensors["effect"][plane].double().sum(dim=1).numpy()
+        sums.null[:, where] += tensors["null"].numpy()
+        for name, row in zip(json.loads(names["units"]), tensors["units"].numpy().T, strict=True):
+            sums.units[name] = sums.units.get(name, 0.0) + row
+    return sums
+
+
+def _top_of_windows(pieces: Sequence[WindowPiece]) -> list[pa.Table]:
+    """Return the top transitions of the windows of one seed, little more than what is kept in the end."""
+    held: list[pa.Table] = []
+    rows = 0
+    for piece in pieces:
+        held.append(read_table(piece.top_path).cast(TOP_TRANSITIONS))
+        rows += held[-1].num_rows
+        if rows > _HELD_TOPS * TOP_K * len(piece.failures):
+            held = [keep_top(pa.concat_tables(held), TOP_K)]
+            rows = held[0].num_rows
+    return held
+
+
+def _merge_windows(sums: _SeedSums | None, seed: int, failures: Sequence[str], estimator: str) -> pa.Table:
     """Return the sum over all groups of each window of one seed's training: influence over training time."""
-    plane = LAMBDAS.index(DEFAULT_LAMBDA)
-    sums = [read_tensors(piece.sums_path)["effect"][plane].sum(dim=1).numpy() for piece in pieces]
-    rows, count = len(pieces) * len(failures), len(failures)
-    failure = np.tile(np.arange(count, dtype=np.int32), len(pieces))
+    effect = np.zeros((0, len(failures))) if sums is None else sums.windows
+    rows, count = effect.size, len(failures)
+    failure = np.tile(np.arange(count, dtype=np.int32), len(effect))
     return pa.table(
         {
             "failure": pa.DictionaryArray.from_arrays(pa.array(failure), pa.array(failures, pa.string())),
-            "seed": pa.array(np.repeat([piece.seed for piece in pieces], count).astype(np.int32)),
-            "window": pa.array(np.repeat([piece.window for piece in pieces], count).astype(np.int32)),
-            "effect": pa.array(np.concatenate([np.zeros(0), *sums])),
-            "estimator": pa.array([estimator] * rows, pa.string()),
+            "seed": pa.array(np.full(rows, seed, np.int32)),
+            "window": pa.array(np.repeat(np.arange(len(effect), dtype=np.int32), count)),
+            "effect": pa.array(effect.reshape(-1)),
+            "estimator": pa.repeat(estimator, rows),
         },
         schema=WINDOW_EFFECTS,
     )
 
 
-def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, estimator: str) -> pa.Table:
+def _merge_null(sums: _SeedSums, summary: pa.Table, seed: int, estimator: str) -> pa.Table:
     """Return the sums of permuted influence of one seed, [D, G] as rows; none where nothing is to correct."""
-    groups = summary["group"].to_pylist()
-    position = {name: i for i, name in enumerate(groups)}
-    total = np.zeros((NULL_DRAWS, len(groups)))
-    for piece in pieces:
-        where = [position[name] for name in json.loads(read_tensor_metadata(piece.sums_path)["groups"])]
-        total[:, where] += read_tensors(piece.sums_path)["null"].numpy()
+    groups, total = summary["group"].to_pylist(), sums.null
     draw, group = np.nonzero(total)
     return pa.table(
         {
@@ -334,13 +391,9 @@ def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, est
     )
 
 
-def _merge_units(pieces: Sequence[WindowPiece], seed: int, estimator: str) -> pa.Table:
+def _merge_units(sums: _SeedSums, seed: int, estimator: str) -> pa.Table:
     """Return the sums over what arbitrary edits would change, of one seed's training, one row a group."""
-    total: dict[str, NDArray[np.float64]] = {}
-    for piece in pieces:
-        names = json.loads(read_tensor_metadata(piece.sums_path)["units"])
-        for name, row in zip(names, read_tensors(piece.sums_path)["units"].numpy().T, strict=True):
-            total[name] = total.get(name, 0.0) + row
+    total = sums.units
     count, paid, tau, reward_tau = np.stack(list(total.values()), axis=1) if total else np.zeros((4, 0))
     return pa.table(
         {
@@ -356,20 +409,10 @@ def _merge_units(pieces: Sequence[WindowPiece], seed: int, estimator: str) -> pa
     )
 
 
-def _merge_sums(
-    pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, failures: tuple[str, ...], estimator: str
-) -> pa.Table:
+def _merge_sums(sums: _SeedSums, summary: pa.Table, seed: int, failures: tuple[str, ...], estimator: str) -> pa.Table:
     """Return the group sums of one seed, every group of its training, zero where nothing is to correct."""
     groups = summary["group"].to_pylist()
-    position = {name: i for i, name in enumerate(groups)}
     shape = (len(LAMBDAS), len(failures), len(groups))
-    totals = {name: np.zeros(shape) for name in EFFECTS}
-    for piece in pieces:
-        names = json.loads(read_tensor_metadata(piece.sums_path)["groups"])
-        tensors = read_tensors(piece.sums_path)
-        where = [position[name] for name in names]
-        for name, total in totals.items():
-            total[:, :, where] += tensors[name].numpy()
     rows = int(np.prod(shape))
     failure = np.broadcast_to(np.arange(len(failures), dtype=np.int32)[None, :, None], shape).reshape(-1)
     group = np.broadcast_to(np.arange(len(groups), dtype=np.int32)[None, None, :], shape).reshape(-1)
@@ -384,10 +427,10 @@ def _merge_sums(
             "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
             "seed": pa.array(np.full(rows, seed, np.int32)),
             "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in totals.items()},
+            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in sums.effects.items()},
             "transitions": counts("transitions"),
             "reward_events": counts("reward_events"),
-            "estimator": pa.array([estimator] * rows),
+            "estimator": pa.repeat(estimator, rows),
         },
         schema=GROUP_EFFECTS,
     )
