@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.manifest import digest
+from ..datasets.remote import exist
 from ..datasets.rewards import Grouping, reward_summary
 from ..datasets.schema import BANK_OUTCOMES, MASKS, metadata_of, with_metadata
 from ..datasets.store import RunFolder, read_table, write_table
@@ -142,7 +143,8 @@ class BankBuilder:
             MemberPiece(self.run.folder.root, task, self.set_name, mask, seed) for mask in masks for seed in seeds
         ]
         waiting = sorted(
-            (piece for piece in pieces if not piece.path.exists()), key=lambda piece: piece.mask.variant
+            (piece for piece, done in zip(pieces, exist([piece.path for piece in pieces]), strict=True) if not done),
+            key=lambda piece: piece.mask.variant,
         )  # a stack is of one variant
         together = [
             stack
