@@ -270,8 +270,8 @@ def write_index_page(
 
 def write_page(folder: Path, name: str, template: str, **values: Any) -> None:
     """Write a page of a folder from a template, and the style sheet."""
-    write_text(folder / name, _templates().get_template(template).render(root="", **values))
     write_text(folder / "assets" / "style.css", style_sheet())
+    write_text(folder / name, _templates().get_template(template).render(root="", **values))
 
 
 def _of(cluster: ClusterContext, chart: Chart) -> Chart:

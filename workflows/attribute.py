@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from ..attribution.window import read_window
 from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
+from ..datasets.remote import exist, remove_folder, stamp
 from ..datasets.rewards import Grouping, intended_known, reward_summary
 from ..datasets.schema import (
     GROUP_EFFECTS,
@@ -128,7 +128,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         for window in range(run.folder.window_count(seed))
     ]
     if chosen:
-        waiting = [piece for piece in pieces if not piece.sums_path.exists()]
+        there = exist([piece.sums_path for piece in pieces])
+        waiting = [piece for piece, done in zip(pieces, there, strict=True) if not done]
         name = f"attribute {run.task.name}"
         if find_estimator(estimator).needs_updates:
             by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
@@ -136,7 +137,7 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         else:
             workers.map(_attribute_window, waiting, name)
     _merge(run, known, pieces)
-    shutil.rmtree(pieces[0].folder, ignore_errors=True)
+    remove_folder(pieces[0].folder)
 
 
 def failures_of(run: Run, set_name: str) -> list[str]:
@@ -209,7 +210,7 @@ def _failures_in(*tables: pa.Table) -> set[str]:
 
 
 @lru_cache(maxsize=1)
-def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[str, ...], stamp: int) -> TargetSteps:
+def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[str, ...], changed: str) -> TargetSteps:
     """Return the targets that all windows of a call share; read once a process, again if the steps change."""
     return load_targets(RunFolder(root), Task.model_validate_json(task_json), set_name, failures)
 
@@ -242,8 +243,8 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
     policy = load_policy(task.agent, task.training_env, parameters)
-    stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns
-    targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, stamp)
+    changed = stamp(folder.evaluation_path(piece.set_name, "steps"))
+    targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, changed)
     leaders = _leaders_of(piece.call, piece.failures)
     influence = attribute_window(window, policy, targets, find_estimator(piece.estimator), leaders=leaders)
     write_table(piece.top_path, influence.top)

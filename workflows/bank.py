@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.manifest import digest
+from ..datasets.remote import exist
 from ..datasets.rewards import Grouping, reward_summary
 from ..datasets.schema import BANK_OUTCOMES, MASKS, metadata_of, with_metadata
 from ..datasets.store import RunFolder, read_table, write_table
@@ -145,7 +146,8 @@ class BankBuilder:
         pieces = [
             MemberPiece(self.run.folder.root, task, self.set_name, mask, seed) for mask in masks for seed in seeds
         ]
-        missing = {piece.path: piece for piece in pieces if not piece.path.exists()}
+        done = exist([piece.path for piece in pieces])
+        missing = {piece.path: piece for piece, there in zip(pieces, done, strict=True) if not there}
         waiting = sorted(missing.values(), key=lambda piece: piece.mask.variant)  # a stack is of one variant
         together = [
             stack

@@ -16,6 +16,7 @@ from ..attribution.targets import BUILT_IN
 from ..datasets.errors import TaskError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import Outcomes
+from ..datasets.remote import local_path
 from ..reports.budgets import COVERAGE
 from ..reports.verdict import Thresholds
 from ..training.agents import AgentSpec
@@ -297,7 +298,7 @@ def load_task(path: str | Path, edits: str | Path | None = None) -> Task:
         TaskError: the file is missing, is not YAML, or breaks the contract.
         InputError: the same of the edits file.
     """
-    path = Path(path)
+    path = local_path(path, "the task file")
     if not path.is_file():
         raise TaskError(f"the task file {path} does not exist; expected a YAML file such as examples/*.yaml")
     try:

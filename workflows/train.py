@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from ..datasets.remote import remove_folder
 from ..datasets.rewards import reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table
@@ -40,7 +40,7 @@ def train_stage(run: Run, workers: Workers) -> None:
     open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
     for seed in open_seeds:
         _forget(run.folder, seed)
-    shutil.rmtree(run.folder.parts_folder("train"), ignore_errors=True)  # what interrupted trainings left
+    remove_folder(run.folder.parts_folder("train"))  # what interrupted trainings left
     pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
     if pieces and (words := edits_in_words(run)) is not None:
@@ -70,8 +70,8 @@ def _forget(folder: RunFolder, seed: int) -> None:
     for kind in ("rewards", "evaluations"):
         for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
             part.unlink()
-    shutil.rmtree(folder.root / "influence", ignore_errors=True)
-    shutil.rmtree(folder.parts_folder("influence"), ignore_errors=True)
+    remove_folder(folder.root / "influence")
+    remove_folder(folder.parts_folder("influence"))
 
 
 def _train_seed(piece: SeedPiece) -> None:
