@@ -7,7 +7,10 @@ too. Finished pieces of a stage wait in `.parts/` until the stage merges them.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import RunFolderError
+from .errors import DiskFullError, RunFolderError
 from .remote import as_path, asking, exist, remote, remove_folder, require_reachable
 
 _ZSTD_LEVEL = 3
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FINAL = "final.safetensors"
 
 
@@ -124,6 +128,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     For an object store the temporary file is local, and uploaded on success.
+
+    Raises:
+        DiskFullError: there is no space to write it.
     """
     if (there := remote(path)) is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -131,11 +138,18 @@ def written_aside(path: Path) -> Iterator[Path]:
             with asking(path):
                 there.fs.put_file(str(aside), there.path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        if (code := _error_number(error)) in _NO_SPACE:
+            raise DiskFullError(
+                f"{path} cannot be written: {os.strerror(code).lower()}. Nothing of it is left and finished pieces are "
+                "kept: make space (or raise the quota) there and run the same command again"
+            ) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
@@ -160,6 +174,12 @@ def _at_hand(path: Path) -> Iterator[Path]:
             except FileNotFoundError as error:
                 raise _missing(path) from error
         yield copy
+
+
+def _error_number(error: Exception) -> int:
+    """Return the system's number of an error, 0 if it has none; safetensors only tells it in words."""
+    told = re.search(r"os error (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(told[1]) if told else 0)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

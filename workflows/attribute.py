@@ -79,13 +79,18 @@ class WindowPiece:
 
     @property
     def sums_path(self) -> Path:
-        """Group sums; written last, so it marks the piece as finished."""
+        """Group sums."""
         return self.folder / f"seed={self.seed}" / f"window={self.window:05d}.safetensors"
 
     @property
     def top_path(self) -> Path:
         """Top transitions."""
         return self.sums_path.with_suffix(".parquet")
+
+    @property
+    def finished(self) -> bool:
+        """Whether both of its files are there."""
+        return self.sums_path.exists() and self.top_path.exists()
 
 
 def attribution_key(task: Task) -> str:
@@ -128,8 +133,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         for window in range(run.folder.window_count(seed))
     ]
     if chosen:
-        there = exist([piece.sums_path for piece in pieces])
-        waiting = [piece for piece, done in zip(pieces, there, strict=True) if not done]
+        there = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
+        waiting = [piece for piece, *done in zip(pieces, *there, strict=True) if not all(done)]
         name = f"attribute {run.task.name}"
         if find_estimator(estimator).needs_updates:
             by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
@@ -237,6 +242,8 @@ def _attribute_replayed(pieces: Sequence[WindowPiece]) -> None:
 
 def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None) -> None:
     folder, task = RunFolder(piece.root), piece.task
+    if piece.finished:
+        return  # by a worker that was lost then
     window = read_window(
         folder.transitions_path(piece.seed, piece.window), _grouping_of(piece.root, task.model_dump_json())
     )

@@ -218,6 +218,9 @@ class BankBuilder:
 
 def _train_members(pieces: Sequence[MemberPiece]) -> None:
     """Train several members of one variant together; each is written as soon as it has played."""
+    pieces = [piece for piece in pieces if not piece.path.exists()]  # a worker that was lost had finished some
+    if not pieces:
+        return
     task, variant = pieces[0].task, pieces[0].mask.variant
     grouping, varied = load_grouping(RunFolder(pieces[0].root), task), task.variant(variant)
     first = varied.training_edit

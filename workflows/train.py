@@ -90,7 +90,7 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
     pieces = [
         SeedPiece(run.folder.root, run.task, seed, set_name)
         for seed in seeds
-        if not _evaluation_part(run.folder, set_name, seed, "episodes").exists()
+        if not _is_evaluated(run.folder, set_name, seed)
     ]
     workers.map(_evaluate_seed, pieces, f"evaluate {run.task.name}")
     for table in ("steps", "episodes"):
@@ -107,8 +107,14 @@ def _evaluation_part(folder: RunFolder, set_name: str, seed: int, table: str) ->
     return folder.parts_folder("evaluations", set_name) / f"seed={seed}.{table}.parquet"
 
 
+def _is_evaluated(folder: RunFolder, set_name: str, seed: int) -> bool:
+    return all(_evaluation_part(folder, set_name, seed, table).exists() for table in ("steps", "episodes"))
+
+
 def _evaluate_seed(piece: SeedPiece) -> None:
     task, folder = piece.task, RunFolder(piece.root)
+    if _is_evaluated(folder, piece.set_name, piece.seed):
+        return  # by a worker that was lost when it had finished
     policy = None
     if piece.seed != RANDOM_POLICY_SEED:
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))

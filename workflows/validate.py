@@ -148,6 +148,9 @@ def _effects(run: Run, set_name: str, failures: Sequence[str]) -> dict[str, Effe
 
 def _measure(pieces: Sequence[ValidationPiece]) -> None:
     """Train, replay or read agents, and write what the failures' targets are under each, and how it plays."""
+    pieces = [piece for piece in pieces if not piece.path.exists()]  # a worker that was lost had finished some
+    if not pieces:
+        return
     folder, task = RunFolder(pieces[0].root), pieces[0].task
     targets = load_targets(folder, task, pieces[0].set_name, pieces[0].failures)
     env = task.evaluation_env(pieces[0].set_name)
