@@ -43,6 +43,10 @@ class LinearFactors:
     inputs: Tensor
     derivatives: Tensor
 
+    def rows_of(self, chosen: Tensor) -> LinearFactors:
+        """Return the factors of some of the rows."""
+        return LinearFactors(self.inputs[chosen], self.derivatives[chosen])
+
 
 @dataclass(frozen=True)
 class PlacesFactors:
@@ -59,6 +63,10 @@ class PlacesFactors:
     derivatives: Tensor
     unfold: Callable[[Tensor], Tensor]
     bias: bool
+
+    def rows_of(self, chosen: Tensor) -> PlacesFactors:
+        """Return the factors of some of the rows."""
+        return PlacesFactors(self.inputs[chosen], self.derivatives[chosen], self.unfold, self.bias)
 
     def products(self, others: Sequence[PlacesFactors]) -> list[Tensor]:
         """Return the inner products with the gradients of each of `others` (also itself), [N, M] each.
@@ -135,6 +143,11 @@ class Factors:
 
     rows: int
     layers: Mapping[str, LinearFactors | PlacesFactors]
+
+    def rows_of(self, chosen: Tensor) -> Factors:
+        """Return the factors of some of the rows; `chosen`: int64 [n]."""
+        layers = {name: layer.rows_of(chosen) for name, layer in self.layers.items()}
+        return Factors(len(chosen), layers)
 
     def shares_layers(self, other: Factors) -> bool:
         """Return whether some layer is in both; else all inner products are zero."""

@@ -186,7 +186,11 @@ def _factors(
 def _inner_products(
     window: Factors, steps: Factors, rows: WindowRows, targets: TargetSteps, where: str
 ) -> WindowGradients:
-    gram, cross = window.gram_and_products(steps, torch.as_tensor(targets.failure), targets.failures)
+    used = torch.arange(steps.rows)
+    if targets.user is None:  # the gradients of all other steps are zero
+        used = used[torch.as_tensor(targets.step_weights() > 0.0)]
+    owner = torch.as_tensor(targets.failure)[used]
+    gram, cross = window.gram_and_products(steps.rows_of(used), owner, targets.failures)
     _require_finite(gram.diagonal(), rows, where)
     if not torch.isfinite(cross).all():
         failure = int((~torch.isfinite(cross)).any(dim=0).nonzero()[0])
