@@ -10,14 +10,22 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..datasets.rewards import reward_summary
-from ..datasets.schema import RANDOM_POLICY_SEED
-from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table
+from ..datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
+from ..datasets.store import (
+    RunFolder,
+    read_table,
+    read_table_schema,
+    read_tensor_metadata,
+    read_tensors,
+    write_table,
+)
 from ..training.agents import load_policy
 from ..training.edits_file import ALL
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
 from ..training.references import play_references
 from .groups import load_grouping
+from .plays import episode_count, episodes_at, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -70,6 +78,8 @@ def _forget(folder: RunFolder, seed: int) -> None:
     for kind in ("rewards", "evaluations"):
         for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
             part.unlink()
+    for merged in folder.root.glob("evaluations/*/episodes.parquet"):
+        merged.unlink()
     shutil.rmtree(folder.root / "influence", ignore_errors=True)
     shutil.rmtree(folder.parts_folder("influence"), ignore_errors=True)
 
@@ -83,24 +93,42 @@ def _train_seed(piece: SeedPiece) -> None:
 
 
 def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
-    """Play test and training episodes with every agent and a random policy, and so with reference solvers."""
+    """Play test and training episodes with every agent and a random policy, and so with reference solvers.
+
+    Only episodes that were not played yet: a run may get more of them.
+    """
     run.require_trained()
     run.task.evaluation_env(set_name)
-    seeds = [*run.task.seeds, RANDOM_POLICY_SEED]
+    seeds, wanted = [*run.task.seeds, RANDOM_POLICY_SEED], run.task.evaluation.episodes
     pieces = [
         SeedPiece(run.folder.root, run.task, seed, set_name)
         for seed in seeds
-        if not _evaluation_part(run.folder, set_name, seed, "episodes").exists()
+        if episodes_at(_evaluation_part(run.folder, set_name, seed, "episodes")) < wanted
     ]
     workers.map(_evaluate_seed, pieces, f"evaluate {run.task.name}")
-    for table in ("steps", "episodes"):
-        parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
-        write_table(run.folder.evaluation_path(set_name, table), pa.concat_tables(parts))
-    references = run.folder.evaluation_path(set_name, "references")
-    if not references.exists():
-        envs = {"test": run.task.evaluation_env(set_name), "train": run.task.training_env}
-        played = [play_references(envs[part], run.task.evaluation.episodes, part) for part in envs]
-        write_table(references, pa.concat_tables(played))
+    plays = f"{wanted} episodes of seeds {seeds}"
+    merged = run.folder.evaluation_path(set_name, "episodes")
+    if pieces or not merged.exists() or metadata_of(read_table_schema(merged)).get("plays") != plays:
+        for table in ("steps", "episodes"):
+            parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
+            whole = with_metadata(pa.concat_tables(parts), {"plays": plays})
+            write_table(run.folder.evaluation_path(set_name, table), whole)
+    _play_references(run, set_name)
+
+
+def _play_references(run: Run, set_name: str) -> None:
+    path, wanted = run.folder.evaluation_path(set_name, "references"), run.task.evaluation.episodes
+    earlier = [read_table(path)] if path.exists() else []
+    first = sum(episode_count(table) for table in earlier)
+    if first >= wanted:
+        return
+    envs = {"test": run.task.evaluation_env(set_name), "train": run.task.training_env}
+    played = [play_references(env, wanted, part, first) for part, env in envs.items()]
+    whole = pa.concat_tables([*earlier, *played])
+    goals = list(dict.fromkeys(whole["goal"].to_pylist()))
+    rows = sorted(whole.to_pylist(), key=lambda row: (row["part"], goals.index(row["goal"]), row["episode"]))
+    if rows or not earlier:
+        write_table(path, pa.Table.from_pylist(rows, schema=whole.schema))
 
 
 def _evaluation_part(folder: RunFolder, set_name: str, seed: int, table: str) -> Path:
@@ -113,8 +141,9 @@ def _evaluate_seed(piece: SeedPiece) -> None:
     if piece.seed != RANDOM_POLICY_SEED:
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
     spec, masked = task.evaluation, task.agent.masked
-    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), spec, piece.seed, "test", masked)
-    train, _ = evaluate_policy(policy, task.training_env, spec, piece.seed, "train", masked)
-    write_table(_evaluation_part(folder, piece.set_name, piece.seed, "steps"), steps)
-    episodes = pa.concat_tables([test, train])
-    write_table(_evaluation_part(folder, piece.set_name, piece.seed, "episodes"), episodes)
+    first = episodes_at(_evaluation_part(folder, piece.set_name, piece.seed, "episodes"))
+    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), spec, piece.seed, "test", masked, first)
+    train, _ = evaluate_policy(policy, task.training_env, spec, piece.seed, "train", masked, first)
+    for table, later in (("steps", steps), ("episodes", pa.concat_tables([test, train]))):
+        path = _evaluation_part(folder, piece.set_name, piece.seed, table)
+        write_table(path, with_earlier(path, later, first))
