@@ -40,6 +40,7 @@ _FREE_KEYS = (
     "verify",
     "verdict",
 )  # may change between calls on one run folder
+_MAY_GROW = {"sets": " (sets may only be added)", "evaluation": " (only `episodes` may change, and only grow)"}
 
 
 class _Model(BaseModel):
@@ -281,10 +282,19 @@ class Task(_Model):
         old, new = (str(edits or "none") for edits in (trained_with, self.edits))
         edits = [] if old == new else [f"corrected rewards (--edits): {old} in the run, {new} given"]
         return edits + [
-            f"{key}: {earlier.get(key)!r} in the run, {mine[key]!r} in the task"
+            f"{key}: {earlier.get(key)!r} in the run, {mine[key]!r} in the task{_MAY_GROW.get(key, '')}"
             for key in fixed
-            if earlier.get(key) != mine[key]
+            if earlier.get(key) != mine[key] and not _has_grown(key, earlier.get(key), mine[key])
         ]
+
+
+def _has_grown(key: str, earlier: Any, mine: Any) -> bool:
+    """Return whether a key says what it said before, and more: further evaluation sets, or more episodes."""
+    if key not in _MAY_GROW or not isinstance(earlier, dict):
+        return False
+    if key == "sets":
+        return all(mine.get(name) == kwargs for name, kwargs in earlier.items())
+    return bool({**earlier, "episodes": mine["episodes"]} == mine and mine["episodes"] >= earlier["episodes"])
 
 
 def load_task(path: str | Path, edits: str | Path | None = None) -> Task:

@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "maskable-ppo": TINY,
     "minigrid-corner": TINY,
     "minigrid-door": TINY,
+    "two-mazes": TINY,
 }
 
 
