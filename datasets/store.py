@@ -134,9 +134,11 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     if (there := remote(path)) is not None:
         with tempfile.TemporaryDirectory() as folder:
-            yield (aside := Path(folder) / path.name)
+            whole = Path(folder) / path.name
+            with written_aside(whole) as aside:
+                yield aside
             with asking(path):
-                there.fs.put_file(str(aside), there.path)
+                there.fs.put_file(str(whole), there.path)
         return
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -135,8 +135,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         for window in range(run.folder.window_count(seed))
     ]
     if chosen:
-        written = [exist([getattr(piece, name) for piece in pieces]) for name in ("sums_path", "top_path")]
-        waiting = [piece for piece, *both in zip(pieces, *written, strict=True) if not all(both)]
+        files = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
+        waiting = [piece for piece, *whole in zip(pieces, *files, strict=True) if not all(whole)]
         name = f"attribute {run.task.name}"
         if find_estimator(estimator).needs_updates:
             by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
