@@ -312,7 +312,11 @@ def _missing(path: Path) -> RunFolderError:
 
 def _writer(path: Path) -> str:
     """Return the command that writes a file of a run folder."""
-    stages = {"evaluations": "evaluate", "influence": "attribute", "bank": "verify", "reports": "report"}
+    stages = {
+        "transitions": "train", "checkpoints": "train", "evaluations": "evaluate", "influence": "attribute",
+        "reward_sums": "attribute", "groups": "attribute", "bank": "verify", "reports": "report",
+        "validation": "validate",
+    }  # fmt: skip
     found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
     return f"`aitia {found}`"
 
