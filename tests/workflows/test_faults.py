@@ -32,7 +32,9 @@ def scheduler() -> Iterator[str]:
     """A cluster of this module's own, whose workers come back however long that takes on a busy machine."""
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}),
-        LocalCluster(2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50) as own,
+        LocalCluster(
+            2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as own,
     ):
         yield str(own.scheduler_address)
 
