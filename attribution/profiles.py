@@ -3,8 +3,9 @@
 A failure's profile is the predicted effect of correcting each group on it (a row of the group sums); two are alike if
 the cosine between them is large. Every failure has one profile a training seed, so a split can be held to data that
 did not make it: failures are clustered by half of the seeds, and the clusters must stand apart in the other half.
-Average linkage of cosine distances (scipy); silhouettes: Rousseeuw 1987, J. Comput. Appl. Math. 20, eq. 2; held-out
-agreement after Tibshirani and Walther 2005, J. Comput. Graph. Stat. 14, "prediction strength".
+Ward linkage of unit profiles (scipy: half the squared distance is 1 - cosine); silhouettes: Rousseeuw 1987, J. Comput.
+Appl. Math. 20, eq. 2; held-out agreement after Tibshirani and Walther 2005, J. Comput. Graph. Stat. 14, "prediction
+strength".
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
 from .trak import DEFAULT_LAMBDA
 
-LEAST_SILHOUETTE = 0.5
-LEAST_DISTANCE = 0.5
+LEAST_SILHOUETTE = 0.45
+LEAST_DISTANCE = 0.35
 LEAST_FAILURES = 10
 LEAST_SHARE = 0.05
 MOST_CLUSTERS = 8
@@ -69,14 +69,15 @@ def cluster_failures(sums: pa.Table, failures: Sequence[str], most: int = MOST_C
         return one
     chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), _MOST_COMPARED)).astype(int))
     least = max(2, int(least * len(chosen) / len(names)))
+    trees = [linkage(half[chosen], "ward") for half in halves]
     distances = [_distances(half[chosen]) for half in halves]
-    scores = {count: _held_out(distances, count, least) for count in range(2, most + 1)}
+    scores = {count: _held_out(trees, distances, count, least) for count in range(2, most + 1)}
     holding = {count: score for count, score in scores.items() if min(score) > 0.0}
     if not holding:
         return one
     best = max(holding, key=lambda count: holding[count][0])
     whole = _unit(halves.sum(axis=0))
-    centres = _centres(whole[chosen], _cut(_distances(whole[chosen]), best), least)
+    centres = _centres(whole[chosen], _cut(linkage(whole[chosen], "ward"), best), least)
     if len(centres) < 2:
         return one
     nearest = np.argmax(whole @ centres.T, axis=1)
@@ -118,20 +119,19 @@ def _distances(rows: Profiles) -> Profiles:
     return found
 
 
-def _cut(distances: Profiles, count: int) -> NDArray[np.int64]:
-    """Return the cluster of each row, 0 to count - 1, by average linkage."""
-    tree = linkage(squareform(distances, checks=False), "average")
+def _cut(tree: Profiles, count: int) -> NDArray[np.int64]:
+    """Return the cluster of each row, 0 to count - 1."""
     return fcluster(tree, count, "maxclust").astype(np.int64) - 1
 
 
-def _held_out(halves: Sequence[Profiles], count: int, least: int) -> tuple[float, float]:
+def _held_out(trees: Sequence[Profiles], distances: Sequence[Profiles], count: int, least: int) -> tuple[float, float]:
     """Return silhouette and distance of clusters in the half that did not make them, the smaller of both ways.
 
     Zeros if the split does not hold.
     """
     found = []
-    for made_by, held_out in (halves, halves[::-1]):
-        labels = _cut(made_by, count)
+    for tree, held_out in zip(trees, distances[::-1], strict=True):
+        labels = _cut(tree, count)
         sizes = np.bincount(labels)
         kept = np.flatnonzero(sizes[labels] >= least)
         if len(np.unique(labels[kept])) < 2:

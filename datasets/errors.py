@@ -7,7 +7,9 @@
     │   ├── TaskError          the task file
     │   ├── EnvironmentError_  the environment or what its `info` says
     │   └── RunFolderError     a run folder: another task's, a missing or damaged file
-    └── NonFiniteError         a gradient or a score is not finite
+    ├── NonFiniteError         a gradient or a score is not finite
+    ├── DiskFullError          a file could not be written: no space left
+    └── ClusterError           Dask workers that were killed, or a scheduler that does not answer any more
 
 Every message says what was given, what was expected and what to do.
 """
@@ -40,6 +42,14 @@ class RunFolderError(InputError):
 
 class NonFiniteError(AitiaError):
     """A gradient, score or advantage is NaN or infinite; the message names window and row."""
+
+
+class DiskFullError(AitiaError):
+    """A file could not be written because no space is left, or the quota is used up; nothing of it remains."""
+
+
+class ClusterError(AitiaError):
+    """Dask lost what a piece needs: its workers were killed, or the scheduler does not answer any more."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

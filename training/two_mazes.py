@@ -11,23 +11,28 @@ from numpy.typing import NDArray
 
 from ..datasets.errors import EnvironmentError_
 from .arrow_maze import ArrowMazeEnv
+from .levels import ACTION_NAMES, STAY
 
 NAMES = ("first", "second")
+MOVES = len(ACTION_NAMES)
 
 
 class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
     """Each episode is played in one of two arrow mazes, drawn evenly (Gymnasium id `aitia/TwoMazes-v0`).
 
-    Observations are the coordinates of both mazes, float32 [12]; those of the maze that is not played are zero, so
-    that what is learned in one is hardly used in the other. Outcomes, rewards and labels are the maze's own; contexts
-    are `first-LEVEL` and `second-LEVEL`.
+    Nothing is to be learned in one for the other: observations are the coordinates of both mazes, float32 [12], zero
+    for the one that is not played, and each has its own four of the eight actions; the others stay in place. Outcomes,
+    rewards and labels are the maze's own; contexts are `first-LEVEL` and `second-LEVEL`.
 
     Args:
         first, second: arguments of the two `ArrowMazeEnv` (coordinates).
         render_mode: None or `rgb_array`.
     """
 
-    metadata = ArrowMazeEnv.metadata
+    metadata = {  # noqa: RUF012 (Gymnasium's own form)
+        **ArrowMazeEnv.metadata,
+        "action_names": [f"{name}: {move}" for name in NAMES for move in ACTION_NAMES],
+    }
 
     def __init__(self, first: Mapping[str, Any], second: Mapping[str, Any], render_mode: str | None = None) -> None:
         for name, arguments in zip(NAMES, (first, second), strict=True):
@@ -37,7 +42,7 @@ class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.render_mode = render_mode
         self.reference_goals = self.mazes[0].reference_goals
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (12,), np.float32)
-        self.action_space = gym.spaces.Discrete(4)
+        self.action_space = gym.spaces.Discrete(2 * MOVES)
         self._played = 0
 
     def reset(
@@ -53,7 +58,10 @@ class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Move in the maze that is played."""
-        observation, reward, terminated, truncated, info = self.mazes[self._played].step(action)
+        maze, move = divmod(int(action), MOVES)
+        observation, reward, terminated, truncated, info = self.mazes[self._played].step(
+            np.int64(move if maze == self._played else STAY)
+        )
         return self._among(observation), reward, terminated, truncated, self._named(info)
 
     def render(self) -> NDArray[np.uint8] | None:
@@ -62,7 +70,7 @@ class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def solve(self, goal: str) -> int:
         """Return the action of the maze's reference solver."""
-        return self.mazes[self._played].solve(goal)
+        return self._played * MOVES + self.mazes[self._played].solve(goal)
 
     def _among(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         both = np.zeros((2, 6), np.float32)
@@ -70,4 +78,8 @@ class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
         return both.reshape(-1)
 
     def _named(self, info: dict[str, Any]) -> dict[str, Any]:
+        if "action_labels" in info:
+            labels = np.zeros((2, MOVES), np.int64)
+            labels[self._played] = info["action_labels"]
+            info = {**info, "action_labels": labels.reshape(-1).tolist()}
         return {**info, "context": f"{NAMES[self._played]}-{info['context']}"}

@@ -1,10 +1,9 @@
-"""Stage attribute: failures to the rewards of every window of every seed, merged into tables."""
+"""Stage attribute: failures to the rewards of every window of every seed, merged into tables; only new failures."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from ..attribution.window import read_window
 from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
+from ..datasets.remote import exist, remove_folder, stamp
 from ..datasets.rewards import Grouping, intended_known, reward_summary
 from ..datasets.schema import (
     GROUP_EFFECTS,
@@ -34,13 +34,10 @@ from ..datasets.schema import (
     TOP_TRANSITIONS,
     UNIT_EFFECTS,
     WINDOW_EFFECTS,
-    metadata_of,
-    with_metadata,
 )
 from ..datasets.store import (
     RunFolder,
     read_table,
-    read_table_schema,
     read_tensor_metadata,
     read_tensors,
     write_table,
@@ -49,6 +46,7 @@ from ..datasets.store import (
 from ..training.agents import load_policy, new_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import load_grouping
+from .influence_tables import Addition, covered_by_all
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -56,6 +54,7 @@ from .workers import Workers
 DEFAULT_ESTIMATOR = AUTO
 _MOST_SUMS = 20_000_000
 _HELD_TOPS = 8  # times k top transitions a failure are held before the smaller ones are dropped; kept are up to 2 k
+_TABLES = ("groups", "transitions", "windows", "null", "units")
 log = logging.getLogger("aitia")
 
 
@@ -80,13 +79,18 @@ class WindowPiece:
 
     @property
     def sums_path(self) -> Path:
-        """Group sums; written last, so it marks the piece as finished."""
+        """Group sums."""
         return self.folder / f"seed={self.seed}" / f"window={self.window:05d}.safetensors"
 
     @property
     def top_path(self) -> Path:
         """Top transitions."""
         return self.sums_path.with_suffix(".parquet")
+
+    @property
+    def finished(self) -> bool:
+        """Whether both of its files are there."""
+        return self.sums_path.exists() and self.top_path.exists()
 
 
 def attribution_key(task: Task) -> str:
@@ -95,7 +99,7 @@ def attribution_key(task: Task) -> str:
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
-    """Attribute failures to every window of every seed and merge the pieces.
+    """Attribute failures that are not yet, or no more, up to date to every window of every seed; merge the pieces.
 
     Args:
         run: an evaluated run.
@@ -113,14 +117,17 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     find_estimator(estimator)
     run.require_trained()
     known = failures_of(run, set_name)
+    there, named = frozenset(known), frozenset(failures)
     for name in failures:
-        if name not in known:
+        if name not in there:
             raise InputError(
                 f"--failure {name} was given; {run.folder.root} has {len(known)} failures in set `{set_name}` "
                 f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
             )
-    chosen = tuple(name for name in known if not failures or name in failures)
-    if _is_attributed(run, set_name, chosen, estimator):
+    paths = [run.folder.influence_path(set_name, name) for name in _TABLES]
+    done = covered_by_all(paths, attribution_key(run.task), estimator)
+    chosen = tuple(name for name in known if name not in (done or ()) and (name in named or not named))
+    if done is not None and not chosen:
         return
     call = uuid.uuid4().hex
     pieces = [
@@ -129,7 +136,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         for window in range(run.folder.window_count(seed))
     ]
     if chosen:
-        waiting = [piece for piece in pieces if not piece.sums_path.exists()]
+        files = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
+        waiting = [piece for piece, *whole in zip(pieces, *files, strict=True) if not all(whole)]
         name = f"attribute {run.task.name}"
         if find_estimator(estimator).needs_updates:
             by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
@@ -137,7 +145,7 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         else:
             workers.map(_attribute_window, waiting, name)
     _merge(run, known, pieces)
-    shutil.rmtree(pieces[0].folder, ignore_errors=True)
+    remove_folder(pieces[0].folder)
 
 
 def failures_of(run: Run, set_name: str) -> list[str]:
@@ -150,7 +158,8 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     """Collect the targets of failures from the tables of a run, in the order of the episodes table."""
     episodes = task.outcomes.failures(read_table(folder.evaluation_path(set_name, "episodes")))
     steps = read_table(folder.evaluation_path(set_name, "steps"))
-    keep = pa.array([name in set(failures) for name in failure_ids(episodes)], pa.bool_())
+    wanted = frozenset(failures)
+    keep = pa.array([name in wanted for name in failure_ids(episodes)], pa.bool_())
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
@@ -189,28 +198,13 @@ def window_effects(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
     return read_table(path).filter(pc.field("estimator") == estimator_of(task).name)
 
 
-def _is_attributed(run: Run, set_name: str, failures: Sequence[str], estimator: str) -> bool:
-    """Return whether the influence tables are up to date and hold all these failures."""
-    paths = [
-        run.folder.influence_path(set_name, name) for name in ("groups", "transitions", "windows", "null", "units")
-    ]
-    if not all(path.exists() for path in paths):
-        return False
-    if metadata_of(read_table_schema(paths[0])).get("key") != attribution_key(run.task):
-        return False
-    tables = [
-        read_table(path, ["failure", "estimator"]).filter(pc.field("estimator") == estimator) for path in paths[:2]
-    ]
-    return set(failures) <= _failures_in(*tables)
-
-
 def _failures_in(*tables: pa.Table) -> set[str]:
     """Return the failures that have rows: group sums, or, where no group is wrong, top transitions."""
     return {name for table in tables for name in pc.unique(table["failure"].cast(pa.string())).to_pylist()}
 
 
 @lru_cache(maxsize=1)
-def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[str, ...], stamp: int) -> TargetSteps:
+def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[str, ...], changed: str) -> TargetSteps:
     """Return the targets that all windows of a call share; read once a process, again if the steps change."""
     return load_targets(RunFolder(root), Task.model_validate_json(task_json), set_name, failures)
 
@@ -243,14 +237,16 @@ def _attribute_replayed(pieces: Sequence[WindowPiece]) -> None:
 
 def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None) -> None:
     folder, task = RunFolder(piece.root), piece.task
+    if piece.finished:
+        return  # by a worker that was lost then
     window = read_window(
         folder.transitions_path(piece.seed, piece.window), _grouping_of(piece.root, task.model_dump_json())
     )
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
     policy = load_policy(task.agent, task.training_env, parameters)
-    stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns
-    targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, stamp)
+    changed = stamp(folder.evaluation_path(piece.set_name, "steps"))
+    targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, changed)
     leaders = _leaders_of(piece.call, piece.failures)
     influence = attribute_window(window, policy, targets, _estimator_of(piece.estimator), leaders=leaders)
     write_table(piece.top_path, influence.top)
@@ -283,16 +279,11 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
         units.append(_merge_units(sums, seed, estimator))
         top = keep_top(pa.concat_tables([top, *_top_of_windows(mine)]), TOP_K)
     merged = {"transitions": top, "groups": pa.concat_tables(tables), "windows": pa.concat_tables(windows)}
+    new = Addition(attribution_key(run.task), estimator, failures, known)
     for name, found in merged.items():
-        path = run.folder.influence_path(set_name, name)
-        table = pa.concat_tables([*_still_valid(path, run.task, known, pieces[0]), found])
-        write_table(path, with_metadata(table.unify_dictionaries(), {"key": attribution_key(run.task)}))
+        new.write_rows(run.folder.influence_path(set_name, name), found)
     for name, parts in (("null", null), ("units", units)):
-        path = run.folder.influence_path(set_name, name)
-        if set(failures) == set(known) or not path.exists():  # they are of the mean over failures: of all of them
-            kept = [read_table(path).filter(pc.field("estimator") != estimator)] if path.exists() else []
-            table = pa.concat_tables([*(found.replace_schema_metadata(None) for found in kept), *parts])
-            write_table(path, table.unify_dictionaries())
+        new.write_means(run.folder.influence_path(set_name, name), pa.concat_tables(parts))
 
 
 def _require_few_groups(groups: int, failures: int) -> None:
@@ -306,15 +297,6 @@ def _require_few_groups(groups: int, failures: int) -> None:
             f"{groups} groups and {failures} failures make {groups * failures * len(LAMBDAS):,} sums a seed, expected "
             f"at most {_MOST_SUMS:,}: use group_by: cluster, or name fewer failures with --failure"
         )
-
-
-def _still_valid(path: Path, task: Task, known: Sequence[str], call: WindowPiece) -> list[pa.Table]:
-    """Return earlier rows of other failures and estimators, if they were made with the same target and seeds."""
-    if not path.exists() or metadata_of(read_table_schema(path)).get("key") != attribution_key(task):
-        return []
-    failure = pc.field("failure").cast(pa.string())
-    replaced = failure.isin(list(call.failures)) & (pc.field("estimator") == call.estimator)
-    return [read_table(path).filter(failure.isin(list(known)) & ~replaced).replace_schema_metadata(None)]
 
 
 class _SeedSums(NamedTuple):

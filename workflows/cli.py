@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import click
 
 from ..datasets.errors import AitiaError, InputError
+from ..datasets.remote import as_path
 
 # Nothing here imports torch or Dask before a command runs: `aitia --help` answers at once.
 ESTIMANDS = ("interactive", "replay")
@@ -29,16 +32,51 @@ def _count_or_all(ctx: click.Context, param: click.Parameter, value: str) -> int
 def _computing(command: Command) -> Command:
     """Add the options of every stage that computes."""
     workers = click.option("--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores).")
-    scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use an existing Dask cluster instead.")
-    return workers(scheduler(command))
+    scheduler = click.option(
+        "--scheduler", metavar="ADDRESS", help="Use an existing Dask cluster instead (or its scheduler file, .json)."
+    )
+    tls = [
+        click.option(f"--tls-{name}", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help=help)
+        for name, help in (
+            ("ca", "TLS: certificate of the authority that signed the others (PEM); with tls:// addresses."),
+            ("cert", "TLS: certificate of this command."),
+            ("key", "TLS: its key, where the certificate's file does not hold it."),
+        )
+    ]
+
+    @functools.wraps(command)
+    def encrypted(*args: Any, tls_ca: str | None, tls_cert: str | None, tls_key: str | None, **options: Any) -> Any:
+        with _tls(options["scheduler"], tls_ca, tls_cert, tls_key):
+            return command(*args, **options)
+
+    wrapped: Any = encrypted
+    for option in (*reversed(tls), scheduler, workers):
+        wrapped = option(wrapped)
+    return cast(Command, wrapped)
 
 
-_task = click.argument("task", metavar="TASK.yaml", type=click.Path(path_type=Path))
-_run = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-_out = click.option("--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder.")
-_edits = click.option(
-    "--edits", metavar="FILE", type=click.Path(path_type=Path), help="Rewards to correct while training (edits.yaml)."
-)
+@contextlib.contextmanager
+def _tls(scheduler: str | None, ca: str | None, cert: str | None, key: str | None) -> Iterator[None]:
+    """Encrypt what is sent to a scheduler: the options are Dask's own settings, for this command only."""
+    given = {"--tls-ca": ca, "--tls-cert": cert, "--tls-key": key}
+    if not any(given.values()):
+        yield
+        return
+    if scheduler is None or ca is None or cert is None:
+        names = ", ".join(name for name, value in given.items() if value)
+        raise click.UsageError(f"{names} was given, expected --tls-ca, --tls-cert and --scheduler tls://... together")
+    import dask
+    import distributed  # noqa: F401 (it brings the settings that are changed)
+
+    settings = {"require-encryption": True, "tls.ca-file": ca, "tls.client.cert": cert, "tls.client.key": key}
+    with dask.config.set({f"distributed.comm.{name}": value for name, value in settings.items()}):
+        yield
+
+
+_task = click.argument("task", metavar="TASK.yaml", type=as_path)
+_run = click.argument("run", metavar="RUN", type=as_path)
+_out = click.option("--out", metavar="RUN", required=True, type=as_path, help="The run folder, or s3://...")
+_edits = click.option("--edits", metavar="FILE", type=as_path, help="Rewards to correct while training (edits.yaml).")
 _set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
 
 
@@ -58,7 +96,7 @@ def demo(out: str, **options: Any) -> None:
     summaries = commands.demo(out, **options)
     _print_table(summaries)
     for name in summaries:
-        click.echo(f"{name}: {_page(Path(out) / name, 'test')}")
+        click.echo(f"{name}: {_page(as_path(out) / name, 'test')}")
 
 
 @cli.command()
@@ -170,12 +208,10 @@ def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: An
 
 
 @cli.command()
-@click.argument("run_a", metavar="RUN_A", type=click.Path(path_type=Path))
-@click.argument("run_b", metavar="RUN_B", type=click.Path(path_type=Path))
+@click.argument("run_a", metavar="RUN_A", type=as_path)
+@click.argument("run_b", metavar="RUN_B", type=as_path)
 @_set
-@click.option(
-    "--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Default: RUN_B/reports/SET/compare/NAME_OF_RUN_A."
-)
+@click.option("--out", metavar="FOLDER", type=as_path, help="Default: RUN_B/reports/SET/compare/NAME_OF_RUN_A.")
 def compare(run_a: Path, run_b: Path, set_: str, out: Path | None) -> None:
     """Compare two runs, before and after a fix, with paired failures."""
     from . import commands

@@ -19,6 +19,7 @@ from ..attribution.outputs import Outputs
 from ..datasets.errors import InputError
 from ..datasets.manifest import digest
 from ..datasets.outcomes import PlayCounts
+from ..datasets.remote import exist
 from ..datasets.rewards import reward_summary, wrong_groups
 from ..datasets.store import RunFolder, read_table, read_tensors, write_json, write_table, write_tensors
 from ..reports.statistics import Interval, mean_interval
@@ -99,7 +100,8 @@ def validate_stage(run: Run, set_name: str, masks: int, workers: Workers) -> dic
         for groups in ((), *chosen)
         for seed in task.paired_seeds
     ]
-    waiting = [piece for piece in pieces if not piece.path.exists()]
+    there = exist([piece.path for piece in pieces])
+    waiting = [piece for piece, done in zip(pieces, there, strict=True) if not done]
     again = [piece for piece in waiting if piece.estimand == "interactive" and piece.groups]
     single = [[piece] for piece in waiting if piece not in again]
     at_once, _ = members_at_once(task.agent, task.training_env)
@@ -146,6 +148,9 @@ def _effects(run: Run, set_name: str, failures: Sequence[str]) -> dict[str, Effe
 
 def _measure(pieces: Sequence[ValidationPiece]) -> None:
     """Train, replay or read agents, and write what the failures' targets are under each, and how it plays."""
+    pieces = [piece for piece in pieces if not piece.path.exists()]  # a worker that was lost had finished some
+    if not pieces:
+        return
     folder, task = RunFolder(pieces[0].root), pieces[0].task
     targets = load_targets(folder, task, pieces[0].set_name, pieces[0].failures)
     env = task.evaluation_env(pieces[0].set_name)

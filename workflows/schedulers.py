@@ -1,0 +1,152 @@
+"""Connections to Dask: a cluster of this machine's own, or an existing scheduler whose workers fit this command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, LocalCluster, Security, WorkerPlugin
+
+from ..datasets.errors import AitiaError, ClusterError, InputError
+from ..datasets.manifest import installed_versions
+
+_LOOPBACK = "127.0.0.1"
+
+
+class NoSchedulerError(InputError):
+    """No scheduler answers at the address that was given."""
+
+
+class WorkerSetup(WorkerPlugin):
+    """Prepares a worker process: same versions as the caller, its import paths, one torch thread."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths, self.versions = list(paths), installed_versions()
+
+    def setup(self, worker: Any) -> None:
+        """Run once in each worker process, also in those that join later.
+
+        Raises:
+            InputError: a package that results depend on has another version here.
+        """
+        if different := different_versions(self.versions, installed_versions()):
+            raise InputError(
+                f"the Dask worker {worker.address} on {socket.gethostname()} has other versions than this command: "
+                f"{', '.join(different)}. Expected the same everywhere, or the agents of a run would not be "
+                "comparable: install the same versions there"
+            )
+        for path in reversed(self.paths):
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def different_versions(here: dict[str, str], there: dict[str, str]) -> list[str]:
+    """Say which versions differ; builds of one version (`2.13.0+cpu`) and Python's last number may."""
+
+    def release(name: str, found: str) -> str:
+        return found.rpartition(".")[0] if name == "python" else found.partition("+")[0]
+
+    both = [name for name in here if name in there and "not installed" not in (here[name], there[name])]
+    return [
+        f"{name} {there[name]} (here {here[name]})"
+        for name in both
+        if release(name, here[name]) != release(name, there[name])
+    ]
+
+
+def start_cluster(workers: int) -> LocalCluster:
+    """Start worker processes on this machine; nothing of it listens on anything but loopback.
+
+    Raises:
+        ClusterError: they do not start.
+    """
+    try:
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host=_LOOPBACK,
+            dashboard_address=f"{_LOOPBACK}:0",
+            silence_logs=logging.CRITICAL,
+        )
+    except (OSError, RuntimeError) as error:
+        raise ClusterError(
+            f"--workers {workers}: Dask could not start so many processes on this machine ({error}). Give fewer, or "
+            "make room in memory and in the temporary folder"
+        ) from error
+
+
+def connect(scheduler: str, seconds: float) -> Client:
+    """Connect to an existing scheduler.
+
+    Args:
+        scheduler: its address, or the `.json` file that `dask scheduler --scheduler-file` wrote.
+        seconds: how long it may take to answer.
+
+    Raises:
+        NoSchedulerError: none answers.
+        InputError: its certificates are missing.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is said by our own errors
+    try:
+        address = _address(scheduler)
+        _require_certificates(address)
+        return Client(address, timeout=seconds, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise NoSchedulerError(
+            f"--scheduler {scheduler} was given, but no Dask scheduler answers there ({error}); expected an address "
+            "such as tcp://127.0.0.1:8786 or tls://HOST:8786, or the .json file of `dask scheduler --scheduler-file`"
+        ) from error
+
+
+def prepare_workers(client: Client) -> None:
+    """Prepare every worker that a client has or gets.
+
+    Raises:
+        NoSchedulerError: the scheduler was lost meanwhile.
+        InputError: they cannot import aitia, or have other versions.
+    """
+    address = client.scheduler_info()["address"]
+    try:
+        client.register_plugin(WorkerSetup([str(Path.cwd()), *[path for path in sys.path if path]]))
+    except AitiaError:
+        raise
+    except OSError as error:
+        raise NoSchedulerError(f"the Dask scheduler {address} was lost while its workers were prepared") from error
+    except Exception as error:
+        raise InputError(
+            f"the Dask cluster {address} cannot run aitia ({type(error).__name__}: {error}). Expected "
+            "the same aitia on the scheduler and on every worker"
+        ) from error
+
+
+def _address(scheduler: str) -> str:
+    """Return the address that was given, or that a scheduler file holds (after a restart perhaps another)."""
+    return str(json.loads(Path(scheduler).read_text())["address"]) if scheduler.endswith(".json") else scheduler
+
+
+def _require_certificates(address: str) -> None:
+    """Check what Dask's configuration, or --tls-..., says of TLS.
+
+    Raises:
+        InputError: there are no certificates for a tls:// address, or some for another address.
+    """
+    security, encrypted = Security(), address.startswith("tls://")
+    if encrypted and security.get_connection_args("client").get("ssl_context") is None:
+        raise InputError(
+            f"--scheduler {address} was given without certificates, expected --tls-ca, --tls-cert and --tls-key "
+            "(or distributed.comm.tls in Dask's configuration)"
+        )
+    if security.require_encryption and not encrypted:
+        raise InputError(
+            f"--scheduler {address} was given together with TLS, expected an address that begins with tls://: "
+            "nothing is sent in clear"
+        )
