@@ -135,7 +135,7 @@ MASKS = pa.schema(
         ("change", pa.float64()),  # sum of their |dr|
         ("share", pa.float64()),  # the smaller of the shares of all groups and of all such transitions
         ("variant", pa.string()),  # a bias, or `coverage`; empty: the task as it is
-        ("cluster", pa.int32()),  # of an attribution order: the cluster of failures that it is for; else null
+        ("cluster", pa.int32()),  # of an attribution order: the one of several clusters that it is for; else null
         ("corrected", pa.int64()),  # transitions whose reward the edit changed while training
     ]
 )

@@ -134,9 +134,11 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     if (there := remote(path)) is not None:
         with tempfile.TemporaryDirectory() as folder:
-            yield (aside := Path(folder) / path.name)
+            whole = Path(folder) / path.name
+            with written_aside(whole) as aside:
+                yield aside
             with asking(path):
-                there.fs.put_file(str(aside), there.path)
+                there.fs.put_file(str(whole), there.path)
         return
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -310,7 +312,11 @@ def _missing(path: Path) -> RunFolderError:
 
 def _writer(path: Path) -> str:
     """Return the command that writes a file of a run folder."""
-    stages = {"evaluations": "evaluate", "influence": "attribute", "bank": "verify", "reports": "report"}
+    stages = {
+        "transitions": "train", "checkpoints": "train", "evaluations": "evaluate", "influence": "attribute",
+        "reward_sums": "attribute", "groups": "attribute", "bank": "verify", "reports": "report",
+        "validation": "validate",
+    }  # fmt: skip
     found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
     return f"`aitia {found}`"
 

@@ -16,11 +16,6 @@ from .statistics import Interval
 from .verdict import Verdict
 
 
-def edits_file(cluster: int) -> str:
-    """Return the name of the file with a cluster's corrections, in the reports folder."""
-    return f"edits-{cluster}.yaml" if cluster else "edits.yaml"
-
-
 @dataclass(frozen=True)
 class Correction:
     """A verified set of edited rewards.

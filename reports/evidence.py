@@ -54,11 +54,12 @@ class Bank:
     outcomes: pa.Table
     selection: Selection | None = None
 
-    def of_cluster(self, number: int | None, selection: Selection | None) -> Bank:
-        """Return the bank as a cluster of failures sees it: without orders of other clusters (None: of any)."""
-        shared, cluster = pc.field("cluster").is_null(), pc.field("cluster")
-        masks = self.masks.filter(shared if number is None else shared | (cluster == number))
-        return Bank(masks, self.outcomes, selection)
+    def of_cluster(self, number: int, selection: Selection | None) -> Bank:
+        """Return the bank as a cluster of failures sees it, with its own attribution order; the whole set without a
+        selection."""
+        of_set, order = pc.field("cluster").is_null(), pc.field("order")
+        own = (of_set & (order != "attribution")) | (pc.field("cluster") == number)
+        return Bank(self.masks.filter(of_set if selection is None else own), self.outcomes, selection)
 
     def members(self, order: str, size: int | None = None, variant: str = "") -> dict[str, int]:
         """Return the seed of each member with this order (and size), trained with a variant of the task."""

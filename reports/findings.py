@@ -273,8 +273,8 @@ def summarise(
 
 
 def deciding(findings: SetFindings, clusters: Mapping[int, SetFindings], verdict: str) -> SetFindings:
-    """Return the findings that gave a set its verdict: the largest cluster's with it; of the set if there is none."""
-    if findings.decision.of_set:
+    """Return the findings that gave a set its verdict: its own, or else those of the largest cluster with it."""
+    if findings.decision.verdict == verdict:
         return findings
     return next((found for found in clusters.values() if found.decision.verdict == verdict), findings)
 

@@ -135,8 +135,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         for window in range(run.folder.window_count(seed))
     ]
     if chosen:
-        there = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
-        waiting = [piece for piece, *whole in zip(pieces, *there, strict=True) if not all(whole)]
+        files = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
+        waiting = [piece for piece, *whole in zip(pieces, *files, strict=True) if not all(whole)]
         name = f"attribute {run.task.name}"
         if find_estimator(estimator).needs_updates:
             by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]

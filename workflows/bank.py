@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from ..datasets.errors import RunFolderError
 from ..datasets.manifest import digest
+from ..datasets.outcomes import failure_ids
 from ..datasets.remote import exist
 from ..datasets.rewards import Grouping, reward_summary
 from ..datasets.schema import BANK_OUTCOMES, MASKS, metadata_of, with_metadata
@@ -51,7 +52,7 @@ class Mask:
         units: of arbitrary edits, transitions changed, sum of |dr|, and share (see `ArbitraryTrial`).
         variant: a bias of the task, or `coverage`; empty: the task as it is.
         beside: of a placebo, the size of the set that it stands beside.
-        cluster: of an attribution order, the cluster of failures that it is for.
+        cluster: of an attribution order, the one of several clusters of failures that it is for.
     """
 
     order: str
@@ -77,7 +78,7 @@ class Mask:
     def member(self, seed: int) -> str:
         """Return the name of the agent trained with this mask and seed."""
         size = "" if self.order in ("all", "none") else f"-{self.size:05d}"
-        cluster = f"-cluster={self.cluster}" if self.cluster else ""
+        cluster = "" if self.cluster is None else f"-cluster={self.cluster}"
         return f"{self.variant}{'/' if self.variant else ''}{self.order}{size}{cluster}-seed={seed}"
 
 
@@ -124,6 +125,7 @@ class BankBuilder:
         grouping: what a group is.
         rewards: the reward summary of each seed's training.
         episodes: plays of the ensemble and of the random policy.
+        failures: ids of the failures.
     """
 
     def __init__(self, run: Run, set_name: str, workers: Workers) -> None:
@@ -133,6 +135,7 @@ class BankBuilder:
         self.grouping = load_grouping(run.folder, run.task)
         self.rewards = [reward_summary(run.folder, seed, self.grouping) for seed in run.task.seeds]
         self.episodes = read_table(run.folder.evaluation_path(set_name, "episodes"))
+        self.failures = failure_ids(self.task.outcomes.failures(self.episodes))
         played, wanted = episode_count(self.episodes), run.task.evaluation.episodes
         if played < wanted:
             raise RunFolderError(

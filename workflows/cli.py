@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import click
 
@@ -30,8 +32,45 @@ def _count_or_all(ctx: click.Context, param: click.Parameter, value: str) -> int
 def _computing(command: Command) -> Command:
     """Add the options of every stage that computes."""
     workers = click.option("--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores).")
-    scheduler = click.option("--scheduler", metavar="ADDRESS", help="Use an existing Dask cluster instead.")
-    return workers(scheduler(command))
+    scheduler = click.option(
+        "--scheduler", metavar="ADDRESS", help="Use an existing Dask cluster instead (or its scheduler file, .json)."
+    )
+    tls = [
+        click.option(f"--tls-{name}", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help=help)
+        for name, help in (
+            ("ca", "TLS: certificate of the authority that signed the others (PEM); with tls:// addresses."),
+            ("cert", "TLS: certificate of this command."),
+            ("key", "TLS: its key, where the certificate's file does not hold it."),
+        )
+    ]
+
+    @functools.wraps(command)
+    def encrypted(*args: Any, tls_ca: str | None, tls_cert: str | None, tls_key: str | None, **options: Any) -> Any:
+        with _tls(options["scheduler"], tls_ca, tls_cert, tls_key):
+            return command(*args, **options)
+
+    wrapped: Any = encrypted
+    for option in (*reversed(tls), scheduler, workers):
+        wrapped = option(wrapped)
+    return cast(Command, wrapped)
+
+
+@contextlib.contextmanager
+def _tls(scheduler: str | None, ca: str | None, cert: str | None, key: str | None) -> Iterator[None]:
+    """Encrypt what is sent to a scheduler: the options are Dask's own settings, for this command only."""
+    given = {"--tls-ca": ca, "--tls-cert": cert, "--tls-key": key}
+    if not any(given.values()):
+        yield
+        return
+    if scheduler is None or ca is None or cert is None:
+        names = ", ".join(name for name, value in given.items() if value)
+        raise click.UsageError(f"{names} was given, expected --tls-ca, --tls-cert and --scheduler tls://... together")
+    import dask
+    import distributed  # noqa: F401 (it brings the settings that are changed)
+
+    settings = {"require-encryption": True, "tls.ca-file": ca, "tls.client.cert": cert, "tls.client.key": key}
+    with dask.config.set({f"distributed.comm.{name}": value for name, value in settings.items()}):
+        yield
 
 
 _task = click.argument("task", metavar="TASK.yaml", type=as_path)

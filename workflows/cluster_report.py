@@ -14,7 +14,7 @@ from ..datasets.rewards import wrong_groups
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..reports.advice import Surroundings, explain
 from ..reports.chart import Chart
-from ..reports.corrections import Correction, edits_file, smallest_correction
+from ..reports.corrections import Correction, smallest_correction
 from ..reports.evidence import Bank
 from ..reports.findings import PredictionFindings, SetFindings, find_for_set, group_means, own_rates
 from ..reports.influence_charts import calibration_chart, concentration_chart, group_effects
@@ -77,14 +77,18 @@ class ClusterReport(NamedTuple):
     predictions: PredictionFindings
     correction: Correction | None
 
+    @property
+    def edits_file(self) -> str:
+        """Name of the file with what to correct, in the folder of the reports."""
+        return "edits.yaml" if self.cluster.selection is None else f"edits-{self.cluster.number}.yaml"
+
     def context(self, timeline: Timeline) -> ClusterContext:
         """Return what the pages of the cluster share."""
-        assert self.cluster.number is not None
         return ClusterContext(
             self.cluster.number,
             self.findings,
             explain(self.findings, self.around),
-            None if self.correction is None else edits_file(self.cluster.number),
+            None if self.correction is None else self.edits_file,
             timeline.of(self.cluster.failures),
         )
 

@@ -20,18 +20,25 @@ class Cluster:
     """Failures that are explained together.
 
     Attributes:
-        number: 0 is the largest; None: the whole set, beside its clusters.
+        number: 0 is the largest.
         failures: their ids.
         selection: the plays that count for it; None: all, where it is the whole set.
     """
 
-    number: int | None
+    number: int
     failures: tuple[str, ...]
     selection: Selection | None = None
 
 
+def whole_set(failures: Sequence[str]) -> Cluster:
+    """Return all failures of a set as one cluster, for which every play counts."""
+    return Cluster(0, tuple(failures))
+
+
 def find_clusters(task: Task, sums: pa.Table, failures: Sequence[str]) -> list[Cluster]:
     """Cluster the failures of a set by their influence profiles, as far as the task allows; the largest first.
+
+    One cluster is the whole set.
 
     Args:
         task: the task; with one repeat no play is left to count for a cluster, and there is one.
@@ -40,7 +47,7 @@ def find_clusters(task: Task, sums: pa.Table, failures: Sequence[str]) -> list[C
     """
     found = cluster_failures(sums, failures, 1 if task.evaluation.repeats == 1 else task.verify.clusters)
     if found.clusters < 2:
-        return [Cluster(0, tuple(failures))] if failures else []
+        return [whole_set(failures)] if failures else []
     members = [tuple(found.failures(number)) for number in range(found.clusters)]
     log.info(
         "%s: %d clusters of %s failures (held-out silhouette %.2f, distance %.2f)",

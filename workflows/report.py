@@ -24,10 +24,9 @@ from ..datasets.rewards import intended_known, reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
 from ..reports.advice import explain
-from ..reports.corrections import edits_file, write_corrections
+from ..reports.corrections import write_corrections
 from ..reports.evidence import Bank
 from ..reports.findings import (
-    SetFindings,
     deciding,
     entries_table,
     failure_entry,
@@ -52,8 +51,8 @@ from ..training.environments import EnvProfile, EnvSpec, describe, probe
 from .adopt import recording_notes
 from .attribute import attributed_tables, estimator_of, load_targets, window_effects
 from .bank import read_bank
-from .cluster_report import SetTables, report_cluster
-from .clusters import Cluster, find_clusters
+from .cluster_report import ClusterReport, SetTables, report_cluster
+from .clusters import find_clusters, whole_set
 from .groups import load_grouping
 from .pictures import NO_PICTURES, Pictures, episode_frames, episode_rows, moment_of, shown_rewards, training_pictures
 from .runs import NOT_REPEATABLE, Run
@@ -118,15 +117,12 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
         read_table(folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator),
         Timeline(window_effects(folder, task, set_name)), estimator, _noise_ceiling(folder, set_name),
     )  # fmt: skip
-    whole = report_cluster(tables, Cluster(0, tuple(names)))
-    found = [whole] if names else []
+    whole = report_cluster(tables, whole_set(names))
     split = [] if whole.findings.decision.of_set else find_clusters(task, attributed["groups"], names)
-    if len(split) > 1:
-        whole = report_cluster(tables, Cluster(None, tuple(names)))
-        found = [report_cluster(tables, cluster) for cluster in split]
+    found = [report_cluster(tables, cluster) for cluster in split] if len(split) > 1 else [whole][: len(names)]
     clusters = {number: report.context(tables.timeline) for number, report in enumerate(found)}
     cluster_of = {name: number for number, report in enumerate(found) for name in report.cluster.failures}
-    page = _page_context(run, set_name, whole.findings, clusters, list(rewards.values()), episodes)
+    page = _page_context(run, set_name, whole, clusters, list(rewards.values()), episodes)
     out = folder.reports_folder(set_name)
     chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
     pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
@@ -146,11 +142,13 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     summary = summarise(whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds)
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
-    for number, report in enumerate(found):
-        source = {"task": task.name, "set": set_name, **({"cluster": str(number)} if len(found) > 1 else {})}
+    for report in [whole, *(report for report in found if report is not whole)]:
+        part = {} if report.cluster.selection is None else {"cluster": str(report.cluster.number)}
+        source = {"task": task.name, "set": set_name, **part}
         write_corrections(
-            out / edits_file(number), report.correction, report.findings, source, task.group_by, task.edits
+            out / report.edits_file, report.correction, report.findings, source, task.group_by, task.edits
         )
+    for number, report in enumerate(found):
         mine = [entry for entry in entries if entry["cluster"] == number]
         write_cluster_page(out, page, clusters[number], mine, report.view(page.unit))
     decided_by = deciding(whole.findings, findings, summary["verdict"])
@@ -158,7 +156,7 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     write_index_page(
         out, page, summary, entries, thumbnails, explain(told_by.findings, told_by.around, summary["verdict"])
     )
-    _remove_old(out, names, len(found))
+    _remove_old(out, names, clusters)
     write_json(out / "summary.json", summary)
     return summary
 
@@ -166,7 +164,7 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
 def _page_context(
     run: Run,
     set_name: str,
-    findings: SetFindings,
+    whole: ClusterReport,
     clusters: Mapping[int, ClusterContext],
     rewards: Sequence[pa.Table],
     episodes: pa.Table,
@@ -182,8 +180,9 @@ def _page_context(
     recorded = recording_notes(run.folder, run.task.seeds)
     told = [*projected, *recorded, *_told(profile, rewards), *_undeclared(run.task, episodes)]
     return PageContext(
-        run.task.resolved(), set_name, _unit(run.task), findings, clusters, told, provenance, edits_in_words(run)
-    )
+        run.task.resolved(), set_name, _unit(run.task), whole.findings, clusters, told, provenance, edits_in_words(run),
+        None if whole.correction is None else whole.edits_file,
+    )  # fmt: skip
 
 
 def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:
@@ -226,10 +225,10 @@ def _unit(task: Task) -> str:
     return f"groups ({_PLURAL[task.group_by]})"
 
 
-def _remove_old(out: Path, failures: Sequence[str], clusters: int) -> None:
+def _remove_old(out: Path, failures: Sequence[str], clusters: Mapping[int, ClusterContext]) -> None:
     """Remove pages and corrections of an earlier report that this one does not have."""
-    kept = {f"failures/{name}.html" for name in failures}
-    kept |= {name for number in range(clusters) for name in (f"clusters/{number}.html", edits_file(number))}
+    kept = {"edits.yaml", *(f"failures/{name}.html" for name in failures)}
+    kept |= {name for cluster in clusters.values() for name in (cluster.page, cluster.edits) if name is not None}
     for pattern in ("failures/*.html", "clusters/*.html", "edits*.yaml"):
         for old in out.glob(pattern):
             if old.relative_to(out).as_posix() not in kept:

@@ -23,7 +23,6 @@ from ..attribution.order import (
     random_order,
 )
 from ..datasets.errors import InputError, nearest
-from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import reward_bounds, wrong_groups
 from ..datasets.schema import GROUP_EFFECTS
 from ..datasets.store import read_table
@@ -33,7 +32,7 @@ from ..reports.findings import group_means
 from ..reports.verdict import removal
 from .attribute import attributed_tables, estimator_of
 from .bank import BankBuilder, Mask
-from .clusters import Cluster, find_clusters
+from .clusters import Cluster, find_clusters, whole_set
 from .runs import Run
 from .workers import Workers
 
@@ -75,8 +74,8 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
 
 def _clusters_to_explain(build: BankBuilder) -> tuple[list[Cluster], pa.Table]:
     """Return the clusters of failures that recur, and the group sums of every failure; none under rules 1 to 4."""
-    task, failures = build.task, failure_ids(build.task.outcomes.failures(build.episodes))
-    whole = build.decision(Cluster(0, tuple(failures)))
+    task, failures = build.task, build.failures
+    whole = build.decision(whole_set(failures))
     if whole.of_set or not failures:
         log.info("verify %s: rule %d applies, nothing to train again", task.name, whole.rule)
         return [], GROUP_EFFECTS.empty_table()
@@ -115,8 +114,8 @@ def _everything(build: BankBuilder, variant: str = "") -> Mask:
 def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, named: Sequence[Mask]) -> None:
     """Correct everything with as many seeds as decide; then nested sets, where correcting everything helps.
 
-    Nested sets, in the order of each cluster, and their random control are verified only where correcting everything
-    brings the misbehaviour rate below `1 - inner_share` of the uncorrected.
+    Nested sets, in the order of the whole set and of each of several clusters, and their random control are verified
+    only where correcting everything brings the misbehaviour rate below `1 - inner_share` of the uncorrected.
     """
     task = build.task
     if not build.train([_everything(build)]):
@@ -126,7 +125,8 @@ def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, na
         )  # fmt: skip
     _add_seeds(build, clusters)
     build.train(named)
-    helped = {cluster: _orders(build, cluster, sums) for cluster in clusters if _correction_helps(build, cluster)}
+    every = clusters if len(clusters) == 1 else [whole_set(build.failures), *clusters]
+    helped = {cluster: _orders(build, cluster, sums) for cluster in every if _correction_helps(build, cluster)}
     sizes = nested_sizes(len(wrong_groups(build.rewards)), task.verify.points)
     masks = [
         _nested(cluster, name, orders[name], size)
@@ -142,7 +142,8 @@ def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, na
 
 def _nested(cluster: Cluster, order: str, groups: Sequence[str], size: int) -> Mask:
     """Return the first groups of an order; attribution's is the cluster's own, the others all clusters share."""
-    return Mask(order, tuple(groups[:size]), cluster=cluster.number if order == "attribution" else None)
+    own = order == "attribution" and cluster.selection is not None
+    return Mask(order, tuple(groups[:size]), cluster=cluster.number if own else None)
 
 
 def _orders(build: BankBuilder, cluster: Cluster, sums: pa.Table) -> dict[str, list[str]]:

@@ -32,7 +32,7 @@ _LOG_SECONDS = 10.0
 _CONNECT_SECONDS = 10
 _RECONNECT_SECONDS = 60
 _POLL_SECONDS = 0.02
-_NO_WORKERS_SECONDS = 60.0
+_LOOK_SECONDS = 10.0
 _CONTINUES = "Finished pieces are kept; the same command continues"
 
 log = logging.getLogger("aitia")
@@ -114,7 +114,7 @@ class Workers:
     def _ended(self, client: Client, futures: Sequence[Future[Any]], label: str) -> Iterator[tuple[Future[Any], Any]]:
         """Yield futures as they end, with their results, until all have or the connection is lost."""
         found = as_completed(futures, client.loop, with_results=True, raise_errors=False)
-        looked = time.monotonic() - _NO_WORKERS_SECONDS + _LOG_SECONDS
+        looked = time.monotonic()
         while not found.is_empty():
             batch = found.next_batch(block=False)
             yield from batch
@@ -122,13 +122,15 @@ class Workers:
                 continue
             if client.status != "running":
                 return
-            if time.monotonic() - looked > _NO_WORKERS_SECONDS:
+            if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
-                self._say_if_no_workers(client, label)
+                self._look_after_workers(client, label)
             time.sleep(_POLL_SECONDS)
 
-    def _say_if_no_workers(self, client: Client, label: str) -> None:
-        if not client.scheduler_info()["workers"]:
+    def _look_after_workers(self, client: Client, label: str) -> None:
+        if self._cluster is not None:
+            self._cluster.scale(self._count)  # it gives up workers that take longer than 15 s to come back
+        elif not client.scheduler_info()["workers"]:
             log.warning("%s: waiting, for the Dask scheduler %s has no workers", label, self._scheduler)
 
     def _find_again(self, label: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -76,8 +77,9 @@ class Deadly:
     """A stage's function that kills a process once, for each file `KIND-WHEN` that waits in `orders`.
 
     KIND is the first word of the stage's label. WHEN: `before` the piece, `within` (its file is written, not yet
-    renamed) or `after` it (all is written, Dask does not know yet). The file holds the number of the process; empty: the
-    worker's own. `after` leaves a note of the files there are, and a second call of the piece says whether they stayed.
+    renamed) or `after` it (all is written, Dask does not know yet). The file holds the number of the process;
+    empty: the worker's own. `after` leaves a note of the files there are, and a second call of the piece says whether
+    they stayed.
     """
 
     function: Callable[[Any], Any]
@@ -116,6 +118,11 @@ def stamps(root: Path) -> dict[str, list[int]]:
     folders = (root / ".parts", root / "transitions", root / "checkpoints")
     found = [path for folder in folders for path in folder.rglob("*.*") if path.is_file() and path.suffix != ".tmp"]
     return {str(path): [path.stat().st_ino, path.stat().st_mtime_ns] for path in sorted(found)}
+
+
+def limit_files(size: int) -> None:
+    """Let no file of this process grow beyond so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def make_deadly(orders: Path) -> Callable[..., Any]:
@@ -157,14 +164,14 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a.equals(b, check_metadata=True) if isinstance(a, pa.Table) else a == b)
 
 
-def _commands(orders: Path, commands: Sequence[Sequence[str]]) -> None:
+def _run_commands(orders: Path, calls: Sequence[Sequence[str]]) -> None:
     """Run commands one after the other, each in a process of its own, and print how each ended.
 
     Before each, orders that lie in `orders/NUMBER` are given, to kill that process.
     """
     Workers.map = make_deadly(orders)  # type: ignore[method-assign]
     ends = []
-    for number, arguments in enumerate(commands):
+    for number, arguments in enumerate(calls):
         child = os.fork()
         if child:
             ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -181,4 +188,4 @@ def _commands(orders: Path, commands: Sequence[Sequence[str]]) -> None:
 
 
 if __name__ == "__main__":
-    _commands(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    _run_commands(Path(sys.argv[1]), json.loads(sys.argv[2]))

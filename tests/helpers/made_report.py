@@ -104,11 +104,14 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", 
     predictions = PredictionFindings("trak", found, None, None)
     line = [Stretch(n, n, Interval(-0.1 * n, -0.1 * n - 0.1, 0.1 - 0.1 * n)) for n in range(4)]
     explanation = explain(findings, Surroundings({"size": 7}, {"size": 7, "moved": text}, worst=[text], corrected=3))
-    contexts = {0: ClusterContext(0, findings, explanation, "edits.yaml", line)}
+    edits = "edits.yaml" if clusters == 1 else "edits-0.yaml"
+    contexts = {0: ClusterContext(0, findings, explanation, edits, line)}
     for number in range(1, clusters):
         other = made_findings(Evidence(BEFORE, BEFORE, CAPABLE, largest_error=1.0))
         contexts[number] = ClusterContext(number, other, explain(other, Surroundings()), None, line)
-    page = PageContext(_task(text), "test", "groups (contexts)", findings, contexts, [f"told {text}"], _PROVENANCE)
+    page = PageContext(
+        _task(text), "test", "groups (contexts)", findings, contexts, [f"told {text}"], _PROVENANCE, None, "edits.yaml"
+    )
     entries = [_entry(n, groups, text) | {"cluster": n % clusters} for n in range(failures)]
     frames = [np.full((24, 24, 3), shade, np.uint8) for shade in (40, 120, 200)]
     assets = [write_frame(folder / "assets" / "frames", frame) for frame in frames]
@@ -133,7 +136,8 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", 
     for name in [*(f"{name}.parquet" for name in linked), "transitions/seed=0/window=00003.parquet"]:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).touch()
-    (folder / "edits.yaml").touch()
+    for name in {"edits.yaml", edits}:
+        (folder / name).touch()
     return MadeReport(folder, entries, groups)
 
 

@@ -80,11 +80,15 @@ def test_a_seed_without_selected_plays_is_left_out() -> None:
 def test_a_cluster_sees_its_own_order_and_what_is_shared() -> None:
     rows = [
         {"member": name, "seed": 0, "order": order, "size": 1, "groups": ["g"], "variant": "", "cluster": cluster}
-        for name, order, cluster in (("a", "attribution", 0), ("b", "attribution", 1), ("c", "random", None))
-    ]
+        for name, order, cluster in (
+            ("a", "attribution", 0), ("b", "attribution", 1), ("c", "attribution", None), ("d", "random", None)
+        )
+    ]  # fmt: skip
     bank = Bank(pa.Table.from_pylist(rows, schema=MASKS), BANK_OUTCOMES.empty_table())
-    seen = {number: bank.of_cluster(number, None).masks["member"].to_pylist() for number in (0, 1, None)}
-    assert seen == {0: ["a", "c"], 1: ["b", "c"], None: ["c"]}
+    part = Selection({})
+    seen = {number: bank.of_cluster(number, part).masks["member"].to_pylist() for number in (0, 1)}
+    assert seen == {0: ["a", "d"], 1: ["b", "d"]}
+    assert bank.of_cluster(0, None).masks["member"].to_pylist() == ["c", "d"], "the whole set's"
 
 
 def test_rule_3_speaks_of_the_whole_set() -> None:
@@ -97,11 +101,12 @@ def test_rule_3_speaks_of_the_whole_set() -> None:
 def test_a_set_has_the_verdict_of_most_failures_and_the_rule_that_gave_it() -> None:
     stays = Evidence(seed_rates([0.9] * 5), seed_rates([0.88, 0.9, 0.9, 0.91, 0.9]), CAPABLE, largest_error=1.0)
     outer, inner = made_findings(), made_findings(stays)
-    halfway = seed_rates([0.40, 0.42, 0.41, 0.39, 0.43])
+    halfway = seed_rates([0.60, 0.58, 0.61, 0.59, 0.62])
     whole = made_findings(Evidence(seed_rates([0.9] * 5), halfway, CAPABLE, largest_error=1.0))
     clusters = {0: outer, 1: inner}
     verdict = set_verdict(whole.decision, {"outer": 30, "inner": 20})
     assert verdict == "outer" and deciding(whole, clusters, verdict) is outer
+    assert deciding(outer, clusters, verdict) is outer, "its own, where it has that verdict"
     tie = set_verdict(whole.decision, {"outer": 25, "inner": 25})
     assert tie == "undetermined" and deciding(whole, clusters, tie) is whole
 
@@ -117,4 +122,5 @@ def test_pages_of_several_clusters(tmp_path: Path) -> None:
         others = [entry["failure"] for entry in made.entries if entry["cluster"] != number]
         assert all(f'"{name}"' in page for name in mine) and not any(f'"{name}"' in page for name in others)
         assert "never the play that made a failure" in page
-    assert 'href="edits.yaml"' in index and 'href="edits-1.yaml"' not in index, "cluster 1 is inner"
+    assert 'href="edits-0.yaml"' in index and 'href="edits-1.yaml"' not in index, "cluster 1 is inner"
+    assert 'href="edits.yaml"' in index, "of the whole set"

@@ -48,6 +48,7 @@ def test_each_cluster_has_its_own_order_and_the_rest_is_shared(small_run: Path, 
     }
     assert all(orders.values()) and not orders[0] & orders[1], "they suspect different halves of the groups"
     assert {row["cluster"] for row in masks if row["order"] != "attribution"} == {None}
+    assert any(row["order"] == "attribution" and row["cluster"] is None for row in masks), "the whole set's own"
     before = pq.read_table(small_run / "bank" / "test" / "masks.parquet").to_pylist()
     shared = [{row["member"] for row in rows if row["order"] != "attribution"} for rows in (before, masks)]
     assert shared[0] == shared[1]
@@ -69,8 +70,8 @@ def test_failures_inherit_the_verdict_of_their_own_cluster(split_run: Path) -> N
     assert summary["verdict"] == "outer", "both are: correcting everything removes both"
     for number in (0, 1):
         assert (reports / "clusters" / f"{number}.html").is_file()
-        name = "edits.yaml" if number == 0 else "edits-1.yaml"
-        assert (read_edits(reports / name).source or {})["cluster"] == str(number)
+        assert (read_edits(reports / f"edits-{number}.yaml").source or {})["cluster"] == str(number)
+    assert "cluster" not in (read_edits(reports / "edits.yaml").source or {}), "of the whole set"
 
 
 def test_rates_of_a_cluster_are_of_selected_episodes(split_run: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_run_in_a_bucket_equals_the_local_one(runs: Runs, other: s3fs.S3FileSy
                 assert pq.read_table(file).equals(pq.read_table(path)), name
     verdicts = json.loads(other.cat(f"{prefix}/reports/test/verdicts.json"))
     assert verdicts and verdicts == json.loads((runs.local / "reports/test/verdicts.json").read_text())
-    assert len(tables(runs, ".parts/bank")) == 4, "nothing was trained again: the test is too small"
+    assert len(tables(runs, ".parts/bank")) >= 4, "nothing was trained again: the test is too small"
 
 
 @pytest.mark.slow
