@@ -32,7 +32,7 @@ from ..training.evaluation import evaluate_policy
 from ..training.stack_training import members_at_once, train_members
 from .clusters import Cluster
 from .groups import load_grouping
-from .plays import episode_count, episodes_at, with_earlier
+from .plays import episode_count, episodes_at, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -189,7 +189,8 @@ class BankBuilder:
         if pieces and parts("bank").exists() and not parts("policies").exists():
             log.info("verify %s: an earlier version kept no trained agents; those needed are trained again, once", name)
         for piece in pieces:
-            piece.path.unlink(missing_ok=True)  # plays of an agent that is no more
+            for plays in (piece.path, piece.policy_path.with_suffix(".parquet")):
+                plays.unlink(missing_ok=True)  # of an agent that is no more
         distinct = {piece.policy_path: piece for piece in pieces}.values()
         ordered = sorted(distinct, key=lambda piece: piece.mask.variant)  # a stack is of one variant
         together = [
@@ -273,13 +274,17 @@ def _train_members(pieces: Sequence[MemberPiece]) -> None:
 
 def _play_member(piece: MemberPiece) -> None:
     """Let a trained member play the test and training episodes that it has not played yet."""
-    varied, parts, first = piece.task.variant(piece.mask.variant), [], episodes_at(piece.path)
+    varied, first = piece.task.variant(piece.mask.variant), episodes_at(piece.path)
+    spec = varied.evaluation
+    if first >= spec.episodes:
+        return  # by a worker that was lost when it had finished
     policy = load_policy(varied.agent, varied.training_env, read_tensors(piece.policy_path))
-    for part, env in (("test", varied.evaluation_env(piece.set_name)), ("train", varied.training_env)):
-        episodes, _ = evaluate_policy(policy, env, varied.evaluation, piece.seed, part, first=first)
-        parts.append(episodes.select(_PLAY_COLUMNS))
-    plays = with_earlier(piece.path, pa.concat_tables(parts), first)
-    write_table(piece.path, with_metadata(plays, {"corrected": read_tensor_metadata(piece.policy_path)["corrected"]}))
+    later, _ = evaluate_policy(policy, varied.evaluation_env(piece.set_name), spec, piece.seed, "test", first=first)
+    test = with_earlier(piece.path, later.select(_PLAY_COLUMNS), first)
+    kept = piece.policy_path.with_suffix(".parquet")
+    train = training_plays(kept, policy, varied.training_env, spec, piece.seed).select(_PLAY_COLUMNS)
+    corrected = read_tensor_metadata(piece.policy_path)["corrected"]
+    write_table(piece.path, with_metadata(pa.concat_tables([test, train]), {"corrected": corrected}))
 
 
 def _corrected(plays: pa.Table) -> int | None:

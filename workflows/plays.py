@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from ..datasets.store import read_table
+from ..datasets.store import read_table, write_table
+from ..training.environments import EnvSpec
+from ..training.evaluation import EvaluationSpec, evaluate_policy
 
 
 def episode_count(table: pa.Table) -> int:
@@ -21,8 +24,26 @@ def episodes_at(path: Path) -> int:
 
 
 def with_earlier(path: Path, later: pa.Table, first: int) -> pa.Table:
-    """Return the plays of a piece: those at `path` of episodes before `first`, and later ones, part by part."""
+    """Return plays of one part: those at `path` of episodes before `first`, and later ones."""
     if not first:
         return later
-    whole = pa.concat_tables([read_table(path).filter(pc.field("episode") < first), later])
-    return pa.concat_tables([whole.filter(pc.field("part") == part) for part in ("test", "train")])
+    part = later["part"][0].as_py()
+    return pa.concat_tables(
+        [read_table(path).filter((pc.field("part") == part) & (pc.field("episode") < first)), later]
+    )
+
+
+def training_plays(
+    path: Path, policy: ActorCriticPolicy | None, env: EnvSpec, spec: EvaluationSpec, seed: int, masked: bool = False
+) -> pa.Table:
+    """Return an agent's plays of training episodes: the same for all evaluation sets, so they are kept at `path`.
+
+    Args:
+        path: where they are kept; what is not there is played.
+        policy, env, spec, seed, masked: see `evaluate_policy`.
+    """
+    first = episodes_at(path)
+    if first < spec.episodes:
+        later, _ = evaluate_policy(policy, env, spec, seed, "train", masked, first)
+        write_table(path, with_earlier(path, later, first))
+    return read_table(path)

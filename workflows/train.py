@@ -25,7 +25,7 @@ from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
 from ..training.references import play_references
 from .groups import load_grouping
-from .plays import episode_count, episodes_at, with_earlier
+from .plays import episode_count, episodes_at, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -75,7 +75,7 @@ def edits_in_words(run: Run) -> str | None:
 
 def _forget(folder: RunFolder, seed: int) -> None:
     """Remove what was derived from an earlier training of a seed: it would not fit the next one."""
-    for kind in ("rewards", "evaluations"):
+    for kind in ("rewards", "evaluations", "plays"):
         for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
             part.unlink()
     for merged in folder.root.glob("evaluations/*/episodes.parquet"):
@@ -149,9 +149,10 @@ def _evaluate_seed(piece: SeedPiece) -> None:
     if piece.seed != RANDOM_POLICY_SEED:
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
     spec, masked = task.evaluation, task.agent.masked
-    first = episodes_at(_evaluation_part(folder, piece.set_name, piece.seed, "episodes"))
+    paths = {table: _evaluation_part(folder, piece.set_name, piece.seed, table) for table in ("steps", "episodes")}
+    first = min(map(episodes_at, paths.values()))
     test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), spec, piece.seed, "test", masked, first)
-    train, _ = evaluate_policy(policy, task.training_env, spec, piece.seed, "train", masked, first)
-    for table, later in (("steps", steps), ("episodes", pa.concat_tables([test, train]))):
-        path = _evaluation_part(folder, piece.set_name, piece.seed, table)
-        write_table(path, with_earlier(path, later, first))
+    kept = folder.parts_folder("plays", "training") / f"seed={piece.seed}.parquet"
+    train = training_plays(kept, policy, task.training_env, spec, piece.seed, masked)
+    write_table(paths["steps"], with_earlier(paths["steps"], steps, first))
+    write_table(paths["episodes"], pa.concat_tables([with_earlier(paths["episodes"], test, first), train]))
