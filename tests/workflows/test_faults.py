@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 import yaml
 from command_line import Finished
@@ -266,7 +266,12 @@ class Outside:
 
     def start_again_when_killed(self) -> threading.Thread:
         """Do so, at the same address."""
-        found = threading.Thread(target=lambda: (self.process.wait(), self.start(int(self.address.rpartition(":")[2]))))
+
+        def start_again() -> None:
+            self.process.wait()
+            self.start(int(self.address.rpartition(":")[2]))
+
+        found = threading.Thread(target=start_again)
         found.start()
         return found
 
