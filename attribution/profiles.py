@@ -21,7 +21,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 from .trak import DEFAULT_LAMBDA
 
-LEAST_SILHOUETTE = 0.45
+LEAST_SILHOUETTE = 0.5  # "a reasonable structure": Kaufman and Rousseeuw 1990, Finding Groups in Data, table 4
 LEAST_DISTANCE = 0.35
 LEAST_FAILURES = 10
 LEAST_SHARE = 0.05
