@@ -113,14 +113,11 @@ def test_the_command_killed_in_every_stage_continues_where_it_was(
     ends = [-signal.SIGKILL if order else 0 for _, order, _ in killed]
     assert json.loads(done.stdout.splitlines()[-1]) == ends, done.stderr
     assert not differences(run, undisturbed)
-    notes = {
-        stage: json.loads((orders / f"{stage}-note.json").read_text()) for stage in ("train", "verify", "validate")
-    }
-    for stage, note in notes.items():
-        now = stamps(run)
+    now = stamps(run)
+    for stage in ("train", "verify", "validate"):
+        note = json.loads((orders / f"{stage}-note.json").read_text())
         assert note["files"] and {path: now.get(path) for path in note["files"]} == note["files"], stage
-    psutil.wait_procs([psutil.Process(pid) for pid in psutil.pids() if pid == notes["verify"]["worker"]], timeout=10)
-    assert not psutil.pid_exists(notes["verify"]["worker"]), "the worker outlived its command"
+        assert psutil.pid_exists(note["worker"]) == (stage != "verify"), "a worker of its own ends with the command"
 
 
 def test_a_piece_that_kills_its_worker_every_time_is_one_clear_message(
@@ -189,8 +186,8 @@ def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(
 
 
 DAMAGED = [
-    ("transitions/seed=1/window=00002.parquet", "attribute", "train"),
-    ("checkpoints/seed=1/window=00002.safetensors", "attribute", "train"),
+    ("transitions/seed=1/window=00001.parquet", "attribute", "train"),
+    ("checkpoints/seed=1/window=00001.safetensors", "attribute", "train"),
     ("checkpoints/seed=1/final.safetensors", "evaluate", "train"),
     ("evaluations/test/episodes.parquet", "attribute", "evaluate"),
     ("evaluations/test/steps.parquet", "attribute", "evaluate"),
@@ -240,22 +237,15 @@ class Outside:
     def __init__(self, folder: Path) -> None:
         self._loop = LoopRunner(asynchronous=False)
         self._loop.start()
-        self._command = [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_scheduler",
-            "--host",
-            "127.0.0.1",
-            "--no-dashboard",
-        ]
+        options = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(folder / "scheduler.json")]
+        self._command = [sys.executable, "-m", "distributed.cli.dask_scheduler", *options]
         self._file = folder / "scheduler.json"
         self.start()
 
     def start(self, port: int = 0) -> None:
         """Start both."""
         self._file.unlink(missing_ok=True)
-        arguments = [*self._command, "--port", str(port), "--scheduler-file", str(self._file)]
-        self.process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*self._command, "--port", str(port)], stderr=subprocess.DEVNULL)
         while not self._file.exists():
             time.sleep(0.05)
         self.address = json.loads(self._file.read_text())["address"]
@@ -267,11 +257,11 @@ class Outside:
     def start_again_when_killed(self) -> threading.Thread:
         """Do so, at the same address."""
 
-        def start_again() -> None:
+        def again() -> None:
             self.process.wait()
             self.start(int(self.address.rpartition(":")[2]))
 
-        found = threading.Thread(target=start_again)
+        found = threading.Thread(target=again)
         found.start()
         return found
 
@@ -302,7 +292,8 @@ def test_a_scheduler_that_ends_is_waited_for_and_then_one_clear_message(
         assert lost.code == 1 and "Traceback" not in lost.err
         for words in ("evaluate rooms", outside.address, "was lost and is not back after 1 s", "same command"):
             assert words in lost.err, lost.err
-        finished = stamps(copy / ".parts/evaluations")
+        finished = stamps(copy)
+        outside.process.wait()
         outside.start()
         starter = outside.start_again_when_killed()
         found = evaluate()
@@ -311,5 +302,5 @@ def test_a_scheduler_that_ends_is_waited_for_and_then_one_clear_message(
     finally:
         outside.close()
     now = stamps(copy)
-    assert finished and {path: now[path] for path in finished} == finished
+    assert any("evaluations" in path for path in finished) and {path: now[path] for path in finished} == finished
     assert not differences(copy, undisturbed)
