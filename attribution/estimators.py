@@ -18,7 +18,7 @@ from .adjoint import (
     value_influence,
 )
 from .targets import TargetSteps
-from .trak import WindowGradients, policy_gradients, value_gradients
+from .trak import WindowGradients, policy_gradients, target_factors, value_gradients
 from .window import Window
 
 Solve = Callable[[float], Scores]
@@ -173,8 +173,9 @@ class _Channels(NamedTuple):
 def _channels(window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> _Channels:
     """Return the inner products of both channels."""
     scale = float(np.sqrt(2.0 * window.vf_coef))  # the value loss is vf_coef (R - V)^2: its curvature is scale^2 v v^T
-    gradients = policy_gradients(policy, window.rows, targets, window.name)
-    return _Channels(gradients, value_gradients(policy, window.rows, targets, window.name, scale), scale)
+    steps = target_factors(policy, window.rows, targets)
+    gradients = policy_gradients(policy, window.rows, targets, window.name, steps)
+    return _Channels(gradients, value_gradients(policy, window.rows, targets, window.name, scale, steps), scale)
 
 
 class Trak(Estimator):

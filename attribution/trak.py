@@ -125,7 +125,15 @@ class WindowGradients:
         return products
 
 
-def policy_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str) -> WindowGradients:
+def target_factors(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps) -> Factors:
+    """Return the factored gradients of the targets' steps, which both channels of a window are multiplied with."""
+    _set_precision(policy, rows)
+    return gradient_factors(policy, as_tensors(targets.observations), targets.functional(), targets.given)
+
+
+def policy_gradients(
+    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str, steps: Factors | None = None
+) -> WindowGradients:
     """Compute the inner products of the policy channel: gradients of log pi(a|s) of a window's distinct rows.
 
     In float64 up to `DOUBLE_ROWS` distinct rows, beyond in float32: half the time, and at the dampings in use a
@@ -136,29 +144,36 @@ def policy_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: Targe
         rows: the window's distinct rows.
         targets: the failures' target steps.
         where: names the window in messages.
+        steps: the gradients of the targets (`target_factors`); None: they are computed.
 
     Raises:
         NonFiniteError: a gradient is NaN or infinite; names window and row.
         InputError: the policy's gradients have no factored form.
     """
     actions = torch.as_tensor(rows.actions)
-    window, steps = _factors(policy, rows, targets, lambda outputs: outputs.distribution.log_prob(actions).sum())
-    return _inner_products(window, steps, rows, targets, where)
+    window = _window_factors(policy, rows, lambda outputs: outputs.distribution.log_prob(actions).sum())
+    return _inner_products(window, steps or target_factors(policy, rows, targets), rows, targets, where)
 
 
 def value_gradients(
-    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str, scale: float
+    policy: ActorCriticPolicy,
+    rows: WindowRows,
+    targets: TargetSteps,
+    where: str,
+    scale: float,
+    steps: Factors | None = None,
 ) -> WindowGradients | None:
     """Compute the inner products of the value channel: gradients of `scale` V(s) of a window's distinct rows.
 
     Args:
-        policy, rows, targets, where: see `policy_gradients`.
+        policy, rows, targets, where, steps: see `policy_gradients`.
         scale: factor of V(s), such that the mean of the products is the Gauss-Newton matrix of the value loss.
 
     Returns:
         None where the value loss moves no parameter that a target depends on: all effects are zero.
     """
-    window, steps = _factors(policy, rows, targets, lambda outputs: scale * outputs.values.sum())
+    window = _window_factors(policy, rows, lambda outputs: scale * outputs.values.sum())
+    steps = steps or target_factors(policy, rows, targets)
     return _inner_products(window, steps, rows, targets, where) if window.shares_layers(steps) else None
 
 
@@ -170,17 +185,18 @@ def q_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetStep
         rows, targets, where: see `policy_gradients`; actions are zeros where the network gives one value a row.
     """
     actions = torch.as_tensor(rows.actions)[:, None]
-    window, steps = _factors(policy, rows, targets, lambda outputs: outputs.distribution.head.gather(1, actions).sum())
-    return _inner_products(window, steps, rows, targets, where)
+    window = _window_factors(policy, rows, lambda outputs: outputs.distribution.head.gather(1, actions).sum())
+    return _inner_products(window, target_factors(policy, rows, targets), rows, targets, where)
 
 
-def _factors(
-    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, functional: Functional
-) -> tuple[Factors, Factors]:
-    """Return the factored gradients of the window's rows and of the targets' steps."""
+def _window_factors(policy: ActorCriticPolicy, rows: WindowRows, functional: Functional) -> Factors:
+    """Return the factored gradients of the window's rows."""
+    _set_precision(policy, rows)
+    return gradient_factors(policy, as_tensors(rows.observations), functional, rows.given)
+
+
+def _set_precision(policy: ActorCriticPolicy, rows: WindowRows) -> None:
     policy.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)
-    window = gradient_factors(policy, as_tensors(rows.observations), functional, rows.given)
-    return window, gradient_factors(policy, as_tensors(targets.observations), targets.functional(), targets.given)
 
 
 def _inner_products(

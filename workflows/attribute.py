@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from ..attribution.estimators import Estimator
 from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, Leaders, attribute_window, keep_top
 from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
@@ -213,6 +214,12 @@ def _grouping_of(root: Path, task_json: str) -> Grouping:
     return load_grouping(RunFolder(root), Task.model_validate_json(task_json))
 
 
+@lru_cache
+def _estimator_of(name: str) -> Estimator:
+    """Return the estimator of a name; entry points are searched once a process."""
+    return find_estimator(name)
+
+
 @lru_cache(maxsize=1)
 def _leaders_of(call: str, failures: tuple[str, ...]) -> Leaders:
     """Return the top of the windows that this process has finished in one call."""
@@ -241,7 +248,7 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     changed = stamp(folder.evaluation_path(piece.set_name, "steps"))
     targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, changed)
     leaders = _leaders_of(piece.call, piece.failures)
-    influence = attribute_window(window, policy, targets, find_estimator(piece.estimator), leaders=leaders)
+    influence = attribute_window(window, policy, targets, _estimator_of(piece.estimator), leaders=leaders)
     write_table(piece.top_path, influence.top)
     precision = torch.float64 if len(window.rows.counts) <= DOUBLE_ROWS else torch.float32  # that of the scores
     sums = {

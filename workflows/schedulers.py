@@ -6,7 +6,8 @@ import json
 import logging
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ class NoSchedulerError(InputError):
     """No scheduler answers at the address that was given."""
 
 
+@dataclass(frozen=True)
 class WorkerSetup(WorkerPlugin):
     """Prepares a worker process: same versions as the caller, its import paths, one torch thread."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths, self.versions = list(paths), installed_versions()
+    paths: Sequence[str]
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
 
     def setup(self, worker: Any) -> None:
         """Run once in each worker process, also in those that join later.
@@ -48,7 +50,7 @@ class WorkerSetup(WorkerPlugin):
         torch.set_num_threads(1)
 
 
-def different_versions(here: dict[str, str], there: dict[str, str]) -> list[str]:
+def different_versions(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
     """Say which versions differ; builds of one version (`2.13.0+cpu`) and Python's last number may."""
 
     def release(name: str, found: str) -> str:

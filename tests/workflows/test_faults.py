@@ -10,17 +10,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import dask
+import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 from command_line import Finished
-from distributed import Client, LocalCluster
-from faults import ROOMS, differences, limit_files, make_deadly, stamps
+from distributed import Client, LocalCluster, Worker
+from distributed.utils import LoopRunner
+from faults import ROOMS, differences, forked_workers, limit_files, make_deadly, stamps
 
-from aitia.workflows import commands
+from aitia.workflows import commands, workers
 from aitia.workflows.workers import Workers
 
 pytestmark = pytest.mark.slow
@@ -28,15 +31,14 @@ Command = Callable[..., Finished]
 
 
 @pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    """A cluster of this module's own, whose workers come back however long that takes on a busy machine."""
-    with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}),
-        LocalCluster(
-            2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
-        ) as own,
-    ):
-        yield str(own.scheduler_address)
+def cluster() -> Iterator[LocalCluster]:
+    with forked_workers() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def scheduler(cluster: LocalCluster) -> str:
+    return str(cluster.scheduler_address)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +52,15 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(task: Path, scheduler: str) -> Path:
     """A run of all stages to which nothing happened."""
     run = task.parent / "run"
+    do_all(task, run, scheduler)
+    assert len(list((run / ".parts/bank/test").iterdir())) == 9, "nothing is trained again: the tests are empty"
+    return run
+
+
+def do_all(task: Path, run: Path, scheduler: str) -> None:
     commands.run(task, run, scheduler=scheduler)
     commands.validate(run, masks=4, scheduler=scheduler)
-    bank = sorted(path.name for path in (run / ".parts/bank/test").iterdir())
-    assert len(bank) == 9, "nothing is trained again: the tests are empty"
-    return run
+    commands.report(run, scheduler=scheduler)  # with the noise ceiling
 
 
 @pytest.fixture
@@ -67,18 +73,16 @@ def test_a_worker_killed_in_every_stage_changes_nothing(
 ) -> None:
     orders, run = tmp_path / "orders", tmp_path / "run"
     orders.mkdir()
-    given = ("train-within", "train-after", "evaluate-after", "attribute-after", "verify-within", "report-within",
-             "validate-after")  # fmt: skip
+    stages = ("train", "evaluate", "attribute", "verify", "validate")
+    given = {f"{stage}-{when}" for stage in stages for when in ("within", "after")} | {"report-within"}
     for order in given:
         (orders / order).touch()
-    monkeypatch.setattr(Workers, "map", make_deadly(orders))
-    commands.run(task, run, scheduler=scheduler)
-    commands.validate(run, masks=4, scheduler=scheduler)
+    with monkeypatch.context() as patched:
+        patched.setattr(Workers, "map", make_deadly(orders))
+        do_all(task, run, scheduler)
     left = {path.name for path in orders.iterdir()}
-    assert not left.intersection(given), "nobody was killed: the test is empty"
-    assert {name for name in left if name.endswith(("kept", "redone"))} == {
-        f"{stage}-kept" for stage in ("train", "evaluate", "attribute", "validate")
-    }  # fmt: skip
+    assert not left & given, "nobody was killed: the test is empty"
+    assert {name for name in left if name.endswith(("kept", "redone"))} == {f"{stage}-kept" for stage in stages}
     assert not differences(run, undisturbed)
 
 
@@ -87,13 +91,14 @@ def test_the_command_killed_in_every_stage_continues_where_it_was(
 ) -> None:
     """SIGKILL of the command itself, once in a stage: the same command goes on and does no finished piece again."""
     orders, run = tmp_path / "orders", tmp_path / "run"
-    again = ["run", task, "--out", run, "--scheduler", scheduler]
-    alone = ["verify", run, "--workers", "1"]  # its worker ends with it
-    validate = ["validate", run, "--masks", "4", "--scheduler", scheduler]
+    there = ["--scheduler", scheduler]
+    again, alone = (["run", task, "--out", run, *where] for where in (there, ["--workers", "1"]))
+    validate = ["validate", run, "--masks", "4", *there]
     killed = [
         (again, "train-after", ""), (again, "evaluate-after", ""), (again, "merge", "test/episodes.parquet"),
         (again, "attribute-after", ""), (alone, "verify-after", ""), (again, "report-after", ""),
         (again, "merge", "summary.json"), (again, "", ""), (validate, "validate-after", ""), (validate, "", ""),
+        (["report", run, *there], "", ""),
     ]  # fmt: skip
     for number, (_, order, content) in enumerate(killed):
         (orders / str(number)).mkdir(parents=True)
@@ -107,32 +112,34 @@ def test_the_command_killed_in_every_stage_continues_where_it_was(
     assert done.returncode == 0, done.stderr
     ends = [-signal.SIGKILL if order else 0 for _, order, _ in killed]
     assert json.loads(done.stdout.splitlines()[-1]) == ends, done.stderr
-    for stage in ("train", "evaluate", "attribute", "verify", "validate"):
-        files = json.loads((orders / f"{stage}-note.json").read_text())["files"]
-        assert files, "nothing was finished: the test is empty"
-        now = stamps(run)
-        assert {path: now[path] for path in files if path in now} == {p: files[p] for p in files if p in now}, stage
-        assert stage == "attribute" or not set(files).difference(now), stage
     assert not differences(run, undisturbed)
+    notes = {
+        stage: json.loads((orders / f"{stage}-note.json").read_text()) for stage in ("train", "verify", "validate")
+    }
+    for stage, note in notes.items():
+        now = stamps(run)
+        assert note["files"] and {path: now.get(path) for path in note["files"]} == note["files"], stage
+    psutil.wait_procs([psutil.Process(pid) for pid in psutil.pids() if pid == notes["verify"]["worker"]], timeout=10)
+    assert not psutil.pid_exists(notes["verify"]["worker"]), "the worker outlived its command"
 
 
 def test_a_piece_that_kills_its_worker_every_time_is_one_clear_message(
-    copy: Path, undisturbed: Path, tmp_path: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part = copy / ".parts/evaluations/test/seed=1.episodes.parquet"
-    part.unlink()
-    before = stamps(copy)
-    orders = tmp_path / "orders"
+    cluster: LocalCluster, copy: Path, undisturbed: Path, tmp_path: Path, scheduler: str, aitia_command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (copy / ".parts/evaluations/test/seed=1.episodes.parquet").unlink()
+    before, orders = stamps(copy), tmp_path / "orders"
     orders.mkdir()
     (orders / "evaluate-before").touch()
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), monkeypatch.context() as patched:
+    monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
+    with monkeypatch.context() as patched:
         patched.setattr(Workers, "map", make_deadly(orders))
-        done = aitia_command("evaluate", copy, "--workers", "1")
+        done = aitia_command("evaluate", copy, "--scheduler", scheduler)
     assert done.code == 1 and "Traceback" not in done.err
     for words in ("evaluate rooms", "killed 1 times", "seed 1", "ran out of memory", "--workers", "same command"):
         assert words in done.err, done.err
     assert stamps(copy) == before
-    assert aitia_command("evaluate", copy, "--workers", "1").code == 0
+    assert aitia_command("evaluate", copy, "--scheduler", scheduler).code == 0
     assert not differences(copy, undisturbed)
 
 
@@ -176,6 +183,8 @@ def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(
     assert {path: now.get(path) for path in before} == before or stage == "train"
     assert not list(copy.rglob("*.tmp"))
     assert aitia_command(stage, *arguments, "--scheduler", scheduler).code == 0
+    if stage == "train":  # what followed from the lost trainings went with them
+        commands.run(task, copy, scheduler=scheduler)
     assert not differences(copy, undisturbed)
 
 
@@ -222,4 +231,80 @@ def test_a_damaged_file_is_named_with_the_command_that_writes_it(
             done = call(reader)
             assert done.code == 0, done.err
     assert call("run").code == 0 and call("validate").code == 0
+    assert not differences(copy, undisturbed)
+
+
+class Outside:
+    """A scheduler in a process of its own, and a worker of it in a thread of this one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._loop = LoopRunner(asynchronous=False)
+        self._loop.start()
+        self._command = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--no-dashboard",
+        ]
+        self._file = folder / "scheduler.json"
+        self.start()
+
+    def start(self, port: int = 0) -> None:
+        """Start both."""
+        self._file.unlink(missing_ok=True)
+        arguments = [*self._command, "--port", str(port), "--scheduler-file", str(self._file)]
+        self.process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+        while not self._file.exists():
+            time.sleep(0.05)
+        self.address = json.loads(self._file.read_text())["address"]
+        self._loop.run_sync(self._start_worker)
+
+    async def _start_worker(self) -> None:
+        self._worker = await Worker(self.address, nthreads=1, host="127.0.0.1")
+
+    def start_again_when_killed(self) -> threading.Thread:
+        """Do so, at the same address."""
+        found = threading.Thread(target=lambda: (self.process.wait(), self.start(int(self.address.rpartition(":")[2]))))
+        found.start()
+        return found
+
+    def close(self) -> None:
+        self._loop.run_sync(self._worker.close)
+        self.process.kill()
+        self.process.wait()
+        self._loop.stop()
+
+
+def test_a_scheduler_that_ends_is_waited_for_and_then_one_clear_message(
+    copy: Path, undisturbed: Path, tmp_path: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = tmp_path / "orders"
+    orders.mkdir()
+    shutil.rmtree(copy / ".parts/evaluations")
+    outside = Outside(tmp_path)
+    monkeypatch.setattr(Workers, "map", make_deadly(orders))
+
+    def evaluate() -> Finished:
+        (orders / "evaluate-after").write_text(str(outside.process.pid))
+        return aitia_command("evaluate", copy, "--scheduler", outside.address)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(workers, "_RECONNECT_SECONDS", 1)
+            lost = evaluate()
+        assert lost.code == 1 and "Traceback" not in lost.err
+        for words in ("evaluate rooms", outside.address, "was lost and is not back after 1 s", "same command"):
+            assert words in lost.err, lost.err
+        finished = stamps(copy / ".parts/evaluations")
+        outside.start()
+        starter = outside.start_again_when_killed()
+        found = evaluate()
+        starter.join()
+        assert found.code == 0 and "lost the Dask scheduler" in found.err, found.err
+    finally:
+        outside.close()
+    now = stamps(copy)
+    assert finished and {path: now[path] for path in finished} == finished
     assert not differences(copy, undisturbed)

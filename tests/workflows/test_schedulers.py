@@ -1,0 +1,194 @@
+"""Schedulers: this machine's own cluster on loopback, existing ones by address, file and TLS, and their workers."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from command_line import Finished
+from dask_jobqueue.slurm import SLURMCluster
+from distributed import LocalCluster, Security
+from faults import ROOMS
+
+from aitia.datasets.errors import InputError
+from aitia.datasets.store import RunFolder, write_json
+from aitia.workflows import schedulers, workers
+from aitia.workflows.workers import Workers
+
+DOCS = Path(__file__).parents[2] / "docs"
+Command = Callable[..., Finished]
+AGENT = {**ROOMS["agent"], "total_timesteps": 256}
+TRAIN: dict[str, Any] = {**ROOMS, "train_kwargs": {}, "test_kwargs": {}, "seeds": 1, "agent": AGENT}
+LOCAL = {"n_workers": 1, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+
+
+@dataclass(frozen=True)
+class RootPiece:
+    """A piece of a run that does nothing."""
+
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """A cluster whose one worker is a thread of this process."""
+    with LocalCluster(**LOCAL, processes=False, protocol="tcp", silence_logs=50) as cluster:
+        yield str(cluster.scheduler_address)
+
+
+def test_nothing_of_a_local_cluster_listens_beyond_loopback() -> None:
+    before = {socket.laddr for socket in _listening()}
+    with Workers(1) as pool:
+        assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
+        opened = [socket.laddr for socket in _listening() if socket.laddr not in before]
+    assert len(opened) >= 5, "scheduler, dashboard, nanny and worker must listen somewhere"
+    assert {address.ip for address in opened} == {"127.0.0.1"}
+
+
+def _listening() -> list[Any]:
+    here = psutil.Process()
+    processes = [here, *here.children(recursive=True)]
+    return [s for process in processes for s in process.net_connections("inet") if s.status == psutil.CONN_LISTEN]
+
+
+def test_a_scheduler_file_gives_the_address(tmp_path: Path, scheduler: str) -> None:
+    write_json(tmp_path / "scheduler.json", {"type": "Scheduler", "address": scheduler})
+    with Workers(scheduler=str(tmp_path / "scheduler.json")) as pool:
+        assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
+
+
+def test_where_no_scheduler_answers_the_message_says_so(
+    tmp_path: Path, aitia_command: Command, write_task: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_CONNECT_SECONDS", 0.5)
+    for given in ("tcp://127.0.0.1:1", tmp_path / "none.json", "nonsense://x"):
+        done = aitia_command("train", write_task(**TRAIN), "--out", tmp_path / "run", "--scheduler", given)
+        assert done.code == 2 and f"--scheduler {given} was given, but no Dask scheduler answers" in done.err
+        assert not (tmp_path / "run").exists()
+
+
+def test_workers_with_other_versions_are_refused(
+    tmp_path: Path, scheduler: str, aitia_command: Command, write_task: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    command = schedulers.WorkerSetup([])  # made by the command, compared by the worker
+    other = replace(command, versions={**command.versions, "torch": "1.0.0"})
+    monkeypatch.setattr(schedulers, "WorkerSetup", lambda paths: other)
+    done = aitia_command("train", write_task(**TRAIN), "--out", tmp_path / "run", "--scheduler", scheduler)
+    assert (
+        done.code == 2
+        and f"torch {command.versions['torch']} (here 1.0.0)" in done.err
+        and "install the same" in done.err
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "differ"),
+    [
+        ({"torch": "2.13.0+cpu"}, {"torch": "2.13.0+cu130"}, []),
+        ({"torch": "2.13.0"}, {"torch": "2.12.0"}, ["torch 2.12.0 (here 2.13.0)"]),
+        ({"python": "3.11.7"}, {"python": "3.11.2"}, []),
+        ({"python": "3.11.7"}, {"python": "3.12.7"}, ["python 3.12.7 (here 3.11.7)"]),
+        ({"sb3-contrib": "2.9.2"}, {"sb3-contrib": "not installed"}, []),
+        ({"dask": "2026.8.0"}, {}, []),
+    ],
+)
+def test_only_versions_that_matter_differ(here: dict[str, str], there: dict[str, str], differ: list[str]) -> None:
+    assert schedulers.different_versions(here, there) == differ
+
+
+def test_a_worker_that_does_not_see_the_run_folder_says_so(tmp_path: Path, scheduler: str) -> None:
+    piece = RootPiece(tmp_path)
+    with Workers(scheduler=scheduler) as pool:
+        for given in (piece, (piece, piece)):
+            with pytest.raises(InputError, match=f"does not see the run folder {tmp_path}.*shared folder"):
+                pool.map(type, [given], "train")
+        write_json(RunFolder(tmp_path).manifest_path, {})
+        assert pool.map(type, [piece], "train") == [RootPiece]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two authorities, `ca` and `other`, and a certificate that the first one signed."""
+    folder = tmp_path_factory.mktemp("certificates")
+    for name in ("ca", "other"):
+        _openssl(
+            folder, f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"
+        )
+    _openssl(folder, "req -newkey rsa:2048 -nodes -subj /CN=me -keyout me.key -out me.csr")
+    _openssl(folder, "x509 -req -in me.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out me.pem")
+    return folder
+
+
+def _openssl(folder: Path, arguments: str) -> None:
+    subprocess.run(["openssl", *arguments.split()], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def tls_scheduler(certificates: Path) -> Iterator[str]:
+    """The same cluster, encrypted."""
+    names = {f"tls_{role}_{part}": str(certificates / f"me.{end}") for role in ("scheduler", "worker", "client")
+             for part, end in (("cert", "pem"), ("key", "key"))}  # fmt: skip
+    security = Security(tls_ca_file=str(certificates / "ca.pem"), require_encryption=True, **names)
+    with LocalCluster(**LOCAL, processes=False, protocol="tls", security=security, silence_logs=50) as cluster:
+        yield str(cluster.scheduler_address)
+
+
+def test_certificates_open_an_encrypted_scheduler_and_nothing_else_does(
+    tmp_path: Path, certificates: Path, tls_scheduler: str, scheduler: str, aitia_command: Command,
+    write_task: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(workers, "_CONNECT_SECONDS", 1)
+    task, run = write_task(**TRAIN), tmp_path / "run"
+
+    def train(address: str | None, **files: str) -> Finished:
+        options = [text for name, file in files.items() for text in (f"--tls-{name}", certificates / file)]
+        return aitia_command("train", task, "--out", run, *(["--scheduler", address] if address else []), *options)
+
+    mine = {"ca": "ca.pem", "cert": "me.pem", "key": "me.key"}
+    refused = {
+        "without certificates": train(tls_scheduler),
+        "no Dask scheduler answers": train(tls_scheduler, ca="other.pem", cert="other.pem", key="other.key"),
+        "nothing is sent in clear": train(scheduler, **mine),
+        "expected --tls-ca, --tls-cert and --scheduler": train(None, **mine),
+        "--tls-ca, --tls-cert and": train(tls_scheduler, ca="ca.pem"),
+        "does not exist": train(tls_scheduler, **{**mine, "key": "none.key"}),
+    }
+    for words, done in refused.items():
+        assert done.code == 2 and words in done.err and "Traceback" not in done.err, (words, done)
+        assert not run.exists()
+    done = train(tls_scheduler, **mine)
+    assert done.code == 0 and RunFolder(run).missing_files(0) == [], done.err
+
+
+def test_the_scripts_of_the_page_are_python_and_slurm_gets_its_job() -> None:
+    slurm, kubernetes, tls = re.findall(r"```python\n(.*?)```", (DOCS / "schedulers.md").read_text(), re.DOTALL)
+    exec(compile(tls.replace("dask.config.set", "dict"), "schedulers.md", "exec"), {})
+    assert {"name", "image", "n_workers", "worker_command", "resources", "env"} == set(
+        _keywords(kubernetes, "KubeCluster")
+    )
+    given = {
+        **_keywords(slurm, "SLURMCluster"),
+        "interface": "lo",
+        "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+    }
+    with SLURMCluster(**given) as cluster:
+        script = cluster.job_script()
+    for line in ("#SBATCH -p cpu", "#SBATCH --cpus-per-task=8", "#SBATCH -t 04:00:00", "export OMP_NUM_THREADS=1"):
+        assert line in script
+    assert "--nthreads 1" in script and "--nworkers 8" in script
+
+
+def _keywords(script: str, name: str) -> dict[str, Any]:
+    """Return the arguments with which a script calls something; none if it does not."""
+    calls = [node for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Call)]
+    found = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == name]
+    return {str(word.arg): ast.literal_eval(word.value) for call in found for word in call.keywords}
