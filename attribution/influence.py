@@ -168,7 +168,7 @@ def _top_transitions(
             "intended_reward": pa.array(intended, from_pandas=True),
             "context": pa.array(window.group[row]),
             "action": pa.array([action_text(action) for action in window.action[row]], pa.string()),
-            "estimator": pa.array([estimator] * len(row)),
+            "estimator": pa.array([estimator] * len(row), pa.string()),
         }
     )
 

@@ -82,6 +82,17 @@ def test_leaders_leave_out_only_what_cannot_be_among_the_top(intended: bool) -> 
     assert keep_top(fewer, 3).combine_chunks().equals(keep_top(every, 3).combine_chunks())
 
 
+def test_failures_without_top_transitions_leave_the_columns_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a window whose transitions are all below the leaders, for a chunk of failures or for all."""
+    monkeypatch.setattr(estimators, "_CHUNK", 2)
+    for below in (2, 0):
+        targets, leaders = make_targets(), Leaders(make_targets().ids, 3)
+        leaders.least[:, below:] = np.inf
+        top = attribute_window(make_window(), make_policy(), targets, Trak(), 3, leaders).top
+        assert top.schema.equals(TOP_TRANSITIONS)
+        assert set(top["failure"].to_pylist()) == set(targets.ids[:below])
+
+
 def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
     """Of the reward events, or, where a group is one state and action, of all its transitions."""
     for everywhere in (False, True):
