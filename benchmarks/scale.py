@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from math import log, log2
+from math import log
 from pathlib import Path
 
 import psutil
@@ -139,9 +139,9 @@ def bytes_on_disk(folder: RunFolder) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def exponent(small: float, large: float, times: float) -> float:
-    """Log-log slope of seconds against a size that is `times` larger; start-up is not in them."""
-    return log(large / small) / log(times)
+def exponent(small: float, large: float, times: float) -> float | None:
+    """Log-log slope of seconds against a size that is `times` larger; None where start-up hides them."""
+    return round(log(large / small) / log(times), 3) if min(small, large) > 0.0 else None
 
 
 def make(root: Path, transitions: int, failures: int, states: int = 0) -> RunFolder:
@@ -171,8 +171,8 @@ def measure(out: Path, transitions: int, quick: bool) -> Json:
         return _whole(two, rows, failures) | result
     first = make(out / "first", ROWS, failures)
     started, alone = afresh(first, 2).seconds, afresh(first, 1).seconds
-    work = two.seconds - started
     result["seconds_start"] = round(started, 2)
+    work = max(two.seconds - started, _POLL_SECONDS)
     result["scaling_two_workers_without_start"] = round((one.seconds - alone) / work, 3)
     repeated = make(out / "repeated", part, failures, REPEATED_STATES)
     result["transitions_per_second_repeated_rows"] = round(rows / afresh(repeated, 2).seconds)
@@ -181,17 +181,16 @@ def measure(out: Path, transitions: int, quick: bool) -> Json:
     many = afresh(hundredth, 2).seconds
     write_failures(hundredth, FEWER_FAILURES)
     fewer = afresh(hundredth, 2).seconds
-    result["exponent_failures"] = round(exponent(fewer - started, many - started, failures / FEWER_FAILURES), 3)
+    result["exponent_failures"] = exponent(fewer - started, many - started, failures / FEWER_FAILURES)
     shutil.rmtree(hundredth.root)
     shutil.rmtree(tenth.root)
     run = make(out / "whole", transitions, failures)
     whole, all_rows = afresh(run, 2), run.window_count(0) * ROWS
     times = all_rows / rows
-    result["exponent_windows"] = round(
-        exponent(work - two.merge_seconds, whole.seconds - whole.merge_seconds - started, times), 3
-    )
-    result["exponent_merge"] = round(exponent(two.merge_seconds, whole.merge_seconds, times), 3)
-    result["exponent_workers"] = round(log2((one.seconds - alone) / work), 3)
+    windows, all_windows = work - two.merge_seconds, whole.seconds - whole.merge_seconds - started
+    result["exponent_windows"] = exponent(windows, all_windows, times)
+    result["exponent_merge"] = exponent(two.merge_seconds, whole.merge_seconds, times)
+    result["exponent_workers"] = exponent(work, one.seconds - alone, 2)
     return _whole(whole, all_rows, failures) | result | project(whole, started, all_rows, result)
 
 
@@ -207,8 +206,14 @@ def _whole(timed: Timed, rows: int, failures: int) -> Json:
 def project(whole: Timed, started: float, rows: int, found: Json) -> Json:
     """Carry the largest run to 10^9 transitions on 64 workers by the measured exponents, and say what is assumed."""
     times, share = TARGET / rows, TARGET_WORKERS / 2
-    slopes = {name: found[f"exponent_{name}"] or 1.0 for name in ("windows", "merge", "workers")}
-    windows = (whole.seconds - whole.merge_seconds - started) * times ** slopes["windows"] / share ** slopes["workers"]
+    slopes = {
+        name: 1.0 if (slope := found[f"exponent_{name}"]) is None else slope for name in ("windows", "merge", "workers")
+    }
+    windows = (
+        max(whole.seconds - whole.merge_seconds - started, _POLL_SECONDS)
+        * times ** slopes["windows"]
+        / share ** slopes["workers"]
+    )
     merge = whole.merge_seconds * times ** slopes["merge"]
     rate = TARGET / windows
     stored = found["bytes_per_transition"] or 0.0
