@@ -112,7 +112,11 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", 
     page = PageContext(
         _task(text), "test", "groups (contexts)", findings, contexts, [f"told {text}"], _PROVENANCE, None, "edits.yaml"
     )
-    entries = [_entry(n, groups, text) | {"cluster": n % clusters} for n in range(failures)]
+    entries = [
+        _entry(n, groups, text)
+        | {"cluster": n % clusters, "verdict": str(contexts[n % clusters].findings.decision.verdict)}
+        for n in range(failures)
+    ]
     frames = [np.full((24, 24, 3), shade, np.uint8) for shade in (40, 120, 200)]
     assets = [write_frame(folder / "assets" / "frames", frame) for frame in frames]
     for entry in entries[:pages]:

@@ -115,6 +115,7 @@ def test_pages_of_several_clusters(tmp_path: Path) -> None:
     made = write_report(tmp_path / "run", failures=10, pages=2, clusters=2)
     index = (made.folder / "index.html").read_text()
     assert "2 kinds of influence profile" in index
+    assert "5 of 10 are outer, 5 of 10 are inner." in index
     for number in (0, 1):
         page = (made.folder / "clusters" / f"{number}.html").read_text()
         assert f'href="clusters/{number}.html"' in index
