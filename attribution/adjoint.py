@@ -95,6 +95,34 @@ def value_influence(scores: Scores, advantages: Advantages) -> Scores:
     return gae_adjoint(scores, advantages) * weight
 
 
+def summed_reward_influence(weights: Scores, advantages: Advantages) -> RewardInfluence:
+    """Return what scores are summed with, so that influence need not be formed: `reward_influence` transposed.
+
+    Args:
+        weights: [N, G], of each transition in each of G sums.
+        advantages: the window's advantages and episode ends.
+
+    Returns:
+        For tau and for tau_raw, [N, G] each: its product with s [N, F] is that of `weights` with the influence.
+    """
+    rows = len(weights)
+    scale = float(np.std(advantages.raw, ddof=1)) if advantages.normalize and rows > 1 else 1.0
+    if scale == 0.0:
+        return RewardInfluence(np.zeros_like(weights), np.zeros_like(weights))
+    summed = gae_sums(weights * advantages.reward_scale[:, None], advantages)
+    raw = summed / (rows * scale)
+    if not advantages.normalize:
+        return RewardInfluence(raw, raw)
+    if advantages.minibatches is not None and advantages.minibatches.size:  # both normalisations are symmetric
+        return RewardInfluence(minibatch_adjoint(summed, advantages.raw, advantages.minibatches), raw)
+    return RewardInfluence(normalisation_adjoint(raw, (advantages.raw - advantages.raw.mean()) / scale), raw)
+
+
+def summed_value_influence(weights: Scores, advantages: Advantages) -> Scores:
+    """Return what scores are summed with in the value channel, [N, G]: `value_influence` transposed."""
+    return gae_sums(weights * advantages.reward_scale[:, None], advantages) / len(weights)
+
+
 def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDArray[np.int32]) -> Scores:
     """Return the effect of one unit of raw advantage [N, F], mean over the recorded minibatches.
 
@@ -157,3 +185,15 @@ def gae_adjoint(scores: Scores, advantages: Advantages) -> Scores:
     for step in range(1, steps):
         result[:, step] = per_env[:, step] + decay * carries[:, step - 1, None] * result[:, step - 1]
     return result.reshape(scores.shape)
+
+
+def gae_sums(weights: Scores, advantages: Advantages) -> Scores:
+    """Return the sum of (gamma lambda)^(k-t) w_k over k >= t in the same episode and window, [N, G]: GAE itself."""
+    steps = len(weights) // advantages.n_envs
+    decay = advantages.gamma * advantages.gae_lambda
+    per_env = weights.reshape(advantages.n_envs, steps, -1)
+    carries = ~advantages.ended.reshape(advantages.n_envs, steps)
+    result = np.array(per_env)
+    for step in range(steps - 2, -1, -1):
+        result[:, step] += decay * carries[:, step, None] * result[:, step + 1]
+    return result.reshape(weights.shape)

@@ -21,7 +21,7 @@ from .window import Window
 _RANDOM_SEED = 0
 
 
-class BlamedWindow:
+class BlamedWindow(Prepared):
     """A baseline's ranking in the form of an influence: correcting a wrong transition has effect -blame.
 
     Args:

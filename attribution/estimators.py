@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from .adjoint import Scores, reward_influence, value_influence
+from .adjoint import (
+    Scores,
+    reward_influence,
+    summed_reward_influence,
+    summed_value_influence,
+    value_influence,
+)
 from .targets import TargetSteps
-from .trak import WindowGradients, policy_gradients, value_gradients
+from .trak import WindowGradients, policy_gradients, target_factors, value_gradients
 from .window import Window
 
 Solve = Callable[[float], Scores]
+Sum = Callable[[float, Scores], Scores]
+_CHUNK = 512  # failures whose [N, F] arrays are held at once
+
+
+def chunks(failures: int) -> Iterator[slice]:
+    """Yield the failures in parts."""
+    for start in range(0, failures, _CHUNK):
+        yield slice(start, min(start + _CHUNK, failures))
 
 
 class Influence(NamedTuple):
@@ -34,12 +49,35 @@ class Influence(NamedTuple):
     tau_value: Scores
 
 
-class Prepared(Protocol):
+class InfluenceSums(NamedTuple):
+    """Weighted sums of influence over transitions, [G, F] each; see `Influence`."""
+
+    tau: Scores
+    tau_raw: Scores
+    tau_value: Scores
+
+
+class Prepared(ABC):
     """A window that an estimator has looked at once, for all failures and every damping."""
 
+    @abstractmethod
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the influence on some failures at one damping, so that [N, F] is never held whole."""
-        ...
+
+    def sums(self, lam: float, weights: Scores, failures: int) -> InfluenceSums:
+        """Return sums of the influence on all failures at one damping.
+
+        Args:
+            lam: damping.
+            weights: of each transition in each of G sums, [N, G].
+            failures: F.
+        """
+        rows = np.flatnonzero(weights.any(axis=1))
+        parts = []
+        for part in chunks(failures):
+            found = self.influence(lam, part)
+            parts.append([weights[rows].T @ tau[rows] for tau in (found.tau, found.tau_raw, found.tau_value)])
+        return InfluenceSums(*(np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True)))
 
 
 class Estimator(ABC):
@@ -66,7 +104,7 @@ class Estimator(ABC):
         """
 
 
-class ScoredWindow:
+class ScoredWindow(Prepared):
     """Influence by scores of advantages, taken to rewards by the adjoint of GAE.
 
     Args:
@@ -92,16 +130,52 @@ class ScoredWindow:
         return Influence(scores, *reward_influence(scores, advantages), by_value)
 
 
-def _channels(
-    window: Window, policy: ActorCriticPolicy, targets: TargetSteps, score: Callable[[WindowGradients, float], Scores]
-) -> ScoredWindow:
-    """Return a window scored in both channels by one way to turn inner products into scores."""
-    gradients = policy_gradients(policy, window.rows, targets, window.name)
+class _TrakWindow(ScoredWindow):
+    """TRAK, whose sums need a solve for each sum and not for each failure.
+
+    Args:
+        window: the window.
+        gradients: of the policy channel.
+        value: of the value channel; None: it is zero.
+        scale: of the value channel's scores.
+    """
+
+    def __init__(self, window: Window, gradients: WindowGradients, value: WindowGradients | None, scale: float) -> None:
+        super().__init__(window, gradients.trak, None if value is None else lambda lam: scale * value.trak(lam))
+        self._gradients, self._value, self._scale = gradients, value, scale
+
+    def sums(self, lam: float, weights: Scores, failures: int) -> InfluenceSums:
+        """Return sums of the influence on all failures at one damping: weights go through the adjoint backwards."""
+        advantages, count = self._window.advantages, weights.shape[1]
+        by_reward = summed_reward_influence(weights, advantages)
+        both = self._gradients.summed_trak(lam, self._of_distinct(np.concatenate(by_reward, axis=1)))
+        by_value = np.broadcast_to(0.0, (count, failures))
+        if self._value is not None:
+            by_return = self._of_distinct(summed_value_influence(weights, advantages))
+            by_value = self._scale * self._value.summed_trak(lam, by_return)
+        return InfluenceSums(both[:count], both[count:], by_value)
+
+    def _of_distinct(self, weights: Scores) -> Scores:
+        """Return the weights of distinct rows [U, G], sums of those of their transitions [N, G]."""
+        rows = self._window.rows
+        total = torch.zeros(len(rows.counts), weights.shape[1], dtype=torch.float64)
+        return total.index_add_(0, torch.from_numpy(rows.row), torch.from_numpy(weights)).numpy()
+
+
+class _Channels(NamedTuple):
+    """Inner products of the gradients of log pi and of `scale` V (None: the value channel is zero)."""
+
+    gradients: WindowGradients
+    value: WindowGradients | None
+    scale: float
+
+
+def _channels(window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> _Channels:
+    """Return the inner products of both channels."""
     scale = float(np.sqrt(2.0 * window.vf_coef))  # the value loss is vf_coef (R - V)^2: its curvature is scale^2 v v^T
-    value = value_gradients(policy, window.rows, targets, window.name, scale)
-    if value is None:
-        return ScoredWindow(window, lambda lam: score(gradients, lam))
-    return ScoredWindow(window, lambda lam: score(gradients, lam), lambda lam: scale * score(value, lam))
+    steps = target_factors(policy, window.rows, targets)
+    gradients = policy_gradients(policy, window.rows, targets, window.name, steps)
+    return _Channels(gradients, value_gradients(policy, window.rows, targets, window.name, scale, steps), scale)
 
 
 class Trak(Estimator):
@@ -112,7 +186,7 @@ class Trak(Estimator):
 
     def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
         """Compute the Gram matrix of the window once; each damping is a solve."""
-        return _channels(window, policy, targets, WindowGradients.trak)
+        return _TrakWindow(window, *_channels(window, policy, targets))
 
 
 class TracIn(Estimator):
@@ -123,4 +197,6 @@ class TracIn(Estimator):
 
     def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
         """Compute the products once; they know no damping."""
-        return _channels(window, policy, targets, lambda gradients, _: gradients.gradient_product())
+        gradients, value, scale = _channels(window, policy, targets)
+        by_value = None if value is None else lambda _: scale * value.gradient_product()
+        return ScoredWindow(window, lambda _: gradients.gradient_product(), by_value)

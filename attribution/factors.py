@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -33,14 +33,7 @@ Functional = Callable[[Outputs], Tensor]
 SPREAD = "log_std"
 _BLOCK_BYTES = 2**28  # of materialised gradients at once
 _UNFOLDED_BYTES = 2**26  # of unfolded inputs at once
-
-
-class LayerFactors(Protocol):
-    """Factored gradients of N scalars by the parameters of one layer."""
-
-    def products(self, others: Sequence[Self]) -> list[Tensor]:
-        """Return the inner products with the gradients of each of `others` (also itself), [N, M] each."""
-        ...
+_CACHED_BYTES = 2**22  # of inner products at once, so that they stay in the cache from one layer to the next
 
 
 @dataclass(frozen=True)
@@ -50,9 +43,9 @@ class LinearFactors:
     inputs: Tensor
     derivatives: Tensor
 
-    def products(self, others: Sequence[LinearFactors]) -> list[Tensor]:
-        """Return the inner products with the gradients of each of `others`, [N, M] each."""
-        return [(self.inputs @ other.inputs.T).mul_(self.derivatives @ other.derivatives.T) for other in others]
+    def rows_of(self, chosen: Tensor) -> LinearFactors:
+        """Return the factors of some of the rows."""
+        return LinearFactors(self.inputs[chosen], self.derivatives[chosen])
 
 
 @dataclass(frozen=True)
@@ -71,8 +64,12 @@ class PlacesFactors:
     unfold: Callable[[Tensor], Tensor]
     bias: bool
 
+    def rows_of(self, chosen: Tensor) -> PlacesFactors:
+        """Return the factors of some of the rows."""
+        return PlacesFactors(self.inputs[chosen], self.derivatives[chosen], self.unfold, self.bias)
+
     def products(self, others: Sequence[PlacesFactors]) -> list[Tensor]:
-        """Return the inner products with the gradients of each of `others`, [N, M] each.
+        """Return the inner products with the gradients of each of `others` (also itself), [N, M] each.
 
         Of rows with themselves only the lower triangle is computed.
         """
@@ -145,23 +142,43 @@ class Factors:
     """
 
     rows: int
-    layers: Mapping[str, LayerFactors]
+    layers: Mapping[str, LinearFactors | PlacesFactors]
+
+    def rows_of(self, chosen: Tensor) -> Factors:
+        """Return the factors of some of the rows; `chosen`: int64 [n]."""
+        layers = {name: layer.rows_of(chosen) for name, layer in self.layers.items()}
+        return Factors(len(chosen), layers)
 
     def shares_layers(self, other: Factors) -> bool:
         """Return whether some layer is in both; else all inner products are zero."""
         return not self.layers.keys().isdisjoint(other.layers)
 
-    def gram_and_products(self, other: Factors) -> tuple[Tensor, Tensor]:
-        """Return the inner products with each other [N, N] and with `other` [N, M]; gradients are formed once."""
-        gram: Tensor | None = None
-        products: Tensor | None = None
+    def gram_and_products(self, other: Factors, owner: Tensor | None = None, owners: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the inner products with each other [N, N] and with `other` [N, M]; gradients are formed once.
+
+        Args:
+            other: M gradients.
+            owner: int64 [M], of F `owners`: the products with gradients of the same owner are summed, [N, F].
+        """
+        like = next(iter(self.layers.values())).derivatives
+        gram = like.new_zeros(self.rows, self.rows)
+        products = like.new_zeros(self.rows, other.rows if owner is None else owners)
+        own: list[tuple[LinearFactors, LinearFactors]] = []
+        shared: list[tuple[LinearFactors, LinearFactors]] = []
         for name, mine in self.layers.items():
-            found = mine.products([mine, *([other.layers[name]] if name in other.layers else [])])
-            gram = found[0] if gram is None else gram.add_(found[0])
-            if len(found) > 1:
-                products = found[1] if products is None else products.add_(found[1])
-        assert gram is not None
-        return gram, gram.new_zeros(self.rows, other.rows) if products is None else products
+            theirs = other.layers.get(name)
+            if isinstance(mine, LinearFactors):
+                own.append((mine, mine))
+                if isinstance(theirs, LinearFactors):
+                    shared.append((mine, theirs))
+                continue
+            found = mine.products([mine, *([theirs] if isinstance(theirs, PlacesFactors) else [])])
+            gram.add_(found[0])
+            for part in found[1:]:
+                products.add_(part) if owner is None else products.index_add_(1, owner, part)
+        _add_linear_products(gram, own)
+        _add_linear_products(products, shared, owner)
+        return gram, products
 
 
 def gradient_factors(
@@ -189,7 +206,7 @@ def gradient_factors(
     if spread is not None:
         results.append(spread)
     derivatives = torch.autograd.grad(total, results, allow_unused=True)
-    layers: dict[str, LayerFactors] = {}
+    layers: dict[str, LinearFactors | PlacesFactors] = {}
     for (name, (layer, inputs, _)), derivative in zip(seen.items(), derivatives, strict=False):
         if derivative is not None:
             layers[name] = _layer_factors(layer, inputs.detach(), derivative)
@@ -202,6 +219,28 @@ def gradient_factors(
     return Factors(rows, layers)
 
 
+def _add_linear_products(
+    total: Tensor, layers: Sequence[tuple[LinearFactors, LinearFactors]], owner: Tensor | None = None
+) -> None:
+    """Add inner products of gradients, summed over layers, and over columns of the same owner, to [N, M] or [N, F]."""
+    if not layers:
+        return
+    others = [(other.inputs.T.contiguous(), other.derivatives.T.contiguous()) for _, other in layers]
+    width = others[0][0].shape[1]
+    rows = max(16, _CACHED_BYTES // max(width * total.element_size(), 1))
+    left, right, products = total.new_empty(3, min(rows, len(total)), width)
+    for start in range(0, len(total), rows):
+        part = total[start : start + rows]
+        count = len(part)
+        block = part if owner is None else products[:count].zero_()
+        for (mine, _), (inputs, derivatives) in zip(layers, others, strict=True):
+            torch.mm(mine.inputs[start : start + rows], inputs, out=left[:count])
+            torch.mm(mine.derivatives[start : start + rows], derivatives, out=right[:count])
+            block.addcmul_(left[:count], right[:count])
+        if owner is not None:
+            part.index_add_(1, owner, block)
+
+
 def _add_lower_triangle(total: Tensor, rows: Tensor) -> None:
     """Add the lower triangle of `rows @ rows.T`, half the work of the whole product."""
     # the same memory, read column by column, is what LAPACK takes without a copy: its upper triangle is our lower
@@ -209,7 +248,7 @@ def _add_lower_triangle(total: Tensor, rows: Tensor) -> None:
     syrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, trans=1, lower=0, overwrite_c=1)
 
 
-def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LayerFactors:
+def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LinearFactors | PlacesFactors:
     if isinstance(layer, nn.Linear):
         ones = layer.bias is not None
         if inputs.ndim == 2:

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.rewards import corrections, reward_events
 from ..training.spaces import action_text
-from .estimators import Estimator, Influence
+from .estimators import Estimator, Influence, chunks
 from .targets import TargetSteps
 from .trak import DEFAULT_LAMBDA, LAMBDAS
 from .window import Window
@@ -21,7 +22,7 @@ EFFECTS = ("effect", "effect_raw", "effect_value")
 TOP_K = 16
 NULL_DRAWS = 20
 _NULL_SEED = 0
-_CHUNK = 512  # failures whose [N, F] arrays are held at once
+_KINDS = 2  # values by which transitions are kept: |tau| of reward events, and -dr * tau
 
 
 class GroupSums(NamedTuple):
@@ -61,7 +62,12 @@ class WindowInfluence(NamedTuple):
 
 
 def attribute_window(
-    window: Window, policy: ActorCriticPolicy, targets: TargetSteps, estimator: Estimator, top_k: int = TOP_K
+    window: Window,
+    policy: ActorCriticPolicy,
+    targets: TargetSteps,
+    estimator: Estimator,
+    top_k: int = TOP_K,
+    leaders: Leaders | None = None,
 ) -> WindowInfluence:
     """Attribute F failures to the rewards of one window.
 
@@ -72,6 +78,7 @@ def attribute_window(
         estimator: how.
         top_k: transitions kept a failure: the k with the largest correction effect and the k with the
             largest influence |tau| among reward events.
+        leaders: of other windows: what cannot be among the top of all of them is left out.
 
     Raises:
         NonFiniteError: a gradient is not finite.
@@ -82,17 +89,21 @@ def attribute_window(
     effects = {name: np.zeros(shape) for name in EFFECTS}
     mean = np.zeros(len(window.reward))
     tops: list[pa.Table] = []
+    for part in chunks(targets.failures):
+        influence = prepared.influence(DEFAULT_LAMBDA, part)
+        for name, tau in zip(EFFECTS, (influence.tau, influence.tau_raw, influence.tau_value), strict=True):
+            effects[name][LAMBDAS.index(DEFAULT_LAMBDA), part] = (wrong.change[:, wrong.rows] @ tau[wrong.rows]).T
+        mean += influence.tau.sum(axis=1) / targets.failures
+        least = np.zeros((_KINDS, targets.failures)) if leaders is None else leaders.least
+        tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k, least[:, part]))
     for plane, lam in enumerate(LAMBDAS):
-        for start in range(0, targets.failures, _CHUNK):
-            part = slice(start, min(start + _CHUNK, targets.failures))
-            influence = prepared.influence(lam, part)
-            for name, tau in zip(EFFECTS, (influence.tau, influence.tau_raw, influence.tau_value), strict=True):
-                effects[name][plane, part] = (wrong.change @ tau[wrong.rows]).T
-            if lam == DEFAULT_LAMBDA:
-                mean += influence.tau.sum(axis=1) / targets.failures
-                tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k))
+        if lam != DEFAULT_LAMBDA and wrong.groups:
+            sums = prepared.sums(lam, wrong.change.T, targets.failures)
+            for name, total in zip(EFFECTS, sums, strict=True):
+                effects[name][plane] = total.T
     generator = np.random.default_rng([_NULL_SEED, window.seed, window.number])
-    null = np.stack([wrong.change @ generator.permutation(mean[wrong.rows]) for _ in range(NULL_DRAWS)])
+    change = wrong.change[:, wrong.rows]
+    null = np.stack([change @ generator.permutation(mean[wrong.rows]) for _ in range(NULL_DRAWS)])
     return WindowInfluence(GroupSums(wrong.groups, effects, null), _unit_sums(window, mean), pa.concat_tables(tops))
 
 
@@ -105,7 +116,7 @@ def _unit_sums(window: Window, mean: NDArray[np.float64]) -> UnitSums:
 
 
 class _WrongRows(NamedTuple):
-    """Transitions to correct: their rows [M], their groups, and dr by group [G, M], one entry a column."""
+    """Transitions to correct: their rows [M], their groups, and dr by group [G, N], zero but for one entry a row."""
 
     rows: NDArray[np.int64]
     groups: list[str]
@@ -113,28 +124,34 @@ class _WrongRows(NamedTuple):
 
 
 def _wrong_rows(window: Window) -> _WrongRows:
-    change = window.correction
-    rows = np.flatnonzero(change) if change is not None else np.empty(0, np.int64)
+    change = np.zeros(len(window.reward)) if window.correction is None else window.correction
+    rows = np.flatnonzero(change)
     groups, member = np.unique(window.group[rows], return_inverse=True)
-    by_group = np.zeros((len(groups), len(rows)))
-    if change is not None:
-        by_group[member, np.arange(len(rows))] = change[rows]
+    by_group = np.zeros((len(groups), len(change)))
+    by_group[member, rows] = change[rows]
     return _WrongRows(rows, groups.tolist(), by_group)
 
 
-def _top_transitions(window: Window, ids: Sequence[str], influence: Influence, estimator: str, top_k: int) -> pa.Table:
+def _top_transitions(
+    window: Window,
+    ids: Sequence[str],
+    influence: Influence,
+    estimator: str,
+    top_k: int,
+    least: NDArray[np.float64],
+) -> pa.Table:
     """Return the top transitions of each failure in this window, as rows of the top-k table."""
-    change, event = window.correction, window.is_event
-    steps = window.steps
-    size = np.abs(influence.tau) * event[:, None]
-    kept_rows, kept_failures = [], []
-    for failure in range(len(ids)):
-        chosen = _largest(size[:, failure], top_k)
-        if change is not None:
-            chosen = np.union1d(chosen, _largest(-change * influence.tau[:, failure], top_k))
-        kept_rows.append(chosen)
-        kept_failures.append(np.full(len(chosen), failure))
-    row, failure_of = np.concatenate(kept_rows), np.concatenate(kept_failures)
+    steps, change = window.steps, window.correction
+    event = np.flatnonzero(window.is_event)
+    wrong = np.empty(0, np.int64) if change is None else np.flatnonzero(change)
+    values = [np.abs(influence.tau[event])]
+    values.append(-change[wrong, None] * influence.tau[wrong] if change is not None else values[0][:0])
+    kept = []
+    for rows, value, lowest in zip((event, wrong), values, least, strict=True):
+        at, failure = np.nonzero((value > 0.0) & (value >= lowest))
+        best = _best(failure, value[at, failure], top_k).kept
+        kept.append(failure[best] * len(window.reward) + rows[at[best]])
+    failure_of, row = np.divmod(np.unique(np.concatenate(kept)), len(window.reward))
     intended = np.full(len(row), np.nan) if window.intended is None else window.intended[row]
     return pa.table(
         {
@@ -151,15 +168,63 @@ def _top_transitions(window: Window, ids: Sequence[str], influence: Influence, e
             "intended_reward": pa.array(intended, from_pandas=True),
             "context": pa.array(window.group[row]),
             "action": pa.array([action_text(action) for action in window.action[row]], pa.string()),
-            "estimator": pa.array([estimator] * len(row)),
+            "estimator": pa.array([estimator] * len(row), pa.string()),
         }
     )
 
 
-def _largest(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """Return the rows of the k largest positive values; ties by row number, so that nothing else decides."""
-    positive = np.flatnonzero(values > 0.0)
-    return positive[np.argsort(-values[positive], kind="stable")[:k]]
+class _Best(NamedTuple):
+    """Which entries are kept, by failure and falling value, and the rank of each among those of its failure."""
+
+    kept: NDArray[np.int64]
+    rank: NDArray[np.int64]
+
+
+def _best(failure: NDArray[np.integer], value: NDArray[np.float64], k: int) -> _Best:
+    """Return the entries with the k largest values of each failure; ties by position, so that nothing else decides."""
+    order = np.lexsort((-value, failure))  # stable
+    rank = np.arange(len(order)) - np.searchsorted(failure[order], failure[order])
+    kept = (rank < k) & (value[order] > 0.0)
+    return _Best(order[kept], rank[kept])
+
+
+def _values(top: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return by what rows of the top-k table are kept: |tau| among reward events, and -dr * tau."""
+    tau, reward = top["tau"].to_numpy(), top["reward"].to_numpy()
+    intended = top["intended_reward"].to_numpy(zero_copy_only=False).astype(np.float64)
+    return np.abs(tau) * reward_events(reward, intended), -corrections(reward, intended) * tau
+
+
+class Leaders:
+    """The top of the windows so far. What is below it in another window cannot be among the top of all of them.
+
+    Args:
+        ids: of F failures.
+        k: transitions kept a failure, by each of the two values.
+
+    Attributes:
+        least: [2, F], what the k-th of each failure has of each value; 0 while there are fewer.
+    """
+
+    def __init__(self, ids: Sequence[str], k: int = TOP_K) -> None:
+        self._ids, self._k = pa.array(ids, pa.string()), k
+        self.least = np.zeros((_KINDS, len(ids)))
+        self._seen: set[tuple[int, int]] = set()
+        self._so_far = [(np.empty(0, np.int32), np.empty(0))] * _KINDS
+
+    def add(self, window: tuple[int, int], top: pa.Table) -> None:
+        """Take the top transitions of one more window (seed, number) into account, once."""
+        if window in self._seen:
+            return
+        self._seen.add(window)
+        found = pc.index_in(top["failure"], self._ids).to_numpy()
+        for kind, new in enumerate(_values(top)):
+            old_failure, old = self._so_far[kind]
+            failure, value = np.concatenate([old_failure, found]), np.concatenate([old, new])
+            kept, rank = _best(failure, value, self._k)
+            self._so_far[kind] = failure[kept], value[kept]
+            last = kept[rank == self._k - 1]
+            self.least[kind, failure[last]] = value[last]
 
 
 def keep_top(table: pa.Table, k: int) -> pa.Table:
@@ -171,12 +236,7 @@ def keep_top(table: pa.Table, k: int) -> pa.Table:
         k: how many.
     """
     failure = table["failure"].combine_chunks().dictionary_encode().indices.to_numpy()
-    tau, reward = table["tau"].to_numpy(), table["reward"].to_numpy()
-    intended = table["intended_reward"].to_numpy(zero_copy_only=False).astype(np.float64)
-    event = reward_events(reward, intended)
     kept = np.zeros(table.num_rows, dtype=bool)
-    for value in (np.abs(tau) * event, -corrections(reward, intended) * tau):
-        order = np.lexsort((np.arange(len(value)), -value, failure))
-        rank = np.arange(len(value)) - np.searchsorted(failure[order], failure[order])
-        kept[order[(rank < k) & (value[order] > 0.0)]] = True
+    for value in _values(table):
+        kept[_best(failure, value, k).kept] = True
     return table.filter(pa.array(kept))

@@ -90,15 +90,34 @@ class WindowGradients:
         Args:
             lam: damping, absolute, in the unit of the Fisher matrix.
         """
-        counts = torch.as_tensor(self.rows.counts, dtype=self.gram.dtype)
-        root = counts.sqrt()[:, None]
-        system = (self.gram * root).mul_(root.T / counts.sum())
+        root = self._root()
+        solved = self._solve(lam, root * self.targets)
+        return np.asarray(solved / root.numpy(), dtype=np.float64)
+
+    def summed_trak(self, lam: float, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return sums of TRAK scores, weights^T s [G, F], by G solves instead of F.
+
+        Args:
+            lam: damping.
+            weights: of each distinct row, [U, G].
+        """
+        root = self._root()
+        solved = self._solve(lam, torch.as_tensor(weights, dtype=self.gram.dtype) / root)
+        return np.asarray((torch.from_numpy(solved) * root).T @ self.targets, dtype=np.float64)
+
+    def _root(self) -> Tensor:
+        return torch.as_tensor(self.rows.counts, dtype=self.gram.dtype).sqrt()[:, None]
+
+    def _solve(self, lam: float, right: Tensor) -> NDArray[np.floating]:
+        """Solve the symmetric system of the distinct rows, scaled by the roots of their counts, for [U, M]."""
+        root = self._root()
+        system = (self.gram * root).mul_(root.T / int(self.rows.counts.sum()))
         system.diagonal().add_(lam)
         # scipy's factorisation: measured a quarter faster than torch's on one core; the matrix is symmetric, so its
         # transpose is the column-major array that LAPACK overwrites without a copy
         factor = cho_factor(system.numpy().T, lower=True, overwrite_a=True, check_finite=False)
-        solved = cho_solve(factor, (root * self.targets).numpy(), overwrite_b=True, check_finite=False)
-        return np.asarray(solved / root.numpy(), dtype=np.float64)
+        solved: NDArray[np.floating] = cho_solve(factor, right.numpy(), overwrite_b=True, check_finite=False)
+        return solved
 
     def gradient_product(self) -> NDArray[np.float64]:
         r"""Return TracIn-style scores of the distinct rows [U, F]: :math:`g \cdot \nabla f`."""
@@ -106,7 +125,15 @@ class WindowGradients:
         return products
 
 
-def policy_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str) -> WindowGradients:
+def target_factors(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps) -> Factors:
+    """Return the factored gradients of the targets' steps, which both channels of a window are multiplied with."""
+    _set_precision(policy, rows)
+    return gradient_factors(policy, as_tensors(targets.observations), targets.functional(), targets.given)
+
+
+def policy_gradients(
+    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str, steps: Factors | None = None
+) -> WindowGradients:
     """Compute the inner products of the policy channel: gradients of log pi(a|s) of a window's distinct rows.
 
     In float64 up to `DOUBLE_ROWS` distinct rows, beyond in float32: half the time, and at the dampings in use a
@@ -117,29 +144,36 @@ def policy_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: Targe
         rows: the window's distinct rows.
         targets: the failures' target steps.
         where: names the window in messages.
+        steps: the gradients of the targets (`target_factors`); None: they are computed.
 
     Raises:
         NonFiniteError: a gradient is NaN or infinite; names window and row.
         InputError: the policy's gradients have no factored form.
     """
     actions = torch.as_tensor(rows.actions)
-    window, steps = _factors(policy, rows, targets, lambda outputs: outputs.distribution.log_prob(actions).sum())
-    return _inner_products(window, steps, rows, targets, where)
+    window = _window_factors(policy, rows, lambda outputs: outputs.distribution.log_prob(actions).sum())
+    return _inner_products(window, steps or target_factors(policy, rows, targets), rows, targets, where)
 
 
 def value_gradients(
-    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str, scale: float
+    policy: ActorCriticPolicy,
+    rows: WindowRows,
+    targets: TargetSteps,
+    where: str,
+    scale: float,
+    steps: Factors | None = None,
 ) -> WindowGradients | None:
     """Compute the inner products of the value channel: gradients of `scale` V(s) of a window's distinct rows.
 
     Args:
-        policy, rows, targets, where: see `policy_gradients`.
+        policy, rows, targets, where, steps: see `policy_gradients`.
         scale: factor of V(s), such that the mean of the products is the Gauss-Newton matrix of the value loss.
 
     Returns:
         None where the value loss moves no parameter that a target depends on: all effects are zero.
     """
-    window, steps = _factors(policy, rows, targets, lambda outputs: scale * outputs.values.sum())
+    window = _window_factors(policy, rows, lambda outputs: scale * outputs.values.sum())
+    steps = steps or target_factors(policy, rows, targets)
     return _inner_products(window, steps, rows, targets, where) if window.shares_layers(steps) else None
 
 
@@ -151,26 +185,29 @@ def q_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetStep
         rows, targets, where: see `policy_gradients`; actions are zeros where the network gives one value a row.
     """
     actions = torch.as_tensor(rows.actions)[:, None]
-    window, steps = _factors(policy, rows, targets, lambda outputs: outputs.distribution.head.gather(1, actions).sum())
-    return _inner_products(window, steps, rows, targets, where)
+    window = _window_factors(policy, rows, lambda outputs: outputs.distribution.head.gather(1, actions).sum())
+    return _inner_products(window, target_factors(policy, rows, targets), rows, targets, where)
 
 
-def _factors(
-    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, functional: Functional
-) -> tuple[Factors, Factors]:
-    """Return the factored gradients of the window's rows and of the targets' steps."""
+def _window_factors(policy: ActorCriticPolicy, rows: WindowRows, functional: Functional) -> Factors:
+    """Return the factored gradients of the window's rows."""
+    _set_precision(policy, rows)
+    return gradient_factors(policy, as_tensors(rows.observations), functional, rows.given)
+
+
+def _set_precision(policy: ActorCriticPolicy, rows: WindowRows) -> None:
     policy.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)
-    window = gradient_factors(policy, as_tensors(rows.observations), functional, rows.given)
-    return window, gradient_factors(policy, as_tensors(targets.observations), targets.functional(), targets.given)
 
 
 def _inner_products(
     window: Factors, steps: Factors, rows: WindowRows, targets: TargetSteps, where: str
 ) -> WindowGradients:
-    gram, per_step = window.gram_and_products(steps)
+    used = torch.arange(steps.rows)
+    if targets.user is None:  # the gradients of all other steps are zero
+        used = used[torch.as_tensor(targets.step_weights() > 0.0)]
+    owner = torch.as_tensor(targets.failure)[used]
+    gram, cross = window.gram_and_products(steps.rows_of(used), owner, targets.failures)
     _require_finite(gram.diagonal(), rows, where)
-    cross = torch.zeros(len(gram), targets.failures, dtype=gram.dtype)
-    cross.index_add_(1, torch.as_tensor(targets.failure), per_step)
     if not torch.isfinite(cross).all():
         failure = int((~torch.isfinite(cross)).any(dim=0).nonzero()[0])
         raise NonFiniteError(f"{where}: the gradient of the target of failure {targets.ids[failure]} is not finite")

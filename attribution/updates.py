@@ -57,7 +57,7 @@ class TrakUpdates(Estimator):
         return _SummedUpdates(window, window.updates, policy, targets)
 
 
-class _SummedUpdates:
+class _SummedUpdates(Prepared):
     """Effects of one unit of raw advantage at each damping, [N, F] each, mean over updates."""
 
     def __init__(

@@ -33,61 +33,40 @@ from torch import Tensor
 
 import aitia
 from aitia.attribution.estimators import Trak
-from aitia.attribution.influence import TOP_K, attribute_window, keep_top
+from aitia.attribution.influence import TOP_K, Leaders, attribute_window, keep_top
 from aitia.attribution.outputs import Outputs, prepare
 from aitia.attribution.targets import TargetSteps, UserSteps
 from aitia.attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, WindowRows, policy_gradients
 from aitia.attribution.window import read_window
-from aitia.datasets.arrays import array_format_of, array_metadata, encode_actions, encode_arrays
-from aitia.datasets.schema import TOP_TRANSITIONS, with_metadata
+from aitia.datasets.schema import TOP_TRANSITIONS
 from aitia.datasets.store import write_table
 from aitia.training.spaces import as_tensors
 from aitia.workflows.runs import open_run
 from benchmarks import peers, planted
+from benchmarks.synthetic import ACTIONS, DECISIVE, ROWS, Data, disturbed, mlp_policy, samples, window_table
 
-WINDOWS, ROWS, TARGETS = 10, 2048, 200
-FEATURES, IMAGE, ACTIONS = 64, (1, 44, 44), 7
+WINDOWS, TARGETS = 10, 200
+IMAGE = (1, 44, 44)
 PAIRS, CNN_PAIRS = 3, 3
 TRAKER_MLP, TRAKER_CNN, DATTRI = 2048, 512, 512  # projected dimensions
-ENVS, TRANSITIONS = 16, (10_240, 102_400, 1_024_000)
-MANY_FAILURES, DECISIVE = 1000, 8
-Data = tuple[NDArray[Any], NDArray[np.int64]]
-
-
-def mlp_policy() -> ActorCriticPolicy:
-    """A policy with 8,775 parameters between observation and action probabilities."""
-    torch.manual_seed(0)
-    return _disturbed(ActorCriticPolicy(spaces.Box(-1, 1, (FEATURES,)), spaces.Discrete(ACTIONS), lambda _: 0.0))
+TRANSITIONS = (10_240, 102_400, 1_024_000)
+MANY_FAILURES = 1000
 
 
 def cnn_policy() -> ActorCriticPolicy:
     """A NatureCNN policy with 207,015 parameters between image and action probabilities."""
-    return _disturbed(
-        ActorCriticCnnPolicy(spaces.Box(0, 255, IMAGE, np.uint8), spaces.Discrete(ACTIONS), lambda _: 0.0)
-    )
+    return disturbed(ActorCriticCnnPolicy(spaces.Box(0, 255, IMAGE, np.uint8), spaces.Discrete(ACTIONS), lambda _: 0.0))
 
 
-def _disturbed(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    with torch.no_grad():  # far from SB3's nearly uniform start, so that gradients differ
-        for parameter in policy.parameters():
-            parameter.add_(0.1 / max(parameter[0].numel(), 1) ** 0.5 * torch.randn(parameter.shape))
-    policy.set_training_mode(False)
-    return policy
-
-
-def samples(rows: int, seed: int, image: bool = False) -> Data:
-    """Observations [N, ...] and actions [N], no two alike."""
+def images(rows: int, seed: int) -> Data:
+    """Images [N, ...] and actions [N], no two alike."""
     generator = np.random.default_rng(seed)
-    if image:
-        observations: NDArray[Any] = generator.integers(0, 256, (rows, *IMAGE)).astype(np.uint8)
-    else:
-        observations = generator.uniform(-1, 1, (rows, FEATURES)).astype(np.float32)
-    return observations, generator.integers(0, ACTIONS, rows)
+    return generator.integers(0, 256, (rows, *IMAGE)).astype(np.uint8), generator.integers(0, ACTIONS, rows)
 
 
 def log_prob_targets(image: bool = False) -> TargetSteps:
     """200 targets, log pi of one action each: an output that other libraries score as it is."""
-    observations, actions = samples(TARGETS, 10**6, image)
+    observations, actions = (images if image else samples)(TARGETS, 10**6)
 
     def log_prob(log_probs: Tensor, steps: UserSteps) -> Tensor:
         return log_probs[0, int(steps.actions[0])]
@@ -171,36 +150,20 @@ def primal_error() -> float:
 
 
 def write_windows(folder: Path) -> list[Path]:
-    """Ten recorded windows of random transitions, a tenth with wrong rewards in 100 groups."""
-    paths = []
-    for number in range(WINDOWS):
-        observations, actions = samples(ROWS, number)
-        generator = np.random.default_rng(number)
-        reward = generator.choice([0.0, 1.0], ROWS, p=[0.9, 0.1])
-        column, metadata = encode_actions(actions)
-        minibatches = np.stack([generator.permutation(ROWS) // 256 for _ in range(4)], axis=1).astype(np.int32)
-        table = pa.table(
-            {
-                "seed": np.zeros(ROWS, np.int32), "window": np.full(ROWS, number, np.int32),
-                "observation": encode_arrays(observations), "action": column, "reward": reward,
-                "reward_scale": np.ones(ROWS), "intended_reward": reward - (generator.random(ROWS) < 0.1),
-                "context": generator.integers(0, 100, ROWS).astype(str), "advantage": generator.normal(size=ROWS),
-                "terminated": generator.random(ROWS) < 0.1, "truncated": np.zeros(ROWS, bool),
-                "minibatches": pa.array(list(minibatches)),
-            }
-        )  # fmt: skip
-        told = {"n_envs": str(ENVS), "gamma": "0.97", "gae_lambda": "0.95", "normalize_advantage": "true"}
-        metadata |= told | array_metadata("observation", array_format_of(observations))
-        paths.append(folder / f"window={number:05d}.parquet")
-        write_table(paths[-1], with_metadata(table, metadata))
+    """Ten recorded windows of random transitions."""
+    paths = [folder / f"window={number:05d}.parquet" for number in range(WINDOWS)]
+    for number, path in enumerate(paths):
+        write_table(path, window_table(number))
     return paths
 
 
 def stream(paths: list[Path], windows: int, targets: TargetSteps) -> pa.Table:
     """What a worker does: read, attribute and reduce window after window."""
-    top, sums = TOP_TRANSITIONS.empty_table(), np.zeros(())
+    top, sums, leaders = TOP_TRANSITIONS.empty_table(), np.zeros(()), Leaders(targets.ids)
     for number in range(windows):
-        found = attribute_window(read_window(paths[number % len(paths)]), mlp_policy(), targets, Trak())
+        window = read_window(paths[number % len(paths)])
+        found = attribute_window(window, mlp_policy(), targets, Trak(), leaders=leaders)
+        leaders.add((0, number), found.top)
         top = keep_top(pa.concat_tables([top, found.top.cast(TOP_TRANSITIONS)]), TOP_K)
         sums = sums + found.sums.effects["effect"].sum()
     return top
@@ -281,13 +244,13 @@ def main() -> None:
     )
     for key, name in (("traker_2048", f"traker {TRAKER_MLP}"), ("dattri_trak", f"dattri TRAK {DATTRI}")):
         result |= {f"speedup_vs_{key}{end}": value for end, value in ratio(seconds, name).items()}
-    images, asked = [samples(ROWS, 0, image=True)], log_prob_targets(image=True)
-    ours(cnn_policy, images, asked)
+    pictures, asked = [images(ROWS, 0)], log_prob_targets(image=True)
+    ours(cnn_policy, pictures, asked)
     print(f"CNN: one window of {ROWS}, {TARGETS} targets, {CNN_PAIRS} pairs, one thread", flush=True)
     seconds = paired(
         {
-            "ours": lambda: ours(cnn_policy, images, asked),
-            f"traker {TRAKER_CNN}": lambda: by_traker(cnn_policy, images, asked, TRAKER_CNN, 128),
+            "ours": lambda: ours(cnn_policy, pictures, asked),
+            f"traker {TRAKER_CNN}": lambda: by_traker(cnn_policy, pictures, asked, TRAKER_CNN, 128),
         },
         CNN_PAIRS,
     )

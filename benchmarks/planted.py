@@ -22,10 +22,9 @@ from aitia.attribution.order import area_under_curve, attribution_order, effect_
 from aitia.attribution.registry import estimators
 from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.errors import InputError
-from aitia.datasets.rewards import reward_summary
+from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.datasets.store import read_table
 from aitia.workflows.runs import Run, open_run
-from aitia.workflows.verify import wrong_groups
 
 
 def causal_groups(run: Run) -> frozenset[str]:

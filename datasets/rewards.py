@@ -135,17 +135,19 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
         wrong = change != 0.0
         event = reward_events(reward, intended)
         first_wrong = np.zeros(len(reward), dtype=bool)
-        for row in np.flatnonzero(wrong):
-            first_wrong[row] = int(episode[row]) not in wrong_episodes
-            wrong_episodes.add(int(episode[row]))
+        mistaken, first = np.unique(episode[wrong], return_index=True)
+        new = [number not in wrong_episodes for number in mistaken.tolist()]
+        first_wrong[np.flatnonzero(wrong)[first[new]]] = True
+        wrong_episodes.update(mistaken.tolist())
         counted = (np.ones(len(reward)), event, t == 0, wrong, wrong & event, first_wrong)
-        values = np.stack([*counted, np.abs(change)])
+        counts = np.stack([np.bincount(member, values, len(names)) for values in (*counted, np.abs(change))], axis=1)
+        largest = np.zeros(len(names))
+        np.maximum.at(largest, member, np.abs(change))
         extremes += [float(reward.min()), float(reward.max())]
-        for index, name in enumerate(names.tolist()):
-            rows = member == index
-            total = groups.setdefault(name, np.zeros(len(values) + 1))
-            total[:-1] += values[:, rows].sum(axis=1)
-            total[-1] = max(total[-1], float(np.abs(change[rows]).max()))
+        for name, found, most in zip(names.tolist(), counts, largest.tolist(), strict=True):
+            total = groups.setdefault(name, np.zeros(counts.shape[1] + 1))
+            total[:-1] += found
+            total[-1] = max(total[-1], most)
         ids, where = np.unique(episode, return_inverse=True)
         for number, value in zip(ids.tolist(), np.bincount(where, reward).tolist(), strict=True):
             returns[number] = returns.get(number, 0.0) + value
@@ -186,3 +188,13 @@ def return_range(summaries: list[pa.Table]) -> float:
     """Return the range of training returns over all seeds, in units of reward."""
     found = [metadata_of(table.schema) for table in summaries]
     return max(float(m["return_high"]) for m in found) - min(float(m["return_low"]) for m in found)
+
+
+def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
+    """Return the groups with a wrong reward in some seed's training."""
+    return {
+        group
+        for table in rewards
+        for group, wrong in zip(table["group"].to_pylist(), table["wrong_transitions"].to_pylist(), strict=True)
+        if wrong
+    }

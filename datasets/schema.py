@@ -135,6 +135,7 @@ MASKS = pa.schema(
         ("change", pa.float64()),  # sum of their |dr|
         ("share", pa.float64()),  # the smaller of the shares of all groups and of all such transitions
         ("variant", pa.string()),  # a bias, or `coverage`; empty: the task as it is
+        ("cluster", pa.int32()),  # of an attribution order: the one of several clusters that it is for; else null
         ("corrected", pa.int64()),  # transitions whose reward the edit changed while training
     ]
 )
@@ -158,6 +159,12 @@ def metadata_of(schema: pa.Schema) -> dict[str, str]:
 def with_metadata(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:
     """Return the table with `metadata` added to its schema."""
     return table.replace_schema_metadata({**metadata_of(table.schema), **metadata})
+
+
+def seed_and_episode(failure: str) -> tuple[int, int]:
+    """Return what `failure_id` was made from."""
+    seed, _, episode = failure.rpartition("-")
+    return int(seed), int(episode)
 
 
 def failure_id(seed: int, episode: int) -> str:

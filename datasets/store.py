@@ -1,7 +1,8 @@
 """The run folder: where every file is, and reading and writing that leaves files whole or absent.
 
 Everything is written aside and renamed, so a reader never sees half a file and a killed process leaves
-none behind under its final name. Finished pieces of a stage wait in `.parts/` until the stage merges them.
+none behind under its final name. On an object store (remote.py) the finished file is one upload, and appears whole
+too. Finished pieces of a stage wait in `.parts/` until the stage merges them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import json
 import os
 import re
-import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import DiskFullError, RunFolderError
+from .remote import as_path, asking, exist, remote, remove_folder, require_reachable
 
 _ZSTD_LEVEL = 3
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FINAL = "final.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,19 @@ class RunFolder:
     """Paths of one run (docs/run-folder.md). Nothing is created until something is written."""
 
     root: Path
+
+    @classmethod
+    def at(cls, given: str | Path | RunFolder) -> RunFolder:
+        """Return the run folder at a path or an address, which is asked for.
+
+        Raises:
+            InputError: an address that cannot be one of a run folder, or whose store does not answer.
+        """
+        if isinstance(given, RunFolder):
+            return given
+        root = as_path(given).resolve()  # workers may have another working directory
+        require_reachable(root)
+        return cls(root)
 
     @property
     def manifest_path(self) -> Path:
@@ -55,7 +71,7 @@ class RunFolder:
 
     def final_path(self, seed: int) -> Path:
         """The evaluated policy of one seed; it appears last, so it marks a finished training."""
-        return self.checkpoints_folder(seed) / "final.safetensors"
+        return self.checkpoints_folder(seed) / FINAL
 
     def checkpoints_folder(self, seed: int) -> Path:
         """Folder of the checkpoints of one seed."""
@@ -104,16 +120,26 @@ class RunFolder:
             return [self.final_path(seed)]
         windows = range(self.window_count(seed))
         paths = [path(seed, w) for w in windows for path in (self.transitions_path, self.checkpoint_path)]
-        return [path for path in paths if not path.exists()]
+        return [path for path, there in zip(paths, exist(paths), strict=True) if not there]
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
+    For an object store the temporary file is local, and uploaded on success.
+
     Raises:
         DiskFullError: there is no space to write it.
     """
+    if (there := remote(path)) is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / path.name
+            with written_aside(whole) as aside:
+                yield aside
+            with asking(path):
+                there.fs.put_file(str(whole), there.path)
+        return
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +154,28 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _at_hand(path: Path) -> Iterator[Path]:
+    """Give a local file with the contents of `path`: itself, or a copy for the time of the block.
+
+    Raises:
+        RunFolderError: the file is missing.
+    """
+    if (there := remote(path)) is None:
+        if not path.exists():
+            raise _missing(path)
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        with asking(path):
+            try:
+                there.fs.get_file(there.path, str(copy))
+            except FileNotFoundError as error:
+                raise _missing(path) from error
+        yield copy
 
 
 def _error_number(error: Exception) -> int:
@@ -148,11 +196,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    _require_exists(path)
-    try:
-        return pq.ParquetFile(path, memory_map=False).read(columns=list(columns) if columns else None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from error
+    with _at_hand(path) as file:
+        try:
+            return pq.ParquetFile(file, memory_map=False).read(columns=list(columns) if columns else None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _damaged(path, error) from error
 
 
 def read_table_schema(path: Path) -> pa.Schema:
@@ -161,11 +209,11 @@ def read_table_schema(path: Path) -> pa.Schema:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    _require_exists(path)
-    try:
-        return pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from error
+    with _at_hand(path) as file:
+        try:
+            return pq.read_schema(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _damaged(path, error) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -181,11 +229,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    _require_exists(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    with _at_hand(path) as file:
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
 
 
 def read_tensor_metadata(path: Path) -> dict[str, str]:
@@ -194,12 +242,12 @@ def read_tensor_metadata(path: Path) -> dict[str, str]:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    _require_exists(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    with _at_hand(path) as file:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return dict(opened.metadata() or {})
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -225,24 +273,41 @@ def read_json(path: Path) -> Any:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    _require_exists(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(path, error) from error
+    with _at_hand(path) as file:
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise _damaged(path, error) from error
 
 
 def publish_folder(staged: Path, final: Path) -> None:
-    """Move a finished folder to its final place, replacing what is there."""
-    if final.exists():
-        shutil.rmtree(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staged.replace(final)
+    """Move a finished folder to its final place, replacing what is there; to a store, the file that marks it last."""
+    remove_folder(final)
+    if (there := remote(final)) is None:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(final)
+        return
+    files = sorted(staged.iterdir(), key=lambda path: path.name == FINAL)
+    for some in (files[:-1], files[-1:]):
+        with asking(final):
+            there.fs.put([str(path) for path in some], [(there / path.name).path for path in some])
 
 
-def _require_exists(path: Path) -> None:
-    if not path.exists():
-        raise RunFolderError(f"{path} is missing: {_writer(path)} writes it. Run that first (finished pieces are kept)")
+def begin_folder(path: Path) -> Path:
+    """Mark that the files of a folder are in the making, and return where they are to be written.
+
+    That is the folder itself. For an object store it is a local one, and `path` an object that says so: whoever
+    removes it (as `remove_folder` does) has given up what is in the making.
+    """
+    if remote(path) is None:
+        path.mkdir(parents=True)
+        return path
+    write_text(path, "")
+    return Path(tempfile.mkdtemp(prefix="aitia-"))
+
+
+def _missing(path: Path) -> RunFolderError:
+    return RunFolderError(f"{path} is missing: {_writer(path)} writes it. Run that first (finished pieces are kept)")
 
 
 def _writer(path: Path) -> str:

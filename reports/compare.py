@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..datasets.outcomes import Outcomes, PlayCounts
+from ..datasets.remote import exist, relative_link
 from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
 from ..datasets.store import write_json, write_table
 from ..training.edits_file import Edits
@@ -279,7 +279,11 @@ def write_comparison(
     for mine, run in zip(pages, runs, strict=True):
         mine |= {entry["failure"]: run.reports / "failures" / f"{entry['failure']}.html" for entry in entries}
     links = [
-        {name: Path(os.path.relpath(path, folder)).as_posix() for name, path in mine.items() if path.exists()}
+        {
+            name: relative_link(path, folder)
+            for (name, path), there in zip(mine.items(), exist(list(mine.values())), strict=True)
+            if there
+        }
         for mine in pages
     ]
     write_page(

@@ -15,8 +15,6 @@ from .findings import SetFindings
 from .statistics import Interval
 from .verdict import Verdict
 
-EDITS_FILE = "edits.yaml"
-
 
 @dataclass(frozen=True)
 class Correction:
@@ -64,24 +62,23 @@ def smallest_correction(findings: SetFindings, bank: Bank | None, order: Sequenc
 
 
 def write_corrections(
-    folder: Path,
+    path: Path,
     correction: Correction | None,
     findings: SetFindings,
     source: Mapping[str, str],
     grouping: GroupBy,
     earlier: Edits | None = None,
 ) -> None:
-    """Write `edits.yaml` (docs/task-file.md), or remove that of an earlier report where there is nothing to correct.
+    """Write an edits file (docs/task-file.md), or remove that of an earlier report where there is nothing to correct.
 
     Args:
-        folder: the reports folder of the set.
+        path: the file.
         correction: what to correct; None: nothing.
-        findings: of the set.
+        findings: of the set, or of the cluster.
         source: where it comes from: the task's name, the evaluation set.
         grouping: what a group is.
         earlier: what the run itself was trained with, and is to be trained with again.
     """
-    path = folder / EDITS_FILE
     if correction is None:
         path.unlink(missing_ok=True)
         return

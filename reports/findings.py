@@ -25,7 +25,7 @@ from .curve import (
     ease,
     minimal_corrections,
 )
-from .evidence import Bank, collect_evidence
+from .evidence import Bank, Selection, collect_evidence
 from .factorial import Factorial, factorial
 from .framing import RewardScale, framing1
 from .goals import Goals, find_goals
@@ -33,13 +33,12 @@ from .predictions import Calibration, Concentration
 from .statistics import Interval, mean_half_width, rate_interval
 from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide, removal
 
-CLUSTER = 0  # version 1: one cluster of failures an evaluation set
 _TOP_GROUPS = 10
 
 
 @dataclass(frozen=True)
 class SetFindings:
-    """What is found of a whole evaluation set.
+    """What is found of a whole evaluation set, or of a cluster of its failures.
 
     Attributes:
         evidence, decision, curve, ease: see their types.
@@ -78,8 +77,9 @@ def find_for_set(
     group_by: str = "context",
     minimal: float | None = None,
     biases: Sequence[str] = (),
+    selection: Selection | None = None,
 ) -> SetFindings:
-    """Decide the verdict of an evaluation set from its tables.
+    """Decide the verdict of an evaluation set, or of one of several clusters of its failures, from its tables.
 
     Args:
         episodes: episodes of the set: the ensemble's and the random policy's.
@@ -89,8 +89,9 @@ def find_for_set(
         declared, thresholds, group_by: from the task.
         minimal: highest misbehaviour rate that counts as removed; None: not asked.
         biases: the task's variants of the inductive bias.
+        selection: the plays that count for the cluster; None: all. The bank is the cluster's.
     """
-    evidence = collect_evidence(episodes, list(rewards.values()), bank, declared)
+    evidence = collect_evidence(episodes, list(rewards.values()), bank, declared, selection)
     decision = decide(evidence, thresholds)
     curve = correction_curve(bank, rewards, declared) if bank is not None else ()
     paired = [rewards[rates.seed] for rates in evidence.paired()[0]]
@@ -110,6 +111,7 @@ def find_for_set(
 
 def failure_entry(
     episode: Mapping[str, Any],
+    cluster: int,
     findings: SetFindings,
     own_rates: Mapping[str, float | None],
     effects: EffectTable,
@@ -119,7 +121,8 @@ def failure_entry(
 
     Args:
         episode: its row of the episodes table.
-        findings: of its evaluation set; version 1 has one cluster, whose verdict the failure inherits.
+        cluster: number of its cluster, whose verdict the failure inherits.
+        findings: of the cluster.
         own_rates: `uncorrected` and `all_corrected` misbehaviour rate of its own test episode.
         effects: predicted effects of the groups on each failure.
         group_counts: mean transitions and reward events of each group in an uncorrected training.
@@ -133,7 +136,7 @@ def failure_entry(
         "episode": episode["episode"],
         "context": episode["context"],
         "outcome": episode["outcome"],
-        "cluster": CLUSTER,
+        "cluster": cluster,
         "framing1": str(label),
         "verdict": str(decision.verdict),
         "rule": decision.rule,
@@ -215,6 +218,7 @@ class PredictionFindings:
 
 def summarise(
     findings: SetFindings,
+    clusters: Mapping[int, SetFindings],
     predictions: PredictionFindings,
     entries: Sequence[Mapping[str, Any]],
     trainings: int,
@@ -224,6 +228,7 @@ def summarise(
 
     Args:
         findings: of the set.
+        clusters: of each cluster of its failures.
         predictions: what predicted effects are worth.
         entries: the failures' entries.
         trainings: agents trained in all.
@@ -235,14 +240,16 @@ def summarise(
         for name, (before, after) in findings.rates_before_and_after().items()
     }
     verdict = set_verdict(findings.decision, counts)
+    decision = deciding(findings, clusters, verdict).decision
     return {
         "verdict": verdict,
         "verdict_share": counts[verdict] / len(entries) if entries else None,
         "verdict_counts": dict(counts),
-        "rule": findings.decision.rule,
-        "basis": findings.decision.basis,
-        "reasons": list(findings.decision.reasons),
+        "rule": decision.rule,
+        "basis": decision.basis,
+        "reasons": list(decision.reasons),
         "failures": len(entries),
+        "clusters": [_cluster_entry(number, found, entries) for number, found in clusters.items()],
         "misbehaviour_rate": {
             "uncorrected": findings.decision.uncorrected.as_dict(),
             "all_corrected": findings.decision.all_corrected.as_dict(),
@@ -262,6 +269,29 @@ def summarise(
         "noise_ceiling": predictions.noise_ceiling,
         "trainings": trainings,
         "seconds": dict(seconds),
+    }
+
+
+def deciding(findings: SetFindings, clusters: Mapping[int, SetFindings], verdict: str) -> SetFindings:
+    """Return the findings that gave a set its verdict: its own, or else those of the largest cluster with it."""
+    if findings.decision.verdict == verdict:
+        return findings
+    return next((found for found in clusters.values() if found.decision.verdict == verdict), findings)
+
+
+def _cluster_entry(number: int, found: SetFindings, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    decision = found.decision
+    return {
+        "cluster": number,
+        "failures": sum(entry["cluster"] == number for entry in entries),
+        "verdict": str(decision.verdict),
+        "rule": decision.rule,
+        "misbehaviour_rate": {
+            "uncorrected": decision.uncorrected.as_dict(),
+            "all_corrected": decision.all_corrected.as_dict(),
+        },
+        "outer_share": decision.outer_share.as_dict(),
+        "ease": found.ease.as_dict() if found.ease else None,
     }
 
 

@@ -148,6 +148,7 @@ class PageContext:
         told: in words, what the environment does not tell and what follows.
         provenance: versions, git SHA and the like.
         edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
+        correction: file with the rewards to correct for the whole set; None where there is nothing to correct.
     """
 
     task: Mapping[str, Any]
@@ -158,6 +159,7 @@ class PageContext:
     told: Sequence[str]
     provenance: Mapping[str, str]
     edits: str | None = None
+    correction: str | None = None
 
     def curve_of(self, cluster: ClusterContext) -> Chart | None:
         """Return a cluster's correction curve; None where nothing was trained again."""
@@ -258,6 +260,9 @@ def write_index_page(
     clusters = list(page.clusters.values())
     if len(clusters) == 1 and (curve := page.curve_of(clusters[0])) is not None:
         charts["curve"] = curve  # its page writes it
+    elif len(page.findings.curve) > 1:
+        charts["curve"] = correction_curve(page.findings.curve, page.findings.thresholds, page.unit)
+        write_chart(folder / "assets", charts["curve"])
     for name in SCRIPTS:
         write_text(folder / "assets" / name, _resource(name))
     write_library(folder / "assets")
@@ -270,8 +275,8 @@ def write_index_page(
 
 def write_page(folder: Path, name: str, template: str, **values: Any) -> None:
     """Write a page of a folder from a template, and the style sheet."""
-    write_text(folder / name, _templates().get_template(template).render(root="", **values))
     write_text(folder / "assets" / "style.css", style_sheet())
+    write_text(folder / name, _templates().get_template(template).render(root="", **values))
 
 
 def _of(cluster: ClusterContext, chart: Chart) -> Chart:

@@ -13,12 +13,11 @@ from command_line import Finished
 from distributed import LocalCluster
 from small_task import SMALL_TASK
 
-from aitia.datasets.rewards import reward_summary
+from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.datasets.store import RunFolder
 from aitia.training.edits_file import Edits, write_edits
 from aitia.workflows import commands
 from aitia.workflows.cli import main
-from aitia.workflows.verify import wrong_groups
 
 torch.set_num_threads(1)
 

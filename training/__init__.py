@@ -15,6 +15,7 @@ _WORLDS = {
 ARRAY_IDS = frozenset(f"aitia/{name}-v0" for name in ("ArrowMaze", *_WORLDS))
 if "aitia/ArrowMaze-v0" not in gym.registry:
     gym.register(id="aitia/ArrowMaze-v0", entry_point="aitia.training.arrow_maze:ArrowMazeEnv")
+    gym.register(id="aitia/TwoMazes-v0", entry_point="aitia.training.two_mazes:TwoMazesEnv")
     gym.register(id="aitia/CoinLine-v0", entry_point="aitia.training.coin_line:CoinLineEnv")
     for _game in ("CoinRun", "Maze"):
         gym.register(id=f"aitia/Procgen{_game}-v0", entry_point=f"aitia.training.procgen:Procgen{_game}Env")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from ..datasets.errors import EnvironmentError_, InputError, nearest
 from ..datasets.manifest import digest
+from ..datasets.remote import as_path
 from ..datasets.rewards import BY_CONTEXT, Grouping
 from ..datasets.store import write_text
 from .edits import RewardEdit
@@ -149,7 +150,7 @@ def read_edits(path: str | Path) -> Edits:
     Raises:
         InputError: the file is missing, is not YAML, or says something else than edits.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise InputError(f"the edits file {path} does not exist; expected one such as reports/SET/edits.yaml of a run")
     try:

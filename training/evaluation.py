@@ -4,7 +4,9 @@ Episode `e` begins with `reset(seed=e)`, the same state for every agent. Action 
 is the inverse CDF of the policy at the `t`-th number of a generator seeded by (e, repeat), so that two
 agents that agree on the probabilities take the same actions. Every play is assigned before any begins:
 short episodes are not favoured. A recurrent policy begins every play with empty states; a masked one draws from its
-masked probabilities, as sb3-contrib has them.
+masked probabilities, as sb3-contrib has them. Policies are asked for whole blocks of states, the last one repeated:
+measured on 311 networks, what a state gets then does not depend on those beside it, bit for bit (in a block that is
+not whole it can, in the last bit), so that episodes may be added later to the same numbers.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from .recurrent import is_recurrent, rnn_states, stacked_states, zero_states
 from .spaces import ObservationForm, Space, as_tensors, choices, env_action
 
 _SLOTS = 64
+_BLOCK = 16  # rows that a matrix product takes together
 _MOST_STEPS = 100_000
 
 
@@ -66,7 +69,13 @@ class _Decision(NamedTuple):
 
 
 def evaluate_policy(
-    policy: ActorCriticPolicy | None, env: EnvSpec, spec: EvaluationSpec, seed: int, part: str, masked: bool = False
+    policy: ActorCriticPolicy | None,
+    env: EnvSpec,
+    spec: EvaluationSpec,
+    seed: int,
+    part: str,
+    masked: bool = False,
+    first: int = 0,
 ) -> tuple[pa.Table, pa.Table]:
     """Play every episode `repeats` times, the random policy too: its rate is the baseline of competence.
 
@@ -77,6 +86,7 @@ def evaluate_policy(
         seed: number of the agent in the tables (-1: random policy).
         part: `test` or `train`.
         masked: whether a random policy draws only actions that the environment allows; MaskablePPO's always do.
+        first: the episode to begin with: those before were played earlier.
 
     Returns:
         The episodes table, and the steps table of repeat 0.
@@ -86,7 +96,7 @@ def evaluate_policy(
     """
     masked |= policy is not None and takes_masks(policy)
     greedy = spec.deterministic and policy is not None  # a random policy has no most probable action
-    plays = [Play(e, r) for e in range(spec.episodes) for r in range(spec.repeats)]
+    plays = [Play(e, r) for e in range(first, spec.episodes) for r in range(spec.repeats)]
     start = zero_states(policy) if policy is not None and is_recurrent(policy) else None
     slots = [_Slot(env, f"{part} environment `{env.id}`", start) for _ in range(min(_SLOTS, len(plays)))]
     form, space = ObservationForm(slots[0].env.observation_space), slots[0].space
@@ -95,9 +105,10 @@ def evaluate_policy(
     active = [slot for slot in slots if slot.begin(next(waiting, None))]
     try:
         while active:
-            observed = form.batch([slot.observation for slot in active])
-            masks = np.stack([slot.mask() for slot in active]) if masked else None
-            states = None if start is None else torch.stack([slot.state for slot in active])
+            rows = [*range(len(active)), *[-1] * (-len(active) % _BLOCK)]
+            observed = form.batch([active[row].observation for row in rows])
+            masks = np.stack([slot.mask() for slot in active])[rows] if masked else None
+            states = None if start is None else torch.stack([active[row].state for row in rows])
             decision = _decide(policy, observed, space, masks, states)
             for index, slot in enumerate(active):
                 choice = decision.choices.choose(index, slot.uniform, greedy)

@@ -19,6 +19,7 @@ from ..datasets.errors import EnvironmentError_
 Cell = tuple[int, int]
 MOVES: tuple[Cell, ...] = ((-1, 0), (0, 1), (1, 0), (0, -1))
 ACTION_NAMES: tuple[str, ...] = ("up", "right", "down", "left")
+STAY = len(ACTION_NAMES)  # no action of an arrow maze by itself
 UNREACHABLE = -1
 _MAX_DRAWS = 1000
 
@@ -94,6 +95,8 @@ class Level:
 
     def step(self, cell: Cell, action: int) -> Cell:
         """Return the cell reached from `cell`: walls and the edge of the room stop the agent."""
+        if action == STAY:
+            return cell
         row, column = cell[0] + MOVES[action][0], cell[1] + MOVES[action][1]
         size = len(self.walls)
         if 0 <= row < size and 0 <= column < size and not self.walls[row, column]:

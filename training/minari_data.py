@@ -73,7 +73,7 @@ def export_minari(
         RunFolderError: a file of the run is missing or damaged.
     """
     minari = _minari()
-    folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    folder = RunFolder.at(run)
     if env is None:
         task = Manifest.read(folder).task
         env = EnvSpec(task["env"], task["train_kwargs"])
@@ -202,7 +202,7 @@ def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows
         InputError: Minari is not installed, the dataset is not there or empty, or the seed is taken.
         EnvironmentError_: its spaces are not supported.
     """
-    folder = out if isinstance(out, RunFolder) else RunFolder(Path(out))
+    folder = RunFolder.at(out)
     for taken in (folder.manifest_path, folder.transitions_folder(seed)):
         if taken.exists():
             raise InputError(f"{taken} exists already: import into a folder that holds no run, as a seed that is free")

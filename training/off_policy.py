@@ -13,7 +13,6 @@ advantage, return; `minibatches` is empty.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from ..datasets import schema
 from ..datasets.errors import InputError
+from ..datasets.remote import remove_folder
 from ..datasets.store import RunFolder, publish_folder, write_table
 from .recorder import Recorder, _Rows, _Window
 
@@ -250,6 +250,6 @@ class OffPolicyRecorder(Recorder):
 
     def _on_training_end(self) -> None:
         self._close()
-        shutil.rmtree(self.folder.checkpoints_folder(self.seed), ignore_errors=True)
+        remove_folder(self.folder.checkpoints_folder(self.seed))
         publish_folder(self._staged.replay_folder(self.seed), self.folder.replay_folder(self.seed))
         super()._on_training_end()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,8 @@ from torch import Tensor, as_tensor
 from ..datasets import schema
 from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays, pack
 from ..datasets.errors import AitiaError, EnvironmentError_, InputError
-from ..datasets.store import RunFolder, publish_folder, write_table, write_tensors
+from ..datasets.remote import remove_folder
+from ..datasets.store import RunFolder, begin_folder, publish_folder, write_table, write_tensors
 from .buffers import Membership, action_masks, first_lstm_states, known_buffers, rebuilt
 from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
@@ -81,7 +81,7 @@ class Recorder(BaseCallback):
     fails leaves nothing under the final names.
 
     Args:
-        out: the run folder.
+        out: the run folder: a path, or an address on an object store (docs/run-folder.md).
         seed: the number under which this training is kept.
 
     Raises:
@@ -93,11 +93,12 @@ class Recorder(BaseCallback):
 
     def __init__(self, out: str | Path | RunFolder, seed: int = 0) -> None:
         super().__init__()
-        self.folder = out if isinstance(out, RunFolder) else RunFolder(Path(out))
+        self.folder = RunFolder.at(out)
         self.seed = seed
         self.published = False
         # a folder of this attempt's own: a training that was given up may still be running on a cluster
-        self._staged = RunFolder(self.folder.parts_folder("train", f"seed={seed}-{uuid.uuid4().hex[:8]}"))
+        self._aside = self.folder.parts_folder("train", f"seed={seed}-{uuid.uuid4().hex[:8]}")
+        self._staged = RunFolder(self._aside)
         self._windows = 0
         self._corrected = 0
         self._pending: _Window | None = None
@@ -132,7 +133,7 @@ class Recorder(BaseCallback):
         self._earlier = EarlierTraining(int(model.num_timesteps), int(getattr(model, "_n_updates", 0)))
         if self._earlier:
             log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
-        self._staged.root.mkdir(parents=True)
+        self._staged = RunFolder(begin_folder(self._aside))
         env = model.get_env()
         assert env is not None
         self._normalize = unwrap_vec_normalize(env)
@@ -329,8 +330,8 @@ class Recorder(BaseCallback):
         window = self._pending
         if window is None:
             return
-        if not self._staged.root.exists():
-            raise AitiaError(f"{self._staged.root} was removed while seed {self.seed} was training; it is given up")
+        if not self._aside.exists():
+            raise AitiaError(f"{self._aside} was removed while seed {self.seed} was training; it is given up")
         rows = len(window.columns["seed"])
         epochs = np.stack(window.membership, axis=1) if window.membership else np.empty((rows, 0), np.int32)
         offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * epochs.shape[1])
@@ -345,10 +346,10 @@ class Recorder(BaseCallback):
         self._write_pending()
         metadata = {"seed": str(self.seed), "windows": str(self._windows), **self._about()}
         write_tensors(self._staged.final_path(self.seed), self._parameters(), metadata)
-        shutil.rmtree(self.folder.checkpoints_folder(self.seed), ignore_errors=True)
+        remove_folder(self.folder.checkpoints_folder(self.seed))
         publish_folder(self._staged.transitions_folder(self.seed), self.folder.transitions_folder(self.seed))
         publish_folder(self._staged.checkpoints_folder(self.seed), self.folder.checkpoints_folder(self.seed))
-        shutil.rmtree(self._staged.root)
+        self.discard()
         self.published = True
 
     def _about(self) -> dict[str, str]:
@@ -362,5 +363,6 @@ class Recorder(BaseCallback):
         }
 
     def discard(self) -> None:
-        """Remove what a failed training left aside."""
-        shutil.rmtree(self._staged.root, ignore_errors=True)
+        """Remove what a training left aside."""
+        remove_folder(self._staged.root)
+        remove_folder(self._aside)

@@ -14,19 +14,20 @@ from ..datasets.schema import REFERENCES
 from .environments import EnvSpec
 
 
-def play_references(spec: EnvSpec, episodes: int, part: str) -> pa.Table:
-    """Play episodes `reset(seed=0..)` with every reference solver; no rows where an environment offers none.
+def play_references(spec: EnvSpec, episodes: int, part: str, first: int = 0) -> pa.Table:
+    """Play episodes `reset(seed=first..)` with every reference solver; no rows where an environment offers none.
 
     Args:
         spec: the environment.
-        episodes: how many.
+        episodes: how many there are in all.
         part: `test` or `train`.
+        first: those before were played earlier.
     """
     env, rows = spec.make(), []
     try:
         solver: Any = env.unwrapped
         for goal in getattr(solver, "reference_goals", ()):
-            for episode in range(episodes):
+            for episode in range(first, episodes):
                 env.reset(seed=episode)
                 total, length, ended = 0.0, 0, False
                 info: dict[str, Any] = {}

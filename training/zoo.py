@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..datasets.errors import InputError, TaskError
+from ..datasets.remote import local_path
 from .agents import ALGORITHMS, PPO_DEFAULTS, AgentSpec
 
 log = logging.getLogger("aitia")
@@ -79,7 +80,7 @@ def read_zoo_folder(folder: str | Path, ignore: Collection[str] = ()) -> AgentSp
         InputError: not such a folder, or one that says what a task cannot: normalisation, wrappers, classes.
         TaskError: an algorithm, policy or hyperparameter that is not supported.
     """
-    config_path = _config_path(Path(folder))
+    config_path = _config_path(local_path(folder, "a model folder of rl-zoo3"))
     config = _read_yaml(config_path)
     arguments = _read_yaml(config_path.with_name("args.yml"))
     algorithm = _algorithm(str(arguments.get("algo") or config_path.parents[2].name))
@@ -130,7 +131,7 @@ def read_saved_model(path: str | Path) -> SavedModel:
     Raises:
         InputError: not such a zip, a policy that is more than tensors, or one with layers that policies no longer have.
     """
-    path = Path(path)
+    path = local_path(path, "a saved model")
     version = _warn_of_other_version(path)
     try:
         data = json.loads(_read_member(path, "data"))

@@ -1,14 +1,15 @@
-"""Stage attribute: failures to the rewards of every window of every seed, merged into tables."""
+"""Stage attribute: failures to the rewards of every window of every seed, merged into tables; only new failures."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,16 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, attribute_window, keep_top
+from ..attribution.estimators import Estimator
+from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, Leaders, attribute_window, keep_top
 from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
-from ..attribution.trak import DEFAULT_LAMBDA, LAMBDAS
+from ..attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
 from ..attribution.window import read_window
 from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
+from ..datasets.remote import exist, remove_folder, stamp
 from ..datasets.rewards import Grouping, intended_known, reward_summary
 from ..datasets.schema import (
     GROUP_EFFECTS,
@@ -31,13 +34,10 @@ from ..datasets.schema import (
     TOP_TRANSITIONS,
     UNIT_EFFECTS,
     WINDOW_EFFECTS,
-    metadata_of,
-    with_metadata,
 )
 from ..datasets.store import (
     RunFolder,
     read_table,
-    read_table_schema,
     read_tensor_metadata,
     read_tensors,
     write_table,
@@ -46,12 +46,15 @@ from ..datasets.store import (
 from ..training.agents import load_policy, new_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import load_grouping
+from .influence_tables import Addition, covered_by_all
 from .runs import Run
 from .task import Task
 from .workers import Workers
 
 DEFAULT_ESTIMATOR = AUTO
 _MOST_SUMS = 20_000_000
+_HELD_TOPS = 8  # times k top transitions a failure are held before the smaller ones are dropped; kept are up to 2 k
+_TABLES = ("groups", "transitions", "windows", "null", "units")
 log = logging.getLogger("aitia")
 
 
@@ -66,8 +69,9 @@ class WindowPiece:
     estimator: str
     seed: int
     window: int
+    call: str  # one that computes: tops of its windows may be compared with each other
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """Folder of the finished pieces of one call: they fit only the same failures, target and seeds."""
         call = digest([self.failures, self.estimator, attribution_key(self.task)])[:16]
@@ -95,7 +99,7 @@ def attribution_key(task: Task) -> str:
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
-    """Attribute failures to every window of every seed and merge the pieces.
+    """Attribute failures that are not yet, or no more, up to date to every window of every seed; merge the pieces.
 
     Args:
         run: an evaluated run.
@@ -113,22 +117,27 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     find_estimator(estimator)
     run.require_trained()
     known = failures_of(run, set_name)
+    there, named = frozenset(known), frozenset(failures)
     for name in failures:
-        if name not in known:
+        if name not in there:
             raise InputError(
                 f"--failure {name} was given; {run.folder.root} has {len(known)} failures in set `{set_name}` "
                 f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
             )
-    chosen = tuple(name for name in known if not failures or name in failures)
-    if _is_attributed(run, set_name, chosen, estimator):
+    paths = [run.folder.influence_path(set_name, name) for name in _TABLES]
+    done = covered_by_all(paths, attribution_key(run.task), estimator)
+    chosen = tuple(name for name in known if name not in (done or ()) and (name in named or not named))
+    if done is not None and not chosen:
         return
+    call = uuid.uuid4().hex
     pieces = [
-        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window)
+        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window, call)
         for seed in run.task.seeds
         for window in range(run.folder.window_count(seed))
     ]
     if chosen:
-        waiting = [piece for piece in pieces if not piece.finished]
+        files = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
+        waiting = [piece for piece, *whole in zip(pieces, *files, strict=True) if not all(whole)]
         name = f"attribute {run.task.name}"
         if find_estimator(estimator).needs_updates:
             by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
@@ -136,7 +145,7 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         else:
             workers.map(_attribute_window, waiting, name)
     _merge(run, known, pieces)
-    shutil.rmtree(pieces[0].folder, ignore_errors=True)
+    remove_folder(pieces[0].folder)
 
 
 def failures_of(run: Run, set_name: str) -> list[str]:
@@ -149,7 +158,8 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     """Collect the targets of failures from the tables of a run, in the order of the episodes table."""
     episodes = task.outcomes.failures(read_table(folder.evaluation_path(set_name, "episodes")))
     steps = read_table(folder.evaluation_path(set_name, "steps"))
-    keep = pa.array([name in set(failures) for name in failure_ids(episodes)], pa.bool_())
+    wanted = frozenset(failures)
+    keep = pa.array([name in wanted for name in failure_ids(episodes)], pa.bool_())
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
@@ -188,28 +198,13 @@ def window_effects(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
     return read_table(path).filter(pc.field("estimator") == estimator_of(task).name)
 
 
-def _is_attributed(run: Run, set_name: str, failures: Sequence[str], estimator: str) -> bool:
-    """Return whether the influence tables are up to date and hold all these failures."""
-    paths = [
-        run.folder.influence_path(set_name, name) for name in ("groups", "transitions", "windows", "null", "units")
-    ]
-    if not all(path.exists() for path in paths):
-        return False
-    if metadata_of(read_table_schema(paths[0])).get("key") != attribution_key(run.task):
-        return False
-    tables = [
-        read_table(path, ["failure", "estimator"]).filter(pc.field("estimator") == estimator) for path in paths[:2]
-    ]
-    return set(failures) <= _failures_in(*tables)
-
-
 def _failures_in(*tables: pa.Table) -> set[str]:
     """Return the failures that have rows: group sums, or, where no group is wrong, top transitions."""
     return {name for table in tables for name in pc.unique(table["failure"].cast(pa.string())).to_pylist()}
 
 
 @lru_cache(maxsize=1)
-def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[str, ...], stamp: int) -> TargetSteps:
+def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[str, ...], changed: str) -> TargetSteps:
     """Return the targets that all windows of a call share; read once a process, again if the steps change."""
     return load_targets(RunFolder(root), Task.model_validate_json(task_json), set_name, failures)
 
@@ -217,6 +212,18 @@ def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[s
 @lru_cache(maxsize=1)
 def _grouping_of(root: Path, task_json: str) -> Grouping:
     return load_grouping(RunFolder(root), Task.model_validate_json(task_json))
+
+
+@lru_cache
+def _estimator_of(name: str) -> Estimator:
+    """Return the estimator of a name; entry points are searched once a process."""
+    return find_estimator(name)
+
+
+@lru_cache(maxsize=1)
+def _leaders_of(call: str, failures: tuple[str, ...]) -> Leaders:
+    """Return the top of the windows that this process has finished in one call."""
+    return Leaders(failures)
 
 
 def _attribute_replayed(pieces: Sequence[WindowPiece]) -> None:
@@ -238,14 +245,19 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
     policy = load_policy(task.agent, task.training_env, parameters)
-    stamp = folder.evaluation_path(piece.set_name, "steps").stat().st_mtime_ns
-    targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, stamp)
-    influence = attribute_window(window, policy, targets, find_estimator(piece.estimator))
+    changed = stamp(folder.evaluation_path(piece.set_name, "steps"))
+    targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, changed)
+    leaders = _leaders_of(piece.call, piece.failures)
+    influence = attribute_window(window, policy, targets, _estimator_of(piece.estimator), leaders=leaders)
     write_table(piece.top_path, influence.top)
-    sums = {name: torch.from_numpy(values) for name, values in influence.sums.effects.items()}
+    precision = torch.float64 if len(window.rows.counts) <= DOUBLE_ROWS else torch.float32  # that of the scores
+    sums = {
+        name: torch.from_numpy(values).to(precision) for name, values in influence.sums.effects.items() if values.any()
+    }
     sums |= {"null": torch.from_numpy(influence.sums.null), "units": torch.from_numpy(influence.units.sums)}
     names = {"groups": influence.sums.groups, "units": influence.units.groups}
     write_tensors(piece.sums_path, sums, {key: json.dumps(groups) for key, groups in names.items()})
+    leaders.add((piece.seed, piece.window), influence.top)
 
 
 def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> None:
@@ -260,24 +272,18 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
         if grouping.name == "transition":  # every state would be a group of its own
             summary = summary.filter(pc.field("wrong_transitions") > 0)
         _require_few_groups(summary.num_rows, len(failures))
-        tables.append(_merge_sums(mine, summary, seed, failures, estimator))
-        windows.append(_merge_windows(mine if intended_known([summary]) else [], failures, estimator))
-        null.append(_merge_null(mine, summary, seed, estimator))
-        units.append(_merge_units(mine, seed, estimator))
-        for piece in mine:
-            top = pa.concat_tables([top, read_table(piece.top_path).cast(TOP_TRANSITIONS)])
-        top = keep_top(top, TOP_K)
+        sums = _sum_windows(mine, summary["group"].to_pylist(), len(failures))
+        tables.append(_merge_sums(sums, summary, seed, failures, estimator))
+        windows.append(_merge_windows(sums if intended_known([summary]) else None, seed, failures, estimator))
+        null.append(_merge_null(sums, summary, seed, estimator))
+        units.append(_merge_units(sums, seed, estimator))
+        top = keep_top(pa.concat_tables([top, *_top_of_windows(mine)]), TOP_K)
     merged = {"transitions": top, "groups": pa.concat_tables(tables), "windows": pa.concat_tables(windows)}
+    new = Addition(attribution_key(run.task), estimator, failures, known)
     for name, found in merged.items():
-        path = run.folder.influence_path(set_name, name)
-        table = pa.concat_tables([*_still_valid(path, run.task, known, pieces[0]), found])
-        write_table(path, with_metadata(table.unify_dictionaries(), {"key": attribution_key(run.task)}))
+        new.write_rows(run.folder.influence_path(set_name, name), found)
     for name, parts in (("null", null), ("units", units)):
-        path = run.folder.influence_path(set_name, name)
-        if set(failures) == set(known) or not path.exists():  # they are of the mean over failures: of all of them
-            kept = [read_table(path).filter(pc.field("estimator") != estimator)] if path.exists() else []
-            table = pa.concat_tables([*(found.replace_schema_metadata(None) for found in kept), *parts])
-            write_table(path, table.unify_dictionaries())
+        new.write_means(run.folder.influence_path(set_name, name), pa.concat_tables(parts))
 
 
 def _require_few_groups(groups: int, failures: int) -> None:
@@ -293,41 +299,74 @@ def _require_few_groups(groups: int, failures: int) -> None:
         )
 
 
-def _still_valid(path: Path, task: Task, known: Sequence[str], call: WindowPiece) -> list[pa.Table]:
-    """Return earlier rows of other failures and estimators, if they were made with the same target and seeds."""
-    if not path.exists() or metadata_of(read_table_schema(path)).get("key") != attribution_key(task):
-        return []
-    failure = pc.field("failure").cast(pa.string())
-    replaced = failure.isin(list(call.failures)) & (pc.field("estimator") == call.estimator)
-    return [read_table(path).filter(failure.isin(list(known)) & ~replaced).replace_schema_metadata(None)]
+class _SeedSums(NamedTuple):
+    """Sums over the windows of one seed's training.
+
+    Attributes:
+        effects: by name (`EFFECTS`), [L, F, G].
+        windows: sum over all groups of each window at the default damping, [W, F].
+        null: of permuted influence, [D, G].
+        units: by group, [4].
+    """
+
+    effects: dict[str, NDArray[np.float64]]
+    windows: NDArray[np.float64]
+    null: NDArray[np.float64]
+    units: dict[str, NDArray[np.float64]]
 
 
-def _merge_windows(pieces: Sequence[WindowPiece], failures: Sequence[str], estimator: str) -> pa.Table:
+def _sum_windows(pieces: Sequence[WindowPiece], groups: Sequence[str], failures: int) -> _SeedSums:
+    """Sum the pieces of one seed; each file is read once, and one window's sums are held at a time."""
+    position, plane = {name: i for i, name in enumerate(groups)}, LAMBDAS.index(DEFAULT_LAMBDA)
+    effects = {name: np.zeros((len(LAMBDAS), failures, len(groups))) for name in EFFECTS}
+    sums = _SeedSums(effects, np.zeros((len(pieces), failures)), np.zeros((NULL_DRAWS, len(groups))), {})
+    for index, piece in enumerate(pieces):
+        names, tensors = read_tensor_metadata(piece.sums_path), read_tensors(piece.sums_path)
+        where = [position[name] for name in json.loads(names["groups"])]
+        for name, total in effects.items():
+            if name in tensors:
+                total[:, :, where] += tensors[name].numpy()
+        if "effect" in tensors:
+            sums.windows[index] = tensors["effect"][plane].double().sum(dim=1).numpy()
+        sums.null[:, where] += tensors["null"].numpy()
+        for name, row in zip(json.loads(names["units"]), tensors["units"].numpy().T, strict=True):
+            sums.units[name] = sums.units.get(name, 0.0) + row
+    return sums
+
+
+def _top_of_windows(pieces: Sequence[WindowPiece]) -> list[pa.Table]:
+    """Return the top transitions of the windows of one seed, little more than what is kept in the end."""
+    held: list[pa.Table] = []
+    rows = 0
+    for piece in pieces:
+        held.append(read_table(piece.top_path).cast(TOP_TRANSITIONS))
+        rows += held[-1].num_rows
+        if rows > _HELD_TOPS * TOP_K * len(piece.failures):
+            held = [keep_top(pa.concat_tables(held), TOP_K)]
+            rows = held[0].num_rows
+    return held
+
+
+def _merge_windows(sums: _SeedSums | None, seed: int, failures: Sequence[str], estimator: str) -> pa.Table:
     """Return the sum over all groups of each window of one seed's training: influence over training time."""
-    plane = LAMBDAS.index(DEFAULT_LAMBDA)
-    sums = [read_tensors(piece.sums_path)["effect"][plane].sum(dim=1).numpy() for piece in pieces]
-    rows, count = len(pieces) * len(failures), len(failures)
-    failure = np.tile(np.arange(count, dtype=np.int32), len(pieces))
+    effect = np.zeros((0, len(failures))) if sums is None else sums.windows
+    rows, count = effect.size, len(failures)
+    failure = np.tile(np.arange(count, dtype=np.int32), len(effect))
     return pa.table(
         {
             "failure": pa.DictionaryArray.from_arrays(pa.array(failure), pa.array(failures, pa.string())),
-            "seed": pa.array(np.repeat([piece.seed for piece in pieces], count).astype(np.int32)),
-            "window": pa.array(np.repeat([piece.window for piece in pieces], count).astype(np.int32)),
-            "effect": pa.array(np.concatenate([np.zeros(0), *sums])),
-            "estimator": pa.array([estimator] * rows, pa.string()),
+            "seed": pa.array(np.full(rows, seed, np.int32)),
+            "window": pa.array(np.repeat(np.arange(len(effect), dtype=np.int32), count)),
+            "effect": pa.array(effect.reshape(-1)),
+            "estimator": pa.repeat(estimator, rows),
         },
         schema=WINDOW_EFFECTS,
     )
 
 
-def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, estimator: str) -> pa.Table:
+def _merge_null(sums: _SeedSums, summary: pa.Table, seed: int, estimator: str) -> pa.Table:
     """Return the sums of permuted influence of one seed, [D, G] as rows; none where nothing is to correct."""
-    groups = summary["group"].to_pylist()
-    position = {name: i for i, name in enumerate(groups)}
-    total = np.zeros((NULL_DRAWS, len(groups)))
-    for piece in pieces:
-        where = [position[name] for name in json.loads(read_tensor_metadata(piece.sums_path)["groups"])]
-        total[:, where] += read_tensors(piece.sums_path)["null"].numpy()
+    groups, total = summary["group"].to_pylist(), sums.null
     draw, group = np.nonzero(total)
     return pa.table(
         {
@@ -341,13 +380,9 @@ def _merge_null(pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, est
     )
 
 
-def _merge_units(pieces: Sequence[WindowPiece], seed: int, estimator: str) -> pa.Table:
+def _merge_units(sums: _SeedSums, seed: int, estimator: str) -> pa.Table:
     """Return the sums over what arbitrary edits would change, of one seed's training, one row a group."""
-    total: dict[str, NDArray[np.float64]] = {}
-    for piece in pieces:
-        names = json.loads(read_tensor_metadata(piece.sums_path)["units"])
-        for name, row in zip(names, read_tensors(piece.sums_path)["units"].numpy().T, strict=True):
-            total[name] = total.get(name, 0.0) + row
+    total = sums.units
     count, paid, tau, reward_tau = np.stack(list(total.values()), axis=1) if total else np.zeros((4, 0))
     return pa.table(
         {
@@ -363,20 +398,10 @@ def _merge_units(pieces: Sequence[WindowPiece], seed: int, estimator: str) -> pa
     )
 
 
-def _merge_sums(
-    pieces: Sequence[WindowPiece], summary: pa.Table, seed: int, failures: tuple[str, ...], estimator: str
-) -> pa.Table:
+def _merge_sums(sums: _SeedSums, summary: pa.Table, seed: int, failures: tuple[str, ...], estimator: str) -> pa.Table:
     """Return the group sums of one seed, every group of its training, zero where nothing is to correct."""
     groups = summary["group"].to_pylist()
-    position = {name: i for i, name in enumerate(groups)}
     shape = (len(LAMBDAS), len(failures), len(groups))
-    totals = {name: np.zeros(shape) for name in EFFECTS}
-    for piece in pieces:
-        names = json.loads(read_tensor_metadata(piece.sums_path)["groups"])
-        tensors = read_tensors(piece.sums_path)
-        where = [position[name] for name in names]
-        for name, total in totals.items():
-            total[:, :, where] += tensors[name].numpy()
     rows = int(np.prod(shape))
     failure = np.broadcast_to(np.arange(len(failures), dtype=np.int32)[None, :, None], shape).reshape(-1)
     group = np.broadcast_to(np.arange(len(groups), dtype=np.int32)[None, None, :], shape).reshape(-1)
@@ -391,10 +416,10 @@ def _merge_sums(
             "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
             "seed": pa.array(np.full(rows, seed, np.int32)),
             "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in totals.items()},
+            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in sums.effects.items()},
             "transitions": counts("transitions"),
             "reward_events": counts("reward_events"),
-            "estimator": pa.array([estimator] * rows),
+            "estimator": pa.repeat(estimator, rows),
         },
         schema=GROUP_EFFECTS,
     )

@@ -1,29 +1,38 @@
-"""The counterfactual bank while it is made: agents trained with edited rewards, one stack a piece of work."""
+"""The counterfactual bank while it is made: agents trained with edited rewards, one stack a piece of work.
+
+Trained agents are kept, by what they were trained with: one bank serves all evaluation sets of a run, which only
+play its agents, and more episodes are only played.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from stable_baselines3.common.policies import ActorCriticPolicy
 
+from ..datasets.errors import RunFolderError
 from ..datasets.manifest import digest
+from ..datasets.outcomes import failure_ids
+from ..datasets.remote import exist
 from ..datasets.rewards import Grouping, reward_summary
 from ..datasets.schema import BANK_OUTCOMES, MASKS, metadata_of, with_metadata
-from ..datasets.store import RunFolder, read_table, write_table
+from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table, write_tensors
 from ..reports.evidence import Bank, collect_evidence
 from ..reports.verdict import Decision, Evidence, decide
+from ..training.agents import load_policy
 from ..training.array_envs import Member
 from ..training.edits import RewardEdit
 from ..training.evaluation import evaluate_policy
 from ..training.stack_training import members_at_once, train_members
+from .clusters import Cluster
 from .groups import load_grouping
+from .plays import episode_count, episodes_at, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -43,6 +52,7 @@ class Mask:
         units: of arbitrary edits, transitions changed, sum of |dr|, and share (see `ArbitraryTrial`).
         variant: a bias of the task, or `coverage`; empty: the task as it is.
         beside: of a placebo, the size of the set that it stands beside.
+        cluster: of an attribution order, the one of several clusters of failures that it is for.
     """
 
     order: str
@@ -51,6 +61,7 @@ class Mask:
     units: tuple[float, float, float] | None = None
     variant: str = ""
     beside: int | None = None
+    cluster: int | None = None
 
     @property
     def size(self) -> int:
@@ -67,7 +78,8 @@ class Mask:
     def member(self, seed: int) -> str:
         """Return the name of the agent trained with this mask and seed."""
         size = "" if self.order in ("all", "none") else f"-{self.size:05d}"
-        return f"{self.variant}{'/' if self.variant else ''}{self.order}{size}-seed={seed}"
+        cluster = "" if self.cluster is None else f"-cluster={self.cluster}"
+        return f"{self.variant}{'/' if self.variant else ''}{self.order}{size}{cluster}-seed={seed}"
 
 
 @dataclass(frozen=True)
@@ -82,15 +94,28 @@ class MemberPiece:
 
     @property
     def path(self) -> Path:
-        """The finished piece: its plays."""
-        mask, task = self.mask, self.task.variant(self.mask.variant)
-        paid = mask.values or (None,) * len(mask.groups)
-        edited = None if mask.order == "all" else [task.group_by, sorted(zip(mask.groups, paid, strict=True))]
+        """The finished piece: its plays; clusters that correct the same groups share it."""
+        mask, task = replace(self.mask, cluster=None), self.task.variant(self.mask.variant)
         envs = [task.training_env, task.evaluation_env(self.set_name)]
         changed = [task.agent.model_dump(mode="json"), *([env.id, dict(env.kwargs)] for env in envs)]
-        key = digest([edited, [*changed, self.task.initial_seed(0, mask.variant)] if mask.variant else None])[:12]
+        key = digest([self._edited, [*changed, self.task.initial_seed(0, mask.variant)] if mask.variant else None])[:12]
         folder = RunFolder(self.root).parts_folder("bank", self.set_name)
         return folder / f"{mask.member(self.seed).replace('/', '+')}-{key}.parquet"
+
+    @property
+    def policy_path(self) -> Path:
+        """The trained agent, named by what it was trained with: evaluation sets and orders have no part in it."""
+        task, variant = self.task.variant(self.mask.variant), self.mask.variant
+        trained = [task.agent.model_dump(mode="json"), task.training_env.id, dict(task.training_env.kwargs)]
+        key = digest([self._edited, *trained, self.task.initial_seed(self.seed, variant)])[:16]
+        return RunFolder(self.root).parts_folder("policies") / f"seed={self.seed}-{key}.safetensors"
+
+    @property
+    def _edited(self) -> list[object] | None:
+        """What its rewards are edited by; None: everything is corrected."""
+        paid = self.mask.values or (None,) * len(self.mask.groups)
+        whole = self.mask.order == "all"
+        return None if whole else [self.task.group_by, sorted(zip(self.mask.groups, paid, strict=True))]
 
 
 class BankBuilder:
@@ -100,6 +125,7 @@ class BankBuilder:
         grouping: what a group is.
         rewards: the reward summary of each seed's training.
         episodes: plays of the ensemble and of the random policy.
+        failures: ids of the failures.
     """
 
     def __init__(self, run: Run, set_name: str, workers: Workers) -> None:
@@ -109,6 +135,13 @@ class BankBuilder:
         self.grouping = load_grouping(run.folder, run.task)
         self.rewards = [reward_summary(run.folder, seed, self.grouping) for seed in run.task.seeds]
         self.episodes = read_table(run.folder.evaluation_path(set_name, "episodes"))
+        self.failures = failure_ids(self.task.outcomes.failures(self.episodes))
+        played, wanted = episode_count(self.episodes), run.task.evaluation.episodes
+        if played < wanted:
+            raise RunFolderError(
+                f"the set `{set_name}` of {run.folder.root} was played with {played} episodes, the task has {wanted}: "
+                f"run `aitia evaluate {run.folder.root} --set {set_name}` first, then `aitia attribute`"
+            )
 
     @property
     def trained(self) -> int:
@@ -141,18 +174,31 @@ class BankBuilder:
         pieces = [
             MemberPiece(self.run.folder.root, task, self.set_name, mask, seed) for mask in masks for seed in seeds
         ]
-        waiting = sorted(
-            (piece for piece in pieces if not piece.path.exists()), key=lambda piece: piece.mask.variant
-        )  # a stack is of one variant
-        together = [
-            stack
-            for variant, found in groupby(waiting, lambda piece: piece.mask.variant)
-            for stack in self._stacks(task.variant(variant), list(found))
-        ]
-        self._workers.map(_train_members, together, f"verify {task.name}")
+        by_path = {piece.path: piece for piece in pieces}
+        waiting = [piece for path, piece in by_path.items() if episodes_at(path) < task.evaluation.episodes]
+        there = exist([piece.policy_path for piece in waiting])
+        self._train([piece for piece, done in zip(waiting, there, strict=True) if not done])
+        self._workers.map(_play_member, waiting, f"verify {task.name}, plays")
         self._done.extend(pieces)
         self.write()
         return bool(pieces)
+
+    def _train(self, pieces: Sequence[MemberPiece]) -> None:
+        """Train the agents of members; those that masks have in common once."""
+        parts, name = self.run.folder.parts_folder, self.task.name
+        if pieces and parts("bank").exists() and not parts("policies").exists():
+            log.info("verify %s: an earlier version kept no trained agents; those needed are trained again, once", name)
+        for piece in pieces:
+            for plays in (piece.path, piece.policy_path.with_suffix(".parquet")):
+                plays.unlink(missing_ok=True)  # of an agent that is no more
+        distinct = {piece.policy_path: piece for piece in pieces}.values()
+        ordered = sorted(distinct, key=lambda piece: piece.mask.variant)  # a stack is of one variant
+        together = [
+            stack
+            for variant, found in groupby(ordered, lambda piece: piece.mask.variant)
+            for stack in self._stacks(self.task.variant(variant), list(found))
+        ]
+        self._workers.map(_train_members, together, f"verify {name}")
 
     def _stacks(self, task: Task, pieces: Sequence[MemberPiece]) -> list[Sequence[MemberPiece]]:
         at_once, reason = members_at_once(task.agent, task.training_env)
@@ -166,14 +212,14 @@ class BankBuilder:
         assert found is not None
         return found
 
-    def evidence(self) -> Evidence:
-        """Return what the verdict depends on, so far."""
-        bank = self.read() if self._done else None
-        return collect_evidence(self.episodes, self.rewards, bank, self.task.outcomes)
+    def evidence(self, cluster: Cluster) -> Evidence:
+        """Return what the verdict of a cluster of failures depends on, so far."""
+        bank = self.read().of_cluster(cluster.number, cluster.selection) if self._done else None
+        return collect_evidence(self.episodes, self.rewards, bank, self.task.outcomes, cluster.selection)
 
-    def decision(self) -> Decision:
-        """Return the verdict that the bank gives so far."""
-        return decide(self.evidence(), self.task.verdict.thresholds)
+    def decision(self, cluster: Cluster) -> Decision:
+        """Return the verdict that the bank gives a cluster of failures so far."""
+        return decide(self.evidence(cluster), self.task.verdict.thresholds)
 
     def write(self) -> None:
         """Write masks and outcomes: the ensemble itself as mask `none`, then every member trained."""
@@ -196,6 +242,7 @@ class BankBuilder:
                 "values": mask.values,
                 **dict(zip(("edited", "change", "share"), mask.units or (None,) * 3, strict=True)),
                 "variant": mask.variant,
+                "cluster": mask.cluster,
                 "corrected": corrected.get(mask.member(seed), 0),
             }
             for mask, seed in masks
@@ -211,8 +258,8 @@ class BankBuilder:
 
 
 def _train_members(pieces: Sequence[MemberPiece]) -> None:
-    """Train several members of one variant together; each is written as soon as it has played."""
-    pieces = [piece for piece in pieces if not piece.path.exists()]  # a worker that was lost had finished some
+    """Train several members of one variant together, and keep them."""
+    pieces = [piece for piece in pieces if not piece.policy_path.exists()]  # a worker that was lost had finished some
     if not pieces:
         return
     task, variant = pieces[0].task, pieces[0].mask.variant
@@ -222,16 +269,22 @@ def _train_members(pieces: Sequence[MemberPiece]) -> None:
         Member(piece.seed, piece.mask.edit(grouping, first), task.initial_seed(piece.seed, variant)) for piece in pieces
     ]
     for piece, trained in zip(pieces, train_members(varied.agent, varied.training_env, members), strict=True):
-        _write_plays(piece, varied, trained.policy, trained.corrected)
+        write_tensors(piece.policy_path, trained.policy.state_dict(), {"corrected": str(trained.corrected)})
 
 
-def _write_plays(piece: MemberPiece, varied: Task, policy: ActorCriticPolicy, corrected: int) -> None:
-    """Let a trained member play test and training episodes, and write the finished piece."""
-    parts = []
-    for part, env in (("test", varied.evaluation_env(piece.set_name)), ("train", varied.training_env)):
-        episodes, _ = evaluate_policy(policy, env, varied.evaluation, piece.seed, part)
-        parts.append(episodes.select(_PLAY_COLUMNS))
-    write_table(piece.path, with_metadata(pa.concat_tables(parts), {"corrected": str(corrected)}))
+def _play_member(piece: MemberPiece) -> None:
+    """Let a trained member play the test and training episodes that it has not played yet."""
+    varied, first = piece.task.variant(piece.mask.variant), episodes_at(piece.path)
+    spec = varied.evaluation
+    if first >= spec.episodes:
+        return  # by a worker that was lost when it had finished
+    policy = load_policy(varied.agent, varied.training_env, read_tensors(piece.policy_path))
+    later, _ = evaluate_policy(policy, varied.evaluation_env(piece.set_name), spec, piece.seed, "test", first=first)
+    test = with_earlier(piece.path, later.select(_PLAY_COLUMNS), first)
+    kept = piece.policy_path.with_suffix(".parquet")
+    train = training_plays(kept, policy, varied.training_env, spec, piece.seed).select(_PLAY_COLUMNS)
+    corrected = read_tensor_metadata(piece.policy_path)["corrected"]
+    write_table(piece.path, with_metadata(pa.concat_tables([test, train]), {"corrected": corrected}))
 
 
 def _corrected(plays: pa.Table) -> int | None:
@@ -245,4 +298,6 @@ def read_bank(folder: RunFolder, set_name: str, seeds: Sequence[int]) -> Bank | 
     if not folder.bank_path(set_name, "masks").exists():
         return None
     masks = read_table(folder.bank_path(set_name, "masks")).filter(pc.field("seed").isin(list(seeds)))
+    if "cluster" not in masks.column_names:  # of an earlier version, which had one cluster a set
+        masks = masks.append_column("cluster", pa.nulls(masks.num_rows, pa.int32()))
     return Bank(masks, read_table(folder.bank_path(set_name, "outcomes")))

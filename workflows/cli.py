@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 import click
 
 from ..datasets.errors import AitiaError, InputError
+from ..datasets.remote import as_path
 
 # Nothing here imports torch or Dask before a command runs: `aitia --help` answers at once.
 ESTIMANDS = ("interactive", "replay")
@@ -72,12 +73,10 @@ def _tls(scheduler: str | None, ca: str | None, cert: str | None, key: str | Non
         yield
 
 
-_task = click.argument("task", metavar="TASK.yaml", type=click.Path(path_type=Path))
-_run = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-_out = click.option("--out", metavar="RUN", required=True, type=click.Path(path_type=Path), help="The run folder.")
-_edits = click.option(
-    "--edits", metavar="FILE", type=click.Path(path_type=Path), help="Rewards to correct while training (edits.yaml)."
-)
+_task = click.argument("task", metavar="TASK.yaml", type=as_path)
+_run = click.argument("run", metavar="RUN", type=as_path)
+_out = click.option("--out", metavar="RUN", required=True, type=as_path, help="The run folder, or s3://...")
+_edits = click.option("--edits", metavar="FILE", type=as_path, help="Rewards to correct while training (edits.yaml).")
 _set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
 
 
@@ -97,7 +96,7 @@ def demo(out: str, **options: Any) -> None:
     summaries = commands.demo(out, **options)
     _print_table(summaries)
     for name in summaries:
-        click.echo(f"{name}: {_page(Path(out) / name, 'test')}")
+        click.echo(f"{name}: {_page(as_path(out) / name, 'test')}")
 
 
 @cli.command()
@@ -209,12 +208,10 @@ def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: An
 
 
 @cli.command()
-@click.argument("run_a", metavar="RUN_A", type=click.Path(path_type=Path))
-@click.argument("run_b", metavar="RUN_B", type=click.Path(path_type=Path))
+@click.argument("run_a", metavar="RUN_A", type=as_path)
+@click.argument("run_b", metavar="RUN_B", type=as_path)
 @_set
-@click.option(
-    "--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Default: RUN_B/reports/SET/compare/NAME_OF_RUN_A."
-)
+@click.option("--out", metavar="FOLDER", type=as_path, help="Default: RUN_B/reports/SET/compare/NAME_OF_RUN_A.")
 def compare(run_a: Path, run_b: Path, set_: str, out: Path | None) -> None:
     """Compare two runs, before and after a fix, with paired failures."""
     from . import commands

@@ -1,77 +1,56 @@
-"""What a report says of a cluster of failures; version 1 has one cluster an evaluation set."""
+"""The clusters of an evaluation set's failures: which failures, and which plays count for each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ..datasets.schema import RANDOM_POLICY_SEED
-from ..reports.advice import Surroundings, explain
-from ..reports.chart import Chart
-from ..reports.corrections import EDITS_FILE, Correction
-from ..reports.findings import PredictionFindings, SetFindings, own_rates
-from ..reports.influence_charts import calibration_chart, concentration_chart, group_effects
-from ..reports.pages import ClusterContext, ClusterView
-from ..reports.timeline import Stretch
+from ..attribution.profiles import cluster_failures
+from ..reports.evidence import Selection
 from .task import Task
 
-_SHOWN_GROUPS = 20
-_WORST = 5
+log = logging.getLogger("aitia")
 
 
-def surroundings(task: Task, set_name: str, episodes: pa.Table, correction: Correction | None) -> Surroundings:
-    """Collect what advice depends on beside the findings.
+@dataclass(frozen=True, eq=False)
+class Cluster:
+    """Failures that are explained together.
+
+    Attributes:
+        number: 0 is the largest.
+        failures: their ids.
+        selection: the plays that count for it; None: all, where it is the whole set.
+    """
+
+    number: int
+    failures: tuple[str, ...]
+    selection: Selection | None = None
+
+
+def whole_set(failures: Sequence[str]) -> Cluster:
+    """Return all failures of a set as one cluster, for which every play counts."""
+    return Cluster(0, tuple(failures))
+
+
+def find_clusters(task: Task, sums: pa.Table, failures: Sequence[str]) -> list[Cluster]:
+    """Cluster the failures of a set by their influence profiles, as far as the task allows; the largest first.
+
+    One cluster is the whole set.
 
     Args:
-        task: the task.
-        set_name: the evaluation set.
-        episodes: its episodes.
-        correction: what is written to the file of corrections; None: nothing.
+        task: the task; with one repeat no play is left to count for a cluster, and there is one.
+        sums: group sums of the task's own estimator.
+        failures: ids of all failures.
     """
-    return Surroundings(
-        task.train_kwargs, task.evaluation_env(set_name).kwargs, task.verify.coverage, _worst(task, episodes),
-        None if correction is None else len(correction.groups),
-        None if correction is None else correction.misbehaviour,
+    found = cluster_failures(sums, failures, 1 if task.evaluation.repeats == 1 else task.verify.clusters)
+    if found.clusters < 2:
+        return [whole_set(failures)] if failures else []
+    members = [tuple(found.failures(number)) for number in range(found.clusters)]
+    log.info(
+        "%s: %d clusters of %s failures (held-out silhouette %.2f, distance %.2f)",
+        task.name, found.clusters, ", ".join(str(len(names)) for names in members), found.silhouette, found.distance,
     )  # fmt: skip
-
-
-def _worst(task: Task, episodes: pa.Table) -> list[str]:
-    """Return the contexts of failing episodes that misbehave most, over all agents and repeats."""
-    plays = episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED)
-    rates = own_rates(plays, None, task.outcomes)
-    failed = task.outcomes.failures(plays)
-    contexts = {
-        row["episode"]: row["context"] for row in failed.select(["episode", "context"]).to_pylist() if row["context"]
-    }
-    order = sorted(contexts, key=lambda episode: (-(rates[episode]["uncorrected"] or 0.0), episode))
-    return list(dict.fromkeys(contexts[episode] for episode in order))[:_WORST]
-
-
-def cluster_context(
-    number: int, findings: SetFindings, around: Surroundings, timeline: Sequence[Stretch]
-) -> ClusterContext:
-    """Return what the pages of a cluster share."""
-    edits = None if around.corrected is None else EDITS_FILE
-    return ClusterContext(number, findings, explain(findings, around), edits, timeline)
-
-
-def cluster_view(groups: Sequence[Mapping[str, Any]], predictions: PredictionFindings, unit: str) -> ClusterView:
-    """Return the figures of a cluster and its most suspected groups.
-
-    Args:
-        groups: all wrong groups, most suspected first.
-        predictions: what predicted effects are worth.
-        unit: what the groups are called.
-    """
-    charts: dict[str, Chart] = {}
-    if groups:
-        charts["groups"] = group_effects([(str(group["group"]), group["interval"]) for group in groups], unit)
-    found, calibration = predictions.concentration, predictions.calibration
-    if found is not None:
-        charts["concentration"] = concentration_chart(found.curve, found.top)
-    if calibration is not None and calibration.fit is not None:
-        charts["calibration"] = calibration_chart(calibration)
-    return ClusterView(charts, groups[:_SHOWN_GROUPS], len(groups))
+    return [Cluster(number, names, Selection.of(names, task.seeds)) for number, names in enumerate(members)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
 from ..datasets.errors import InputError
+from ..datasets.remote import as_path, local_path, remove_folder
+from ..datasets.store import RunFolder
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
 from .compare import compare_stage
 from .report import DEFAULT_ILLUSTRATED, report_stage
@@ -204,7 +205,7 @@ def demo(
         for name in DEMO_TASKS:
             resource = files(__package__).joinpath(f"tasks/{name}.yaml")
             with as_file(resource) as task:
-                summaries[name] = _run(task, Path(out) / name, pool)[TEST_SET]
+                summaries[name] = _run(task, as_path(out) / name, pool)[TEST_SET]
     return summaries
 
 
@@ -221,7 +222,7 @@ def suite(
     Returns:
         The contents of `suite.json`: scores, confusion matrix, cases.
     """
-    folder = Path(out).resolve()
+    folder = local_path(out, "the folder of the suite").resolve()
     with Workers(workers, scheduler) as pool:
         return suite_stage(folder, cases, lambda task, run: _run(task, run, pool, illustrate=SUITE_ILLUSTRATED))
 
@@ -259,12 +260,12 @@ def _new_run_removed_on_bad_input(out: str | Path) -> Iterator[None]:
 
     Entered before the workers, so that they have ended when the folder is removed.
     """
-    folder = Path(out)
+    folder = RunFolder.at(out).root
     existed = folder.is_dir() and any(folder.iterdir())
     try:
         yield
     except InputError:
         finished = any(folder.glob("checkpoints/seed=*/final.safetensors"))
         if not existed and not finished:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
         raise

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ..datasets.errors import InputError, RunFolderError
 from ..datasets.manifest import installed_versions, source_git_sha
+from ..datasets.remote import as_path
 from ..datasets.store import RunFolder, read_json, read_table
 from ..reports.compare import ComparedRun, compare_runs, write_comparison
 from ..training.evaluation import EvaluationSpec
@@ -19,8 +20,8 @@ from .runs import Run, open_run
 def comparison_folder(run_a: str | Path, run_b: str | Path, set_name: str, out: str | Path | None) -> Path:
     """Return where a comparison is written: `out`, or inside run B's reports under the name of run A."""
     if out is not None:
-        return Path(out)
-    return RunFolder(Path(run_b)).reports_folder(set_name) / "compare" / Path(run_a).resolve().name
+        return as_path(out)
+    return RunFolder(as_path(run_b)).reports_folder(set_name) / "compare" / as_path(run_a).resolve().name
 
 
 def compare_stage(run_a: str | Path, run_b: str | Path, set_name: str, out: str | Path | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -24,15 +24,12 @@ from ..datasets.rewards import intended_known, reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
 from ..reports.advice import explain
-from ..reports.corrections import smallest_correction, write_corrections
+from ..reports.corrections import write_corrections
 from ..reports.evidence import Bank
 from ..reports.findings import (
-    CLUSTER,
-    PredictionFindings,
-    SetFindings,
+    deciding,
     entries_table,
     failure_entry,
-    find_for_set,
     group_means,
     own_rates,
     summarise,
@@ -48,20 +45,19 @@ from ..reports.pages import (
     write_failure_page,
     write_index_page,
 )
-from ..reports.predictions import calibrate, concentration
-from ..reports.statistics import NOTHING, mean_interval, percent
+from ..reports.statistics import percent
 from ..reports.timeline import Timeline
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
 from .adopt import recording_notes
 from .attribute import attributed_tables, estimator_of, load_targets, window_effects
 from .bank import read_bank
-from .clusters import cluster_context, cluster_view, surroundings
+from .cluster_report import ClusterReport, SetTables, report_cluster
+from .clusters import find_clusters, whole_set
 from .groups import load_grouping
 from .pictures import NO_PICTURES, Pictures, episode_frames, episode_rows, moment_of, shown_rewards, training_pictures
 from .runs import NOT_REPEATABLE, Run
 from .task import Task
 from .train import edits_in_words
-from .verify import wrong_groups
 from .workers import Workers
 
 log = logging.getLogger("aitia")
@@ -78,12 +74,13 @@ _CHUNK = 32
 
 @dataclass(frozen=True)
 class PagePiece:
-    """Entries and pages of some failures, pictures of the illustrated ones; `written` is when the stage began."""
+    """Entries and pages of some failures (with the number of their cluster), pictures of the illustrated ones;
+    `written` is when the stage began."""
 
     root: Path
     task: Task
     page: PageContext
-    failures: tuple[str, ...]
+    failures: Mapping[str, int]
     pictures: Mapping[str, Pictures]
     written: str
 
@@ -111,37 +108,29 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     grouping = load_grouping(folder, task)
     rewards = {seed: reward_summary(folder, seed, grouping) for seed in task.seeds}
     bank = read_bank(folder, set_name, task.seeds)
-    findings = find_for_set(
-        episodes,
-        read_table(folder.evaluation_path(set_name, "references")),
-        rewards,
-        bank,
-        task.outcomes,
-        task.verdict.thresholds,
-        task.group_by,
-        task.verify.minimal,
-        list(task.biases),
-    )
     names = failure_ids(task.outcomes.failures(episodes))
     attributed = attributed_tables(folder, task, set_name, names)
-    effects = effect_table(attributed["groups"])
-    groups = _suspected_groups(effects, rewards)
-    timeline = Timeline(window_effects(folder, task, set_name))
-    predictions = _predictions(run, set_name, effects, groups, bank)
-    correction = None
-    if task.group_by != "cluster":  # clusters belong to this run: no other can be trained with corrections by them
-        correction = smallest_correction(findings, bank, [group["group"] for group in groups])
-    around = surroundings(task, set_name, episodes, correction)
-    clusters = {CLUSTER: cluster_context(CLUSTER, findings, around, timeline.of(names))} if names else {}
-    page = _page_context(run, set_name, findings, clusters, list(rewards.values()), episodes)
+    estimator = estimator_of(task).name
+    tables = SetTables(
+        task, set_name, episodes, read_table(folder.evaluation_path(set_name, "references")), rewards, bank,
+        attributed["groups"],
+        read_table(folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator),
+        Timeline(window_effects(folder, task, set_name)), estimator, _noise_ceiling(folder, set_name),
+    )  # fmt: skip
+    whole = report_cluster(tables, whole_set(names))
+    split = [] if whole.findings.decision.of_set else find_clusters(task, attributed["groups"], names)
+    found = [report_cluster(tables, cluster) for cluster in split] if len(split) > 1 else [whole][: len(names)]
+    clusters = {number: report.context(tables.timeline) for number, report in enumerate(found)}
+    cluster_of = {name: number for number, report in enumerate(found) for name in report.cluster.failures}
+    page = _page_context(run, set_name, whole, clusters, list(rewards.values()), episodes)
     out = folder.reports_folder(set_name)
     chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
     pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
     chunks = [tuple(names[i : i + _CHUNK]) for i in range(0, len(names), _CHUNK)]
     pieces = [
         PagePiece(
-            folder.root, task, page, chunk, {name: pictures[name] for name in chunk if name in pictures},
-            began.isoformat(),
+            folder.root, task, page, {name: cluster_of[name] for name in chunk},
+            {name: pictures[name] for name in chunk if name in pictures}, began.isoformat(),
         )
         for chunk in chunks
     ]  # fmt: skip
@@ -149,17 +138,25 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     entries = [entry for result in results for entry in result.entries]
     thumbnails = {name: asset for result in results for name, asset in result.thumbnails.items()}
     seconds = {**run.manifest.seconds, "report": round((datetime.now(UTC) - began).total_seconds(), 2)}
-    summary = summarise(findings, predictions, entries, _trainings(task, bank), seconds)
+    findings = {number: report.findings for number, report in enumerate(found)}
+    summary = summarise(whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds)
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
-    source = {"task": task.name, "set": set_name}
-    write_corrections(out, correction, findings, source, task.group_by, task.edits)
-    _add_predicted_rates(groups, predictions)
-    for number, cluster in clusters.items():
+    for report in [whole, *(report for report in found if report is not whole)]:
+        part = {} if report.cluster.selection is None else {"cluster": str(report.cluster.number)}
+        source = {"task": task.name, "set": set_name, **part}
+        write_corrections(
+            out / report.edits_file, report.correction, report.findings, source, task.group_by, task.edits
+        )
+    for number, report in enumerate(found):
         mine = [entry for entry in entries if entry["cluster"] == number]
-        write_cluster_page(out, page, cluster, mine, cluster_view(groups, predictions, page.unit))
-    write_index_page(out, page, summary, entries, thumbnails, explain(findings, around, summary["verdict"]))
-    _remove_old(out, {"failures": names, "clusters": [str(number) for number in clusters]})
+        write_cluster_page(out, page, clusters[number], mine, report.view(page.unit))
+    decided_by = deciding(whole.findings, findings, summary["verdict"])
+    told_by = next((report for report in found if report.findings is decided_by), whole)
+    write_index_page(
+        out, page, summary, entries, thumbnails, explain(told_by.findings, told_by.around, summary["verdict"])
+    )
+    _remove_old(out, names, clusters)
     write_json(out / "summary.json", summary)
     return summary
 
@@ -167,7 +164,7 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
 def _page_context(
     run: Run,
     set_name: str,
-    findings: SetFindings,
+    whole: ClusterReport,
     clusters: Mapping[int, ClusterContext],
     rewards: Sequence[pa.Table],
     episodes: pa.Table,
@@ -183,8 +180,9 @@ def _page_context(
     recorded = recording_notes(run.folder, run.task.seeds)
     told = [*projected, *recorded, *_told(profile, rewards), *_undeclared(run.task, episodes)]
     return PageContext(
-        run.task.resolved(), set_name, _unit(run.task), findings, clusters, told, provenance, edits_in_words(run)
-    )
+        run.task.resolved(), set_name, _unit(run.task), whole.findings, clusters, told, provenance, edits_in_words(run),
+        None if whole.correction is None else whole.edits_file,
+    )  # fmt: skip
 
 
 def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:
@@ -227,11 +225,13 @@ def _unit(task: Task) -> str:
     return f"groups ({_PLURAL[task.group_by]})"
 
 
-def _remove_old(out: Path, current: Mapping[str, Sequence[str]]) -> None:
-    """Remove pages of an earlier report that this one does not have."""
-    for name, pages in current.items():
-        for old in (out / name).glob("*.html"):
-            if old.stem not in pages:
+def _remove_old(out: Path, failures: Sequence[str], clusters: Mapping[int, ClusterContext]) -> None:
+    """Remove pages and corrections of an earlier report that this one does not have."""
+    kept = {"edits.yaml", *(f"failures/{name}.html" for name in failures)}
+    kept |= {name for cluster in clusters.values() for name in (cluster.page, cluster.edits) if name is not None}
+    for pattern in ("failures/*.html", "clusters/*.html", "edits*.yaml"):
+        for old in out.glob(pattern):
+            if old.relative_to(out).as_posix() not in kept:
                 old.unlink()
 
 
@@ -248,53 +248,14 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
     return [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)] if count else []
 
 
-def _suspected_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> list[dict[str, Any]]:
-    """Return the wrong groups, most suspected first, with what is wrong with them (means over seeds)."""
-    totals = group_means(list(rewards.values()), ("wrong_transitions", "error"))
-    mean, column = effects.mean(), {group: index for index, group in enumerate(effects.groups)}
-    wrong_names = [group for group in wrong_groups(list(rewards.values())) if group in mean]
-    return [
-        {
-            "group": group,
-            "effect": mean[group],
-            "interval": mean_interval(effects.by_seed[:, column[group]].tolist()),
-            "wrong": totals[group][0],
-            "error": totals[group][1],
-        }
-        for group in sorted(wrong_names, key=lambda group: (mean[group], group))
-    ]
-
-
-def _predictions(
-    run: Run, set_name: str, effects: EffectTable, groups: Sequence[Mapping[str, Any]], bank: Bank | None
-) -> PredictionFindings:
-    """Say what the predicted effects are worth: concentration, calibration, noise ceiling."""
-    estimator = estimator_of(run.task).name
-    null = read_table(run.folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator)
-    column = {group: index for index, group in enumerate(effects.groups)}
-    by_seed = {str(group["group"]): effects.by_seed[:, column[group["group"]]] for group in groups}
-    return PredictionFindings(
-        estimator,
-        concentration(by_seed, null),
-        calibrate(bank, effects.mean() if groups else {}, run.task.outcomes),
-        _noise_ceiling(run, set_name),
-    )
-
-
-def _noise_ceiling(run: Run, set_name: str) -> float | None:
+def _noise_ceiling(folder: RunFolder, set_name: str) -> float | None:
     """Return the noise ceiling that a validation measured; None before one."""
-    path = run.folder.validation_path(set_name)
+    path = folder.validation_path(set_name)
     return read_json(path)["interactive"]["noise_ceiling"]["value"] if path.exists() else None
 
 
-def _add_predicted_rates(groups: Sequence[dict[str, Any]], predictions: PredictionFindings) -> None:
-    """Give the shown groups the misbehaviour rate that is predicted when only they are corrected."""
-    for group in groups:
-        group["rate"] = NOTHING if predictions.calibration is None else predictions.calibration.rate(group["effect"])
-
-
 @dataclass(frozen=True)
-class _SetTables:
+class _FailureTables:
     """Tables that all failures of a set share, read once a process."""
 
     episodes: dict[str, dict[str, Any]]
@@ -307,7 +268,7 @@ class _SetTables:
 
 
 @lru_cache(maxsize=1)
-def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _SetTables:
+def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _FailureTables:
     """Read the tables of a set; `written` names the call, so that a later one reads them again."""
     task, folder = Task.model_validate_json(task_json), RunFolder(root)
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
@@ -315,7 +276,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Set
     failures = dict(zip(failure_ids(failed), failed.to_pylist(), strict=True))
     attributed = attributed_tables(folder, task, set_name, list(failures))
     grouping = load_grouping(folder, task)
-    return _SetTables(
+    return _FailureTables(
         failures,
         own_rates(
             episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED),
@@ -334,11 +295,13 @@ def _write_pages(piece: PagePiece) -> PageResult:
     """Label failures and write their pages."""
     folder, task, page = RunFolder(piece.root), piece.task, piece.page
     tables = _set_tables(piece.root, task.model_dump_json(), page.set_name, piece.written)
+    tables = replace(tables, top=tables.top.filter(pc.field("failure").isin(list(piece.failures))))  # searched for each
     out = folder.reports_folder(page.set_name)
     entries, thumbnails = [], {}
-    for name in piece.failures:
-        episode = tables.episodes[name]
-        entry = failure_entry(episode, page.findings, tables.rates[episode["episode"]], tables.effects, tables.counts)
+    for name, cluster in piece.failures.items():
+        episode, findings = tables.episodes[name], page.clusters[cluster].findings
+        rates = tables.rates[episode["episode"]]
+        entry = failure_entry(episode, cluster, findings, rates, tables.effects, tables.counts)
         view = _failure_view(piece, name, episode, tables, out)
         if view.frames:
             thumbnails[name] = view.frames[0].asset
@@ -348,7 +311,7 @@ def _write_pages(piece: PagePiece) -> PageResult:
 
 
 def _failure_view(
-    piece: PagePiece, name: str, episode: Mapping[str, Any], tables: _SetTables, out: Path
+    piece: PagePiece, name: str, episode: Mapping[str, Any], tables: _FailureTables, out: Path
 ) -> FailureView:
     spec = piece.task.evaluation_env(piece.page.set_name)
     index = tables.targets.ids.index(name)

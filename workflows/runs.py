@@ -65,7 +65,7 @@ def open_run(path: str | Path) -> Run:
     Raises:
         RunFolderError: it is not a run of this version.
     """
-    folder = RunFolder(Path(path).resolve())  # workers may have another working directory
+    folder = RunFolder.at(path)
     manifest = Manifest.read(folder)
     if manifest.task_folder is not None:
         add_import_path(Path(manifest.task_folder))
@@ -83,7 +83,7 @@ def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None =
         EnvironmentError_: an environment does not exist or breaks the contract.
         RunFolderError: the folder holds a run of another task, recordings that do not fit it, or something else.
     """
-    task, folder = load_task(task_path, edits), RunFolder(Path(out).resolve())
+    task, folder = load_task(task_path, edits), RunFolder.at(out)
     if folder.manifest_path.exists():
         manifest = Manifest.read(folder)
         differences = task.differences(manifest.task)

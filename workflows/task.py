@@ -11,10 +11,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from ..attribution.profiles import MOST_CLUSTERS
 from ..attribution.targets import BUILT_IN
 from ..datasets.errors import TaskError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import Outcomes
+from ..datasets.remote import local_path
 from ..reports.budgets import COVERAGE
 from ..reports.verdict import Thresholds
 from ..training.agents import AgentSpec
@@ -38,6 +40,7 @@ _FREE_KEYS = (
     "verify",
     "verdict",
 )  # may change between calls on one run folder
+_MAY_GROW = {"sets": " (sets may only be added)", "evaluation": " (only `episodes` may change, and only grow)"}
 
 
 class _Model(BaseModel):
@@ -55,6 +58,7 @@ class VerifySpec(_Model):
         sets: further sets of groups to correct, by name: groups, or module:callable(training environment) -> groups.
         arbitrary: search for arbitrary bounded edits also where the intended reward is known.
         coverage: arguments of the training environment that give it more varied levels; None: not tried.
+        clusters: most clusters of failures with alike influence profiles, each with a verdict; 1: never split a set.
     """
 
     seeds: int = Field(default=5, ge=1)
@@ -64,6 +68,7 @@ class VerifySpec(_Model):
     sets: dict[str, list[str] | str] = Field(default_factory=dict)
     arbitrary: bool = False
     coverage: dict[str, Any] | None = None
+    clusters: int = Field(default=MOST_CLUSTERS, ge=1)
 
     @field_validator("sets", mode="before")
     @classmethod
@@ -277,10 +282,19 @@ class Task(_Model):
         old, new = (str(edits or "none") for edits in (trained_with, self.edits))
         edits = [] if old == new else [f"corrected rewards (--edits): {old} in the run, {new} given"]
         return edits + [
-            f"{key}: {earlier.get(key)!r} in the run, {mine[key]!r} in the task"
+            f"{key}: {earlier.get(key)!r} in the run, {mine[key]!r} in the task{_MAY_GROW.get(key, '')}"
             for key in fixed
-            if earlier.get(key) != mine[key]
+            if earlier.get(key) != mine[key] and not _has_grown(key, earlier.get(key), mine[key])
         ]
+
+
+def _has_grown(key: str, earlier: Any, mine: Any) -> bool:
+    """Return whether a key says what it said before, and more: further evaluation sets, or more episodes."""
+    if key not in _MAY_GROW or not isinstance(earlier, dict):
+        return False
+    if key == "sets":
+        return all(mine.get(name) == kwargs for name, kwargs in earlier.items())
+    return bool({**earlier, "episodes": mine["episodes"]} == mine and mine["episodes"] >= earlier["episodes"])
 
 
 def load_task(path: str | Path, edits: str | Path | None = None) -> Task:
@@ -294,7 +308,7 @@ def load_task(path: str | Path, edits: str | Path | None = None) -> Task:
         TaskError: the file is missing, is not YAML, or breaks the contract.
         InputError: the same of the edits file.
     """
-    path = Path(path)
+    path = local_path(path, "the task file")
     if not path.is_file():
         raise TaskError(f"the task file {path} does not exist; expected a YAML file such as examples/*.yaml")
     try:

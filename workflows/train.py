@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from ..datasets.remote import remove_folder
 from ..datasets.rewards import reward_summary
-from ..datasets.schema import RANDOM_POLICY_SEED
-from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table
+from ..datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
+from ..datasets.store import (
+    RunFolder,
+    read_table,
+    read_table_schema,
+    read_tensor_metadata,
+    read_tensors,
+    write_table,
+)
 from ..training.agents import load_policy
 from ..training.edits_file import ALL
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
 from ..training.references import play_references
 from .groups import load_grouping
+from .plays import episode_count, episodes_at, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -40,7 +48,7 @@ def train_stage(run: Run, workers: Workers) -> None:
     open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
     for seed in open_seeds:
         _forget(run.folder, seed)
-    shutil.rmtree(run.folder.parts_folder("train"), ignore_errors=True)  # what interrupted trainings left
+    remove_folder(run.folder.parts_folder("train"))  # what interrupted trainings left
     pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
     if pieces and (words := edits_in_words(run)) is not None:
@@ -67,11 +75,13 @@ def edits_in_words(run: Run) -> str | None:
 
 def _forget(folder: RunFolder, seed: int) -> None:
     """Remove what was derived from an earlier training of a seed: it would not fit the next one."""
-    for kind in ("rewards", "evaluations"):
+    for kind in ("rewards", "evaluations", "plays"):
         for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
             part.unlink()
-    shutil.rmtree(folder.root / "influence", ignore_errors=True)
-    shutil.rmtree(folder.parts_folder("influence"), ignore_errors=True)
+    for merged in folder.root.glob("evaluations/*/episodes.parquet"):
+        merged.unlink()
+    remove_folder(folder.root / "influence")
+    remove_folder(folder.parts_folder("influence"))
 
 
 def _train_seed(piece: SeedPiece) -> None:
@@ -83,44 +93,66 @@ def _train_seed(piece: SeedPiece) -> None:
 
 
 def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
-    """Play test and training episodes with every agent and a random policy, and so with reference solvers."""
+    """Play test and training episodes with every agent and a random policy, and so with reference solvers.
+
+    Only episodes that were not played yet: a run may get more of them.
+    """
     run.require_trained()
     run.task.evaluation_env(set_name)
-    seeds = [*run.task.seeds, RANDOM_POLICY_SEED]
+    seeds, wanted = [*run.task.seeds, RANDOM_POLICY_SEED], run.task.evaluation.episodes
     pieces = [
         SeedPiece(run.folder.root, run.task, seed, set_name)
         for seed in seeds
-        if not _is_evaluated(run.folder, set_name, seed)
+        if not _is_evaluated(run.folder, set_name, seed, wanted)
     ]
     workers.map(_evaluate_seed, pieces, f"evaluate {run.task.name}")
-    for table in ("steps", "episodes"):
-        parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
-        write_table(run.folder.evaluation_path(set_name, table), pa.concat_tables(parts))
-    references = run.folder.evaluation_path(set_name, "references")
-    if not references.exists():
-        envs = {"test": run.task.evaluation_env(set_name), "train": run.task.training_env}
-        played = [play_references(envs[part], run.task.evaluation.episodes, part) for part in envs]
-        write_table(references, pa.concat_tables(played))
+    plays = f"{wanted} episodes of seeds {seeds}"
+    merged = run.folder.evaluation_path(set_name, "episodes")
+    if pieces or not merged.exists() or metadata_of(read_table_schema(merged)).get("plays") != plays:
+        for table in ("steps", "episodes"):
+            parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
+            whole = with_metadata(pa.concat_tables(parts), {"plays": plays})
+            write_table(run.folder.evaluation_path(set_name, table), whole)
+    _play_references(run, set_name)
+
+
+def _play_references(run: Run, set_name: str) -> None:
+    path, wanted = run.folder.evaluation_path(set_name, "references"), run.task.evaluation.episodes
+    earlier = [read_table(path)] if path.exists() else []
+    first = sum(episode_count(table) for table in earlier)
+    if first >= wanted:
+        return
+    envs = {"test": run.task.evaluation_env(set_name), "train": run.task.training_env}
+    played = [play_references(env, wanted, part, first) for part, env in envs.items()]
+    whole = pa.concat_tables([*earlier, *played])
+    goals = list(dict.fromkeys(whole["goal"].to_pylist()))
+    rows = sorted(whole.to_pylist(), key=lambda row: (row["part"], goals.index(row["goal"]), row["episode"]))
+    if rows or not earlier:
+        write_table(path, pa.Table.from_pylist(rows, schema=whole.schema))
 
 
 def _evaluation_part(folder: RunFolder, set_name: str, seed: int, table: str) -> Path:
     return folder.parts_folder("evaluations", set_name) / f"seed={seed}.{table}.parquet"
 
 
-def _is_evaluated(folder: RunFolder, set_name: str, seed: int) -> bool:
-    return all(_evaluation_part(folder, set_name, seed, table).exists() for table in ("steps", "episodes"))
+def _is_evaluated(folder: RunFolder, set_name: str, seed: int, episodes: int) -> bool:
+    return all(
+        episodes_at(_evaluation_part(folder, set_name, seed, table)) >= episodes for table in ("steps", "episodes")
+    )
 
 
 def _evaluate_seed(piece: SeedPiece) -> None:
     task, folder = piece.task, RunFolder(piece.root)
-    if _is_evaluated(folder, piece.set_name, piece.seed):
+    if _is_evaluated(folder, piece.set_name, piece.seed, task.evaluation.episodes):
         return  # by a worker that was lost when it had finished
     policy = None
     if piece.seed != RANDOM_POLICY_SEED:
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
     spec, masked = task.evaluation, task.agent.masked
-    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), spec, piece.seed, "test", masked)
-    train, _ = evaluate_policy(policy, task.training_env, spec, piece.seed, "train", masked)
-    write_table(_evaluation_part(folder, piece.set_name, piece.seed, "steps"), steps)
-    episodes = pa.concat_tables([test, train])
-    write_table(_evaluation_part(folder, piece.set_name, piece.seed, "episodes"), episodes)
+    paths = {table: _evaluation_part(folder, piece.set_name, piece.seed, table) for table in ("steps", "episodes")}
+    first = min(map(episodes_at, paths.values()))
+    test, steps = evaluate_policy(policy, task.evaluation_env(piece.set_name), spec, piece.seed, "test", masked, first)
+    kept = folder.parts_folder("plays", "training") / f"seed={piece.seed}.parquet"
+    train = training_plays(kept, policy, task.training_env, spec, piece.seed, masked)
+    write_table(paths["steps"], with_earlier(paths["steps"], steps, first))
+    write_table(paths["episodes"], pa.concat_tables([with_earlier(paths["episodes"], test, first), train]))

@@ -19,7 +19,8 @@ from ..attribution.outputs import Outputs
 from ..datasets.errors import InputError
 from ..datasets.manifest import digest
 from ..datasets.outcomes import PlayCounts
-from ..datasets.rewards import reward_summary
+from ..datasets.remote import exist
+from ..datasets.rewards import reward_summary, wrong_groups
 from ..datasets.store import RunFolder, read_table, read_tensors, write_json, write_table, write_tensors
 from ..reports.statistics import Interval, mean_interval
 from ..reports.validation import linear_datamodeling_score, noise_ceiling, rank_correlations
@@ -34,7 +35,6 @@ from .attribute import estimator_of, failures_of, load_targets
 from .groups import load_grouping
 from .runs import Run
 from .task import Task
-from .verify import wrong_groups
 from .workers import Workers
 
 DEFAULT_MASKS = 12
@@ -100,7 +100,8 @@ def validate_stage(run: Run, set_name: str, masks: int, workers: Workers) -> dic
         for groups in ((), *chosen)
         for seed in task.paired_seeds
     ]
-    waiting = [piece for piece in pieces if not piece.path.exists()]
+    there = exist([piece.path for piece in pieces])
+    waiting = [piece for piece, done in zip(pieces, there, strict=True) if not done]
     again = [piece for piece in waiting if piece.estimand == "interactive" and piece.groups]
     single = [[piece] for piece in waiting if piece not in again]
     at_once, _ = members_at_once(task.agent, task.training_env)

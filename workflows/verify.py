@@ -23,8 +23,8 @@ from ..attribution.order import (
     random_order,
 )
 from ..datasets.errors import InputError, nearest
-from ..datasets.outcomes import failure_ids
-from ..datasets.rewards import reward_bounds
+from ..datasets.rewards import reward_bounds, wrong_groups
+from ..datasets.schema import GROUP_EFFECTS
 from ..datasets.store import read_table
 from ..reports.budgets import COVERAGE
 from ..reports.curve import suffices
@@ -32,6 +32,7 @@ from ..reports.findings import group_means
 from ..reports.verdict import removal
 from .attribute import attributed_tables, estimator_of
 from .bank import BankBuilder, Mask
+from .clusters import Cluster, find_clusters, whole_set
 from .runs import Run
 from .workers import Workers
 
@@ -52,17 +53,16 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     """
     run.require_trained()
     build, spec = BankBuilder(run, set_name, workers), run.task.verify
-    rule = build.decision().rule
-    if rule <= _NOTHING_TO_EXPLAIN:
-        log.info("verify %s: rule %d applies, nothing to train again", run.task.name, rule)
+    clusters, sums = _clusters_to_explain(build)
+    if not clusters:
         build.write()
         return
     named = _named_sets(build)  # first: what the task names must be there
-    sums = _attributed(build)
+    rule = build.decision(clusters[0]).rule  # 5 and 6 speak of the training: they apply to all clusters or to none
     if rule not in (_UNKNOWN_RULE, _NOTHING_WRONG_RULE) and wrong_groups(build.rewards):
-        _correct(build, sums, named)
+        _correct(build, clusters, sums, named)
     if rule == _UNKNOWN_RULE or spec.arbitrary:
-        _search_arbitrary(build)
+        _search_arbitrary(build, clusters)
     if spec.coverage is not None:
         build.train([Mask("none", variant=COVERAGE)])
     if run.task.biases and rule != _UNKNOWN_RULE:
@@ -72,20 +72,21 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     build.write()
 
 
-def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:
-    """Return the groups with a wrong reward in some seed's training."""
-    return {
-        group
-        for table in rewards
-        for group, wrong in zip(table["group"].to_pylist(), table["wrong_transitions"].to_pylist(), strict=True)
-        if wrong
-    }
-
-
-def _attributed(build: BankBuilder) -> pa.Table:
-    """Return the group sums of every failure."""
-    failures = failure_ids(build.task.outcomes.failures(build.episodes))
-    return attributed_tables(build.run.folder, build.task, build.set_name, failures)["groups"]
+def _clusters_to_explain(build: BankBuilder) -> tuple[list[Cluster], pa.Table]:
+    """Return the clusters of failures that recur, and the group sums of every failure; none under rules 1 to 4."""
+    task, failures = build.task, build.failures
+    whole = build.decision(whole_set(failures))
+    if whole.of_set or not failures:
+        log.info("verify %s: rule %d applies, nothing to train again", task.name, whole.rule)
+        return [], GROUP_EFFECTS.empty_table()
+    sums = attributed_tables(build.run.folder, task, build.set_name, failures)["groups"]
+    clusters = []
+    for cluster in find_clusters(task, sums, failures):
+        if build.decision(cluster).rule > _NOTHING_TO_EXPLAIN:
+            clusters.append(cluster)
+        else:
+            log.info("verify %s: cluster %d does not recur, nothing to train again", task.name, cluster.number)
+    return clusters, sums
 
 
 def _named_sets(build: BankBuilder) -> list[Mask]:
@@ -110,11 +111,11 @@ def _everything(build: BankBuilder, variant: str = "") -> Mask:
     return Mask("all", tuple(sorted(wrong_groups(build.rewards))), variant=variant)
 
 
-def _correct(build: BankBuilder, sums: pa.Table, named: Sequence[Mask]) -> None:
+def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, named: Sequence[Mask]) -> None:
     """Correct everything with as many seeds as decide; then nested sets, where correcting everything helps.
 
-    Nested sets and their random control are verified only where correcting everything brings the misbehaviour rate
-    below `1 - inner_share` of the uncorrected.
+    Nested sets, in the order of the whole set and of each of several clusters, and their random control are verified
+    only where correcting everything brings the misbehaviour rate below `1 - inner_share` of the uncorrected.
     """
     task = build.task
     if not build.train([_everything(build)]):
@@ -122,32 +123,45 @@ def _correct(build: BankBuilder, sums: pa.Table, named: Sequence[Mask]) -> None:
             "verify %s: the budget of %s trainings is too small for any verdict: correcting everything takes %d",
             task.name, task.verify.budget, len(task.paired_seeds),
         )  # fmt: skip
-    _add_seeds(build)
+    _add_seeds(build, clusters)
     build.train(named)
-    if not _correction_helps(build):
-        return
-    orders = _orders(build, sums)
-    sizes = nested_sizes(len(orders["random"]), task.verify.points)
-    build.train([Mask(name, tuple(orders[name][:size])) for size in sizes for name in ("attribution", "random")])
+    every = clusters if len(clusters) == 1 else [whole_set(build.failures), *clusters]
+    helped = {cluster: _orders(build, cluster, sums) for cluster in every if _correction_helps(build, cluster)}
+    sizes = nested_sizes(len(wrong_groups(build.rewards)), task.verify.points)
+    masks = [
+        _nested(cluster, name, orders[name], size)
+        for size in sizes
+        for name in ("attribution", "random")
+        for cluster, orders in helped.items()
+    ]
+    build.train(list(dict.fromkeys(masks)))
     if task.verify.minimal is not None:
-        _bisect(build, orders, task.verify.minimal)
+        for cluster, orders in helped.items():
+            _bisect(build, cluster, orders, task.verify.minimal)
 
 
-def _orders(build: BankBuilder, sums: pa.Table) -> dict[str, list[str]]:
+def _nested(cluster: Cluster, order: str, groups: Sequence[str], size: int) -> Mask:
+    """Return the first groups of an order; attribution's is the cluster's own, the others all clusters share."""
+    own = order == "attribution" and cluster.selection is not None
+    return Mask(order, tuple(groups[:size]), cluster=cluster.number if own else None)
+
+
+def _orders(build: BankBuilder, cluster: Cluster, sums: pa.Table) -> dict[str, list[str]]:
     """Return the wrong groups in every order in which they are corrected."""
     wrong = wrong_groups(build.rewards)
     error = {group: values[0] for group, values in group_means(build.rewards, ("error",)).items()}
+    mine = sums.filter(pc.field("failure").cast(pa.string()).isin(list(cluster.failures)))
     return {
-        "attribution": attribution_order(effect_table(sums), wrong),
+        "attribution": attribution_order(effect_table(mine), wrong),
         "size": sorted(wrong, key=lambda group: (-error[group], group)),
         "random": random_order(wrong),
     }
 
 
-def _add_seeds(build: BankBuilder) -> None:
-    """Correct everything with more seeds of the ensemble, as long as those there are do not decide the verdict."""
+def _add_seeds(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
+    """Correct everything with more seeds of the ensemble, as long as those there are do not decide every verdict."""
     task = build.task
-    while build.trained and build.decision().rule == _UNDECIDED_RULE:
+    while build.trained and any(build.decision(cluster).rule == _UNDECIDED_RULE for cluster in clusters):
         further = [seed for seed in task.seeds if seed not in build.seeds][:_SEEDS_ADDED]
         if not further:
             return
@@ -156,26 +170,27 @@ def _add_seeds(build: BankBuilder) -> None:
             return  # the budget is spent
 
 
-def _correction_helps(build: BankBuilder) -> bool:
-    before, after = build.evidence().paired()
+def _correction_helps(build: BankBuilder, cluster: Cluster) -> bool:
+    before, after = build.evidence(cluster).paired()
     m0 = [rates.misbehaviour for rates in before if rates.misbehaviour is not None]
     m_all = [rates.misbehaviour for rates in after if rates.misbehaviour is not None]
     keep = 1 - build.task.verdict.inner_share
     return bool(m0 and m_all and np.mean(m_all) < keep * np.mean(m0))
 
 
-def _bisect(build: BankBuilder, orders: Mapping[str, Sequence[str]], level: float) -> None:
+def _bisect(build: BankBuilder, cluster: Cluster, orders: Mapping[str, Sequence[str]], level: float) -> None:
     """Verify sets until, of each order, the smallest that removes the misbehaviour is known to a group."""
     while True:
-        masks = [mask for name, groups in orders.items() if (mask := _next_mask(build, name, groups, level))]
+        found = {name: _next_size(build, cluster, name, len(groups), level) for name, groups in orders.items()}
+        masks = [_nested(cluster, name, orders[name], size) for name, size in found.items() if size is not None]
         if not masks or not build.train(masks):
             return  # all are known, or the budget is spent
 
 
-def _next_mask(build: BankBuilder, order: str, groups: Sequence[str], level: float) -> Mask | None:
-    """Return the set half-way between what removes the misbehaviour and what does not; None where they touch."""
-    bank = build.read()
-    verified = {len(groups): bank.members("all")}
+def _next_size(build: BankBuilder, cluster: Cluster, order: str, groups: int, level: float) -> int | None:
+    """Return the size half-way between what removes the misbehaviour and what does not; None where they touch."""
+    bank = build.read().of_cluster(cluster.number, cluster.selection)
+    verified = {groups: bank.members("all")}
     for row in bank.masks.select(["order", "size", "variant"]).to_pylist():
         if row["order"] == order and not row["variant"]:
             verified[row["size"]] = bank.members(order, row["size"])
@@ -183,11 +198,13 @@ def _next_mask(build: BankBuilder, order: str, groups: Sequence[str], level: flo
     good = [size for size, found in rates.items() if suffices(found, level)]
     high = min(good, default=0)  # 0: not even correcting everything removes it
     low = max((size for size in verified if size < high), default=0)
-    return Mask(order, tuple(groups[: (low + high) // 2])) if high - low > 1 else None
+    return (low + high) // 2 if high - low > 1 else None
 
 
-def _search_arbitrary(build: BankBuilder) -> None:
+def _search_arbitrary(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
     """Verify nested sets of bounded edits against the misbehaviour; a placebo for each that removes it.
+
+    The edits are those of the whole set's failures.
 
     Sizes double up to the share `few` of all groups; the last set is every edit that is predicted to help.
     """
@@ -201,9 +218,9 @@ def _search_arbitrary(build: BankBuilder) -> None:
     sizes = sorted({max(1, int(few / 2**k)) for k in range(task.verify.points)})
     nested = [size for size in sizes if size < helpful]
     build.train([_arbitrary_mask("arbitrary", edits, edits[:size], size) for size in (*nested, helpful)])
-    evidence = build.evidence()
-    removing = [t.groups for t in evidence.arbitrary if removal(evidence, t.edited, task.verdict.thresholds).removes]
-    placebos = [(size, placebo_edits(edits, size, bounds)) for size in removing]
+    found = [build.evidence(cluster) for cluster in clusters]
+    removing = {t.groups for e in found for t in e.arbitrary if removal(e, t.edited, task.verdict.thresholds).removes}
+    placebos = [(size, placebo_edits(edits, size, bounds)) for size in sorted(removing)]
     build.train([_arbitrary_mask("placebo", edits, drawn, size) for size, drawn in placebos])
 
 

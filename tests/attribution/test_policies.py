@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from trained import Trained
 
-from aitia.attribution.factors import gradient_factors, why_not_factored
+from aitia.attribution.factors import Factors, gradient_factors, why_not_factored
 from aitia.attribution.outputs import Outputs
 from aitia.attribution.projected import TrakProjected
 from aitia.attribution.targets import TargetSteps
@@ -140,7 +140,7 @@ def test_embeddings_and_strided_padded_convolutions_are_factored_exactly() -> No
         phi = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
         (derivative,) = torch.autograd.grad(scalars.sum(), output)
         factors = _layer_factors(layer, given, derivative)
-        (gram,) = factors.products([factors])
+        gram, _ = Factors(5, {"layer": factors}).gram_and_products(Factors(5, {}))
         torch.testing.assert_close(gram, phi @ phi.T, rtol=1e-10, atol=1e-10)
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_policies import make_policy, make_targets, make_window
+from small_policies import make_policy, make_targets, make_window, shared_policy
 
-from aitia.attribution import influence as influence_module
+from aitia.attribution import estimators
 from aitia.attribution.adjoint import reward_influence
-from aitia.attribution.estimators import Trak
-from aitia.attribution.influence import attribute_window, keep_top
+from aitia.attribution.estimators import Prepared, Trak
+from aitia.attribution.influence import Leaders, attribute_window, keep_top
 from aitia.attribution.order import (
     EffectTable,
     area_under_curve,
@@ -45,6 +45,54 @@ def test_group_sums_are_sums_of_corrections_times_influence() -> None:
         np.testing.assert_allclose(sums.effects["effect"][LAMBDAS.index(DEFAULT_LAMBDA), :, index], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_sums_at_every_damping_are_those_of_the_influence(normalize: bool, epochs: int) -> None:
+    """Sums by a solve a group (the adjoint backwards) against the sums of the influence itself, in both channels."""
+    window, generator = make_window(), np.random.default_rng(3)
+    batches = np.array([generator.permutation(40) // 16 for _ in range(epochs)], np.int32).T
+    minibatches = batches if epochs else None
+    advantages = replace(
+        window.advantages, normalize=normalize, minibatches=minibatches, reward_scale=generator.uniform(0.5, 2.0, 40)
+    )
+    weights = np.where(generator.random((40, 3)) < 0.3, generator.normal(size=(40, 3)), 0.0)
+    targets = make_targets(5)
+    for policy in (make_policy(), shared_policy()):
+        prepared = Trak().prepare(replace(window, advantages=advantages), policy, targets)
+        for lam in LAMBDAS:
+            found, expected = prepared.sums(lam, weights, 5), Prepared.sums(prepared, lam, weights, 5)
+            for name, total, wanted in zip(found._fields, found, expected, strict=True):
+                np.testing.assert_allclose(total, wanted, rtol=1e-8, atol=1e-13, err_msg=f"{name} at damping {lam}")
+        assert np.abs(found.tau).max() > 0.0
+    assert np.abs(found.tau_value).max() > 0.0, "actor and critic share their features: both channels are open"
+
+
+@pytest.mark.parametrize("intended", [True, False])
+def test_leaders_leave_out_only_what_cannot_be_among_the_top(intended: bool) -> None:
+    first, targets, leaders = make_window(intended), make_targets(), Leaders(make_targets().ids, 3)
+    generator = np.random.default_rng(4)
+    windows = [first, *(replace(first, number=n, reward=first.reward * generator.random(40)) for n in range(1, 6))]
+    whole, short = [], []
+    for window in windows:
+        whole.append(attribute_window(window, make_policy(), targets, Trak(), 3).top.cast(TOP_TRANSITIONS))
+        short.append(attribute_window(window, make_policy(), targets, Trak(), 3, leaders).top.cast(TOP_TRANSITIONS))
+        leaders.add((0, window.number), short[-1])
+    every, fewer = (pa.concat_tables(tables) for tables in (whole, short))
+    assert fewer.num_rows < every.num_rows
+    assert keep_top(fewer, 3).combine_chunks().equals(keep_top(every, 3).combine_chunks())
+
+
+def test_failures_without_top_transitions_leave_the_columns_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a window whose transitions are all below the leaders, for a chunk of failures or for all."""
+    monkeypatch.setattr(estimators, "_CHUNK", 2)
+    for below in (2, 0):
+        targets, leaders = make_targets(), Leaders(make_targets().ids, 3)
+        leaders.least[:, below:] = np.inf
+        top = attribute_window(make_window(), make_policy(), targets, Trak(), 3, leaders).top
+        assert top.schema.equals(TOP_TRANSITIONS)
+        assert set(top["failure"].to_pylist()) == set(targets.ids[:below])
+
+
 def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
     """Of the reward events, or, where a group is one state and action, of all its transitions."""
     for everywhere in (False, True):
@@ -62,7 +110,7 @@ def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
 
 def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
-    monkeypatch.setattr(influence_module, "_CHUNK", 2)
+    monkeypatch.setattr(estimators, "_CHUNK", 2)
     parts = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
     np.testing.assert_allclose(parts.sums.effects["effect"], whole.sums.effects["effect"], rtol=1e-9, atol=1e-14)
     assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(whole.top.drop_columns(["tau", "tau_raw", "s"]))

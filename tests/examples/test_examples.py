@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,13 @@ CASES: dict[str, dict[str, Any]] = {
     "arrow-maze-walls": TINY,
     "box-actions": TINY,
     "cartpole-drift": TINY,
+    "corridor": TINY,
     "dict-observations": TINY,
     "image-observations": TINY,
     "maskable-ppo": TINY,
     "minigrid-corner": TINY,
     "minigrid-door": TINY,
+    "two-mazes": TINY,
 }
 
 
@@ -52,6 +56,15 @@ def test_every_task_file_is_run_here_and_every_file_is_explained() -> None:
     explained = (EXAMPLES / "README.md").read_text()
     files = {path.name for path in EXAMPLES.iterdir() if path.is_file()} - {"README.md"}
     assert not {name for name in files if f"`{name}`" not in explained}
+
+
+def test_the_readme_shows_the_shortest_example_as_it_is() -> None:
+    readme = textwrap.dedent((ROOT / "README.md").read_text().split("## Your own agent")[1].split("\n## ")[0])
+    shown = [textwrap.dedent(block) for block in re.findall(r"```(?:python|yaml)\n(.*?)```", readme, re.DOTALL)]
+    task = (EXAMPLES / "corridor.yaml").read_text()
+    assert task == min((path.read_text() for path in EXAMPLES.glob("*.yaml")), key=len)
+    assert shown[1] == task
+    assert textwrap.indent(shown[0], " " * 8) in (EXAMPLES / "corridor.py").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

@@ -33,7 +33,8 @@ from aitia.reports.predictions import concentration
 from aitia.reports.statistics import Interval, rate_interval
 from aitia.reports.timeline import Stretch
 from aitia.reports.verdict import Evidence, OutcomeRate, SeedRates, Thresholds, decide
-from aitia.workflows.clusters import cluster_view
+from aitia.workflows.cluster_report import ClusterReport
+from aitia.workflows.clusters import Cluster
 
 SEEDS = 5
 
@@ -85,7 +86,7 @@ class MadeReport:
     groups: list[str]
 
 
-def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "") -> MadeReport:
+def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", clusters: int = 1) -> MadeReport:
     """Write a report of `failures` failures with `pages` pages of failures.
 
     Args:
@@ -93,6 +94,7 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "") 
         failures: how many.
         pages: how many of them get a page.
         text: stands in every field that an environment or a task fills.
+        clusters: how many; the first is outer, others inner.
     """
     folder = run / "reports" / "test"
     findings = made_findings()
@@ -102,21 +104,35 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "") 
     predictions = PredictionFindings("trak", found, None, None)
     line = [Stretch(n, n, Interval(-0.1 * n, -0.1 * n - 0.1, 0.1 - 0.1 * n)) for n in range(4)]
     explanation = explain(findings, Surroundings({"size": 7}, {"size": 7, "moved": text}, worst=[text], corrected=3))
-    cluster = ClusterContext(0, findings, explanation, "edits.yaml", line)
-    page = PageContext(_task(text), "test", "groups (contexts)", findings, {0: cluster}, [f"told {text}"], _PROVENANCE)
-    entries = [_entry(n, groups, text) for n in range(failures)]
+    edits = "edits.yaml" if clusters == 1 else "edits-0.yaml"
+    contexts = {0: ClusterContext(0, findings, explanation, edits, line)}
+    for number in range(1, clusters):
+        other = made_findings(Evidence(BEFORE, BEFORE, CAPABLE, largest_error=1.0))
+        contexts[number] = ClusterContext(number, other, explain(other, Surroundings()), None, line)
+    page = PageContext(
+        _task(text), "test", "groups (contexts)", findings, contexts, [f"told {text}"], _PROVENANCE, None, "edits.yaml"
+    )
+    entries = [
+        _entry(n, groups, text)
+        | {"cluster": n % clusters, "verdict": str(contexts[n % clusters].findings.decision.verdict)}
+        for n in range(failures)
+    ]
     frames = [np.full((24, 24, 3), shade, np.uint8) for shade in (40, 120, 200)]
     assets = [write_frame(folder / "assets" / "frames", frame) for frame in frames]
     for entry in entries[:pages]:
         write_failure_page(folder, page, entry, _view(assets, groups, line, text))
     thumbnails = {entry["failure"]: assets[0] for entry in entries[:pages]}
-    summary = summarise(findings, predictions, entries, 20, {"train": 1.0})
+    found_of = {number: context.findings for number, context in contexts.items()}
+    summary = summarise(findings, found_of, predictions, entries, 20, {"train": 1.0})
     shown = [
         {"group": g, "effect": float(e.mean()), "interval": Interval(float(e.mean()), float(e.min()), float(e.max())),
          "rate": Interval(None, None, None), "wrong": 4.0, "error": 4.0}
         for g, e in by_seed.items()
     ]  # fmt: skip
-    write_cluster_page(folder, page, cluster, entries, cluster_view(shown, predictions, page.unit))
+    report = ClusterReport(Cluster(0, ()), findings, Surroundings(), shown, predictions, None)
+    for number, context in contexts.items():
+        mine = [entry for entry in entries if entry["cluster"] == number]
+        write_cluster_page(folder, page, context, mine, report.view(page.unit))
     write_index_page(folder, page, summary, entries, thumbnails, explanation)
     write_json(folder / "verdicts.json", entries)
     write_json(folder / "summary.json", summary)
@@ -124,7 +140,8 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "") 
     for name in [*(f"{name}.parquet" for name in linked), "transitions/seed=0/window=00003.parquet"]:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).touch()
-    (folder / "edits.yaml").touch()
+    for name in {"edits.yaml", edits}:
+        (folder / name).touch()
     return MadeReport(folder, entries, groups)
 
 

@@ -7,6 +7,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from aitia.attribution.adjoint import Advantages
@@ -39,6 +40,24 @@ def make_policy(seed: int = 0, hidden: tuple[int, ...] = (6, 4)) -> ActorCriticP
             parameter.add_(0.3 * torch.randn(parameter.shape))
     policy.set_training_mode(False)
     return policy
+
+
+def shared_policy() -> ActorCriticPolicy:
+    """A policy whose actor and critic share a layer."""
+    torch.manual_seed(1)
+    return ActorCriticPolicy(
+        spaces.Box(-1, 1, SHAPE), spaces.Discrete(ACTIONS), lambda _: 0.0,
+        features_extractor_class=_OneLayer, net_arch=[4], ortho_init=False,
+    )  # fmt: skip
+
+
+class _OneLayer(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 6)
+        self.layer = nn.Linear(*SHAPE, 6)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return torch.tanh(self.layer(observations))
 
 
 def make_rows(rows: int = 40, distinct: int = 25, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

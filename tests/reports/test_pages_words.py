@@ -149,7 +149,7 @@ def test_the_file_of_edits_holds_the_smallest_verified_set_most_suspected_first(
     )
     correction = smallest_correction(findings, masks, ["73", "=1", "7", "1"])
     assert correction is not None and correction.groups == ("73", "=1", "7") and correction.reward_events == 30.0
-    write_corrections(tmp_path, correction, findings, {"task": "maze\n# a: b"}, "context")
+    write_corrections(tmp_path / "edits.yaml", correction, findings, {"task": "maze\n# a: b"}, "context")
     text = (tmp_path / "edits.yaml").read_text()
     assert "3% [2%, 4%]" in text and "aitia train" in text
     read = read_edits(tmp_path / "edits.yaml")
@@ -160,7 +160,7 @@ def test_the_file_of_edits_holds_the_smallest_verified_set_most_suspected_first(
 def test_the_file_of_edits_is_an_edit_that_changes_these_groups_only(tmp_path: Path) -> None:
     findings = removing(made_findings(), "corrective", 3)
     masks = bank({"member": "a", "order": "attribution", "size": 3, "groups": ["73"]})
-    write_corrections(tmp_path, smallest_correction(findings, masks, ["73"]), findings, {}, "context")
+    write_corrections(tmp_path / "edits.yaml", smallest_correction(findings, masks, ["73"]), findings, {}, "context")
     edit = read_edits(tmp_path / "edits.yaml").edit(EnvSpec("aitia/ArrowMaze-v0"))
     rows = pa.table({"context": ["73", "74"], "reward": [1.0, 1.0], "intended_reward": [0.0, 0.0]})
     assert edit.rewards(rows).tolist() == [0.0, 1.0]
@@ -171,10 +171,12 @@ def test_what_a_run_was_trained_with_is_corrected_again_beside_what_is_still_wro
     correction = smallest_correction(
         findings, bank({"member": "a", "order": "attribution", "size": 3, "groups": ["73"]}), []
     )
-    write_corrections(tmp_path, correction, findings, {}, "context", Edits(groups=["5", "6"], correct="intended"))
+    write_corrections(
+        tmp_path / "edits.yaml", correction, findings, {}, "context", Edits(groups=["5", "6"], correct="intended")
+    )
     assert read_edits(tmp_path / "edits.yaml").groups == ["73", "5", "6"]
     other = Edits(grouping="component", groups=["bonus"], correct="intended")
-    write_corrections(tmp_path, correction, findings, {}, "context", other)
+    write_corrections(tmp_path / "edits.yaml", correction, findings, {}, "context", other)
     assert read_edits(tmp_path / "edits.yaml").groups == ["73"]
     assert "1 group (component): bonus" in (tmp_path / "edits.yaml").read_text()
 
@@ -189,7 +191,7 @@ def test_where_no_small_set_removes_it_all_wrong_groups_are_listed() -> None:
 def test_arbitrary_edits_say_what_each_group_pays(tmp_path: Path) -> None:
     findings = removing(made_findings(CASES["arbitrary"][0]), "arbitrary", 2)
     masks = bank({"member": "x", "order": "arbitrary", "size": 2, "groups": ["5", "6"], "values": [0.0, 1.5]})
-    write_corrections(tmp_path, smallest_correction(findings, masks, []), findings, {}, "transition")
+    write_corrections(tmp_path / "edits.yaml", smallest_correction(findings, masks, []), findings, {}, "transition")
     read = read_edits(tmp_path / "edits.yaml")
     assert read.values == {"5": 0.0, "6": 1.5} and read.groups == ["5", "6"] and read.grouping == "transition"
     assert "Nobody said" in (tmp_path / "edits.yaml").read_text()
@@ -199,5 +201,5 @@ def test_an_inner_report_removes_the_file_of_an_earlier_one(tmp_path: Path) -> N
     (tmp_path / "edits.yaml").write_text("groups: []\n")
     findings = removing(made_findings(CASES["inner"][0]), "corrective", 6)
     correction = smallest_correction(findings, bank(), [])
-    write_corrections(tmp_path, correction, findings, {}, "context")
+    write_corrections(tmp_path / "edits.yaml", correction, findings, {}, "context")
     assert correction is None and not (tmp_path / "edits.yaml").exists()

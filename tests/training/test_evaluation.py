@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -38,7 +39,7 @@ def test_slots_and_companions_do_not_change_a_play(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(evaluation, "_SLOTS", 1)
     single, single_steps = evaluate_policy(make_policy(), MAZE, spec, 0, "test")
     assert many.equals(single)
-    assert steps["action"].equals(single_steps["action"])
+    assert steps.equals(single_steps), "every bit of log pi and of the value, whoever else is asked at the same time"
 
 
 def test_more_episodes_and_repeats_leave_the_first_ones_as_they_were() -> None:
@@ -46,6 +47,8 @@ def test_more_episodes_and_repeats_leave_the_first_ones_as_they_were() -> None:
     many, _ = evaluate_policy(make_policy(), MAZE, EvaluationSpec(episodes=6, repeats=5), 0, "test")
     rows = {(r["episode"], r["repeat"]): r for r in many.to_pylist()}
     assert all(rows[r["episode"], r["repeat"]] == r for r in few.to_pylist())
+    later, _ = evaluate_policy(make_policy(), MAZE, EvaluationSpec(episodes=6, repeats=5), 0, "test", first=4)
+    assert later.equals(many.filter(pc.field("episode") >= 4))
 
 
 def test_every_play_is_there_once_and_the_random_policy_plays_as_often() -> None:

@@ -125,6 +125,7 @@ def test_a_killed_worker_costs_only_its_stack(tmp_path: Path, write_task: WriteT
             path.unlink()
     stamps = {path: path.stat().st_mtime_ns for path in kept}
     shutil.rmtree(run / "bank")
+    shutil.rmtree(run / ".parts/policies")
     kill.touch()
     commands.verify(run, workers=2)
     assert not kill.exists(), "no worker was killed: the test is empty"

@@ -15,12 +15,11 @@ import pytest
 from command_line import Finished
 
 from aitia.attribution.order import area_under_curve, attribution_order, effect_table
-from aitia.datasets.rewards import reward_summary
+from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.workflows import commands
 from aitia.workflows.attribute import estimator_of, failures_of
 from aitia.workflows.groups import load_grouping
 from aitia.workflows.runs import open_run
-from aitia.workflows.verify import wrong_groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fast_jl.*")]
 WriteTask = Callable[..., Path]

@@ -17,11 +17,11 @@ import yaml
 from command_line import Finished
 
 from aitia.datasets.errors import InputError
-from aitia.datasets.rewards import reward_summary
+from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, GROUP_EFFECTS, MASKS
 from aitia.datasets.store import RunFolder
 from aitia.training.edits_file import read_edits
-from aitia.workflows import attribute, commands, verify
+from aitia.workflows import attribute, commands
 from aitia.workflows.runs import open_run
 from aitia.workflows.workers import Workers
 
@@ -321,7 +321,7 @@ def test_attribution_order_starts_with_the_causal_groups(small_run: Path) -> Non
     run = open_run(small_run)
     rewards = [reward_summary(run.folder, seed) for seed in range(5)]
     effects = effect_table(read(small_run, "influence/test/groups.parquet"))
-    order = attribution_order(effects, verify.wrong_groups(rewards))
+    order = attribution_order(effects, wrong_groups(rewards))
     assert len(order) == 18 and area_under_curve(order, causal) > 0.75
 
 

@@ -84,6 +84,25 @@ def test_seeds_target_verify_verdict_and_name_may_change_in_a_run(write_task: Ca
     assert [text.partition(":")[0] for text in other.differences(first.resolved())] == ["train_kwargs"]
 
 
+def test_episodes_and_sets_may_be_added_to_a_run_and_nothing_else_of_them_may_change(
+    write_task: Callable[..., Path],
+) -> None:
+    spec, sets = {"episodes": 12, "repeats": 4}, {"near": {"size": 4}}
+    first = load_task(write_task(evaluation=spec, sets=sets)).resolved()
+
+    def refused(**changes: Any) -> list[str]:
+        task = load_task(write_task(**{"evaluation": spec, "sets": sets, **changes}))
+        return [text.partition(":")[0] for text in task.differences(first)]
+
+    assert refused(evaluation={**spec, "episodes": 13}, sets={"far": {"size": 5}, **sets}) == []
+    for change in ({"episodes": 11}, {"episodes": 13, "repeats": 5}, {"deterministic": True}):
+        assert refused(evaluation={**spec, **change}) == ["evaluation"]
+    for other in ({}, {"near": {"size": 5}}, {"nearer": {"size": 4}}):
+        assert refused(sets=other) == ["sets"]
+    fewer = load_task(write_task(evaluation={**spec, "episodes": 11}, sets={})).differences(first)
+    assert "only grow" in fewer[1] and "only be added" in fewer[0]
+
+
 def test_the_demo_tasks_and_examples_are_valid() -> None:
     root = Path(__file__).parents[2]
     paths = [
