@@ -54,6 +54,7 @@ from .workers import Workers
 DEFAULT_ESTIMATOR = AUTO
 _MOST_SUMS = 20_000_000
 _HELD_TOPS = 8  # times k top transitions a failure are held before the smaller ones are dropped; kept are up to 2 k
+_EFFECT_COLUMNS = ("failure", "group", "seed", "lambda", "effect", "estimator")  # all that orders and clusters need
 _TABLES = ("groups", "transitions", "windows", "null", "units")
 log = logging.getLogger("aitia")
 
@@ -170,15 +171,16 @@ def estimator_of(task: Task) -> Chosen:
 
 
 def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the influence tables of the task's own estimator: `groups` and `transitions`.
+    """Return the influence tables of the task's own estimator: `groups` (at the default damping) and `transitions`.
 
     Raises:
         InputError: some of the failures were not attributed.
     """
-    estimator = estimator_of(task).name
+    own = pc.field("estimator") == estimator_of(task).name
+    sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
     tables = {
-        name: read_table(folder.influence_path(set_name, name)).filter(pc.field("estimator") == estimator)
-        for name in ("groups", "transitions")
+        "groups": sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)),
+        "transitions": read_table(folder.influence_path(set_name, "transitions")).filter(own),
     }
     known = _failures_in(*tables.values())
     missing = [name for name in failures if name not in known]

@@ -78,7 +78,7 @@ class ShownRewards(NamedTuple):
 
 def shown_rewards(top: pa.Table, failure: str) -> ShownRewards:
     """Choose the rewards for a failure's page; of each group and action only the most influential."""
-    rows = top.filter(pc.field("failure") == failure).to_pylist()
+    rows = top.filter(pc.equal(top["failure"], failure)).to_pylist()
     for row in rows:
         intended = row["intended_reward"]
         row["effect"] = None if intended is None else (intended - row["reward"]) * row["tau"]

@@ -295,7 +295,7 @@ def _write_pages(piece: PagePiece) -> PageResult:
     """Label failures and write their pages."""
     folder, task, page = RunFolder(piece.root), piece.task, piece.page
     tables = _set_tables(piece.root, task.model_dump_json(), page.set_name, piece.written)
-    tables = replace(tables, top=tables.top.filter(pc.field("failure").isin(list(piece.failures))))  # searched for each
+    tables = replace(tables, top=tables.top.filter(pc.field("failure").isin(list(piece.failures))).combine_chunks())
     out = folder.reports_folder(page.set_name)
     entries, thumbnails = [], {}
     for name, cluster in piece.failures.items():

@@ -215,7 +215,8 @@ def test_a_run_that_kept_no_agents_trains_them_again_once_and_says_so(
     with pytest.raises(RunFolderError, match=r"played with 12 episodes, the task has 18.*aitia evaluate"):
         commands.verify(copy, scheduler=scheduler)
     with caplog.at_level(logging.INFO, "aitia"):
-        commands.run(write_task(evaluation=MORE), copy, scheduler=scheduler)
+        for stage in (commands.evaluate, commands.attribute, commands.verify):
+            stage(copy, scheduler=scheduler)
     assert "kept no trained agents" in caplog.text
     rows = pq.read_table(copy / "bank/test/masks.parquet").to_pylist()
     assert sum(len(stack) for stack in calls["_train_members"]) == sum(row["order"] != "none" for row in rows)
