@@ -82,4 +82,9 @@ def test_command_line_and_functions_have_the_same_arguments() -> None:
     for name, command in cli.commands.items():
         options = {(parameter.name or "").rstrip("_") for parameter in command.params}
         options -= {"further"}  # the second ID and those after it, of `--failure ID ...`
+        options -= {
+            "tls_ca",
+            "tls_cert",
+            "tls_key",
+        }  # functions take them from Dask's configuration (docs/schedulers.md)
         assert options == set(inspect.signature(getattr(commands, name)).parameters), name

@@ -195,7 +195,9 @@ def test_further_sets_do_only_what_is_theirs(
     assert not calls["_train_seed"] and {piece.set_name for piece in calls["_evaluate_seed"]} == {"same", "other"}
     assert {piece.set_name for piece in calls["_play_member"]} == {"same", "other"}
     assert {piece.set_name for stack in calls["_train_members"] for piece in stack} <= {"other"}
-    assert sum(len(stack) for stack in calls["_train_members"]) <= 5, "only the set's own order of attribution is new"
+    trained = [piece.mask for stack in calls["_train_members"] for piece in stack]
+    assert {mask.order for mask in trained} <= {"attribution"}, "only the set's own orders are new"
+    assert len(trained) <= 5 * len({mask.cluster for mask in trained})
     for name in ("masks", "outcomes"):
         tables = [pq.read_table(copy / f"bank/{set_name}/{name}.parquet") for set_name in ("test", "same")]
         assert tables[0].equals(tables[1]), name

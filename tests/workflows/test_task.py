@@ -20,7 +20,7 @@ def test_every_key_but_three_has_the_contracts_default() -> None:
     assert resolved["evaluation"] == {"episodes": 128, "repeats": 16, "deterministic": False}
     assert resolved["verify"] == {
         "seeds": 5, "points": 5, "budget": None, "minimal": None,
-        "sets": {}, "arbitrary": False, "coverage": None,
+        "sets": {}, "arbitrary": False, "coverage": None, "clusters": 8,
     }  # fmt: skip
     assert resolved["verdict"] == {"few": 0.10, "outer_share": 0.5, "inner_share": 0.2}
     assert (resolved["group_by"], resolved["target"]) == ("context", "auto")
