@@ -86,5 +86,5 @@ def test_command_line_and_functions_have_the_same_arguments() -> None:
             "tls_ca",
             "tls_cert",
             "tls_key",
-        }  # functions take them from Dask's configuration (docs/schedulers.md)
+        }  # functions: Dask's configuration (docs/schedulers.md)
         assert options == set(inspect.signature(getattr(commands, name)).parameters), name
