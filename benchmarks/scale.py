@@ -34,7 +34,7 @@ REPEATED_STATES = 64  # about 440 distinct rows a window; the arrow maze has 88 
 QUICK_TRANSITIONS = 16_384
 TARGET, TARGET_WORKERS = 10**9, 64
 _NEEDED_BYTES = 700  # a transition: windows, checkpoints, and pieces that wait to be merged
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _KILL_POLL_SECONDS = 0.2, 0.01
 Json = dict[str, float | int | None]
 
 
@@ -73,7 +73,7 @@ def attribute(folder: RunFolder, workers: int, kill_at: int | None = None) -> Ti
     ):
         children: list[psutil.Process] = []
         while process.poll() is None:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS if kill_at is None else _KILL_POLL_SECONDS)
             now = time.perf_counter() - began
             if finished < windows:  # the pieces are removed once they are merged
                 finished = _finished(folder, finished)
@@ -159,7 +159,7 @@ def measure(out: Path, transitions: int, quick: bool) -> Json:
     rows = tenth.window_count(0) * ROWS
     two = afresh(tenth, 2)
     one = afresh(tenth, 1)
-    killed = afresh(tenth, 2, kill_at=max(1, tenth.window_count(0) // 2))
+    killed = afresh(tenth, 2, kill_at=1 if quick else tenth.window_count(0) // 2)
     again = attribute(tenth, 2)
     print(f"  killed after {killed.seconds:.1f} s and run again: {again.seconds:.1f} s more", flush=True)
     result: Json = {

@@ -255,7 +255,10 @@ class Outside:
     def start(self, port: int = 0) -> None:
         """Start both."""
         self._file.unlink(missing_ok=True)
-        self.process = subprocess.Popen([*self._command, "--port", str(port)], stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [*self._command, "--port", str(port)], stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )  # fmt: skip
         while not (self._file.exists() and self._file.read_text().endswith("}")):
             time.sleep(0.05)
         self.address = json.loads(self._file.read_text())["address"]
