@@ -67,8 +67,8 @@ def correction_curve(curve: Sequence[CurvePoint], thresholds: Thresholds, unit: 
         "Blue: groups in the order that attribution gave, most suspected first. Grey: the same number of wrong groups "
         "in random order; attribution is worth something where blue lies below grey."
         if joined
-        else "Sets between none and all were not trained: correcting everything does not remove enough for their "
-        "order to matter."
+        else "Sets between none and all were not trained: none was asked for, or correcting everything does not remove "
+        "enough for their order to matter."
     )
     caption = (
         "Each large point is a set of groups whose rewards were set to the intended ones, and agents trained again on "
