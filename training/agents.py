@@ -212,8 +212,15 @@ def env_seed(spec: AgentSpec, seed: int, env: int) -> int:
     return seed * spec.n_envs + env
 
 
+class _NoOptimizer:
+    """Stands where a policy keeps its optimizer; a first real one in a process makes torch import for two seconds."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+
 def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
-    """Return an untrained policy of the task's architecture.
+    """Return an untrained policy of the task's architecture. It has no optimizer: Stable-Baselines3 trains its own.
 
     Raises:
         TaskError: the policy does not fit the observations or actions, or refuses its `policy_kwargs`.
@@ -230,8 +237,11 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
     _require_trainable(spec, facts.action_space)
     policy_class = algorithm_class(spec.algorithm).policy_aliases[spec.policy]
     policy_kwargs = dict(spec.hyperparameters.get("policy_kwargs") or {})
+    arguments: dict[str, Any] = dict(policy_kwargs)
+    if arguments.keys().isdisjoint(("optimizer_class", "optimizer_kwargs")):
+        arguments["optimizer_class"] = _NoOptimizer
     try:
-        policy = policy_class(observation_space, facts.action_space, lambda _: 0.0, **policy_kwargs)
+        policy = policy_class(observation_space, facts.action_space, lambda _: 0.0, **arguments)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise TaskError(
             f"agent.policy: `{spec.policy}` with policy_kwargs {policy_kwargs} does not fit the observations "
