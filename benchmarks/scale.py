@@ -46,12 +46,14 @@ class Timed:
         seconds: wall clock from start to end.
         merge_seconds: from the last finished window to the end.
         worker_mib, main_mib: largest resident memory of any worker and of the command's own process.
+        stolen: share of the cores' time that a virtual machine's host gave to others meanwhile (Linux; else 0).
     """
 
     seconds: float
     merge_seconds: float
     worker_mib: float
     main_mib: float
+    stolen: float
 
 
 def attribute(folder: RunFolder, workers: int, kill_at: int | None = None) -> Timed:
@@ -66,7 +68,7 @@ def attribute(folder: RunFolder, workers: int, kill_at: int | None = None) -> Ti
     command = [sys.executable, "-m", "aitia", "attribute", str(folder.root), "--workers", str(workers)]
     windows, finished, last = folder.window_count(0), 0, 0.0
     peaks: dict[int, float] = {}
-    began = time.perf_counter()
+    began, stolen = time.perf_counter(), _stolen_seconds()
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(command, cwd=ROOT, env=os.environ | threads, stdout=said, stderr=said) as process,
@@ -90,8 +92,13 @@ def attribute(folder: RunFolder, workers: int, kill_at: int | None = None) -> Ti
         _, left = psutil.wait_procs(children, timeout=30)
         if left:
             raise SystemExit(f"{len(left)} workers outlived the command by 30 s")
-    main = peaks.pop(process.pid, 0.0)
-    return Timed(seconds, seconds - last, max(peaks.values(), default=0.0), main)
+    main, stolen = peaks.pop(process.pid, 0.0), _stolen_seconds() - stolen
+    share = stolen / seconds / (psutil.cpu_count() or 1)
+    return Timed(seconds, seconds - last, max(peaks.values(), default=0.0), main, share)
+
+
+def _stolen_seconds() -> float:
+    return float(getattr(psutil.cpu_times(), "steal", 0.0))
 
 
 def _finished(folder: RunFolder, known: int) -> int:
@@ -129,7 +136,10 @@ def afresh(folder: RunFolder, workers: int, kill_at: int | None = None) -> Timed
     found = attribute(folder, workers, kill_at)
     said = "killed" if kill_at else f"{found.merge_seconds:.1f} s of it merging, worker {found.worker_mib:.0f} MiB"
     rows = folder.window_count(0) * ROWS
-    print(f"  {rows:11,d} transitions, {workers} workers: {found.seconds:8.1f} s, {said}", flush=True)
+    print(
+        f"  {rows:11,d} transitions, {workers} workers: {found.seconds:8.1f} s, {said}, {found.stolen:.0%} stolen",
+        flush=True,
+    )
     return found
 
 
@@ -161,7 +171,10 @@ def measure(out: Path, transitions: int, quick: bool) -> Json:
     one = afresh(tenth, 1)
     killed = afresh(tenth, 2, kill_at=1 if quick else tenth.window_count(0) // 2)
     again = attribute(tenth, 2)
-    print(f"  killed after {killed.seconds:.1f} s and run again: {again.seconds:.1f} s more", flush=True)
+    print(
+        f"  killed after {killed.seconds:.1f} s and run again: {again.seconds:.1f} s more, {again.stolen:.0%} stolen",
+        flush=True,
+    )
     result: Json = {
         "scaling_two_workers": round(one.seconds / two.seconds, 3),
         "resume_overhead": round((killed.seconds + again.seconds) / two.seconds - 1.0, 4),
@@ -199,7 +212,7 @@ def _whole(timed: Timed, rows: int, failures: int) -> Json:
         "transitions": rows, "failures": failures, "decisive_steps": failures * DECISIVE,
         "seconds_attribute": round(timed.seconds, 1), "transitions_per_second": round(rows / timed.seconds),
         "peak_mib_per_worker": round(timed.worker_mib), "peak_mib_main": round(timed.main_mib),
-        "seconds_merge": round(timed.merge_seconds, 1),
+        "seconds_merge": round(timed.merge_seconds, 1), "stolen_share": round(timed.stolen, 3),
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -44,11 +45,12 @@ def scheduler() -> Iterator[str]:
         yield str(cluster.scheduler_address)
 
 
-def test_nothing_of_a_local_cluster_listens_beyond_loopback() -> None:
+def test_a_local_cluster_listens_on_loopback_only_and_keeps_its_memory() -> None:
     before = {socket.laddr for socket in _listening()}
     with Workers(1) as pool:
         assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
         opened = [socket.laddr for socket in _listening() if socket.laddr not in before]
+        assert pool.map(os.getenv, ["MALLOC_TRIM_THRESHOLD_"], "environment") == [str(2**30)]
     assert len(opened) >= 5, "scheduler, dashboard, nanny and worker must listen somewhere"
     assert {address.ip for address in opened} == {"127.0.0.1"}
 
