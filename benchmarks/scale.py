@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
+from statistics import mean
 
 import psutil
 
@@ -44,7 +45,7 @@ class Timed:
 
     Attributes:
         seconds: wall clock from start to end.
-        merge_seconds: from the last finished window to the end.
+        merge_seconds: from the last finished window to the end; 0 if that was never seen (under 0.2 s).
         worker_mib, main_mib: largest resident memory of any worker and of the command's own process.
         stolen: share of the cores' time that a virtual machine's host gave to others meanwhile (Linux; else 0).
     """
@@ -143,6 +144,11 @@ def afresh(folder: RunFolder, workers: int, kill_at: int | None = None) -> Timed
     return found
 
 
+def mean_of(*found: Timed) -> Timed:
+    """Return the mean of calls, figure by figure."""
+    return Timed(**{key: mean(getattr(timed, key) for timed in found) for key in asdict(found[0])})
+
+
 def bytes_on_disk(folder: RunFolder) -> int:
     """Bytes of a run's transitions and checkpoints."""
     paths = [path for name in ("transitions", "checkpoints") for path in (folder.root / name).rglob("*")]
@@ -175,6 +181,8 @@ def measure(out: Path, transitions: int, quick: bool) -> Json:
         f"  killed after {killed.seconds:.1f} s and run again: {again.seconds:.1f} s more, {again.stolen:.0%} stolen",
         flush=True,
     )
+    if not quick:  # once before and once after: a machine's speed drifts
+        two = mean_of(two, afresh(tenth, 2))
     result: Json = {
         "scaling_two_workers": round(one.seconds / two.seconds, 3),
         "resume_overhead": round((killed.seconds + again.seconds) / two.seconds - 1.0, 4),

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from command_line import Finished
-from distributed import LocalCluster
 from small_task import SMALL_TASK
 
 from aitia.datasets.rewards import reward_summary, wrong_groups
@@ -18,6 +17,7 @@ from aitia.datasets.store import RunFolder
 from aitia.training.edits_file import Edits, write_edits
 from aitia.workflows import commands
 from aitia.workflows.cli import main
+from aitia.workflows.schedulers import start_cluster
 
 torch.set_num_threads(1)
 
@@ -25,9 +25,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
     """Address of a Dask cluster of two processes."""
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
-    ) as cluster:
+    with start_cluster(2) as cluster:
         yield str(cluster.scheduler_address)
 
 

@@ -14,6 +14,7 @@ import click
 
 from ..datasets.errors import AitiaError, InputError
 from ..datasets.remote import as_path
+from .processes import begin_importing
 
 # Nothing here imports torch or Dask before a command runs: `aitia --help` answers at once.
 ESTIMANDS = ("interactive", "replay")
@@ -46,6 +47,8 @@ def _computing(command: Command) -> Command:
 
     @functools.wraps(command)
     def encrypted(*args: Any, tls_ca: str | None, tls_cert: str | None, tls_key: str | None, **options: Any) -> Any:
+        if options["scheduler"] is None:
+            begin_importing()
         with _tls(options["scheduler"], tls_ca, tls_cert, tls_key):
             return command(*args, **options)
 

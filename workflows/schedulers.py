@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,9 @@ from distributed import Client, LocalCluster, Security, WorkerPlugin
 
 from ..datasets.errors import AitiaError, ClusterError, InputError
 from ..datasets.manifest import installed_versions
+from .processes import ENVIRONMENT, FORKED, begin_importing
 
 _LOOPBACK = "127.0.0.1"
-# Dask's default makes glibc give memory back after every large array; a quarter of attribution's time would be spent on
-# paging it in again. The user's own configuration has the last word.
-_KEPT_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**25}
 
 
 class NoSchedulerError(InputError):
@@ -74,7 +73,9 @@ def start_cluster(workers: int) -> LocalCluster:
     Raises:
         ClusterError: they do not start.
     """
-    dask.config.update_defaults({"distributed": {"nanny": {"pre-spawn-environ": _KEPT_MEMORY}}})
+    begin_importing()
+    method = {"worker": {"multiprocessing-method": "forkserver"}} if FORKED else {}
+    dask.config.update_defaults({"distributed": {"nanny": {"pre-spawn-environ": ENVIRONMENT}, **method}})
     try:
         return LocalCluster(
             n_workers=workers,
@@ -83,6 +84,7 @@ def start_cluster(workers: int) -> LocalCluster:
             host=_LOOPBACK,
             dashboard_address=f"{_LOOPBACK}:0",
             silence_logs=logging.CRITICAL,
+            env=dict(os.environ),  # forked ones would have that of when importing began
         )
     except (OSError, RuntimeError) as error:
         raise ClusterError(

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from toy_environments import Bonus
 
 from aitia.datasets import store
 from aitia.workflows import cli, commands  # noqa: F401 (commands: imported before a process is forked)
+from aitia.workflows.schedulers import start_cluster
 from aitia.workflows.workers import Workers
 
 When = Literal["before", "within", "after"]
@@ -124,20 +124,9 @@ def stamps(root: Path) -> dict[str, list[int]]:
 
 
 @contextlib.contextmanager
-def forked_workers() -> Iterator[LocalCluster]:
-    """A cluster of two workers, forked from a process that has imported all: one that is killed is back at once."""
-    forkserver.set_forkserver_preload(["aitia.workflows.commands"])
-    forkserver.ensure_running()
-    settings = {
-        "distributed.worker.multiprocessing-method": "forkserver",
-        "distributed.deploy.lost-worker-timeout": "10 minutes",
-    }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
-        ) as cluster,
-    ):
+def patient_workers() -> Iterator[LocalCluster]:
+    """A cluster of two workers that has the patience for many of them to be killed."""
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}), start_cluster(2) as cluster:
         yield cluster
 
 

@@ -21,7 +21,7 @@ import yaml
 from command_line import Finished
 from distributed import Client, LocalCluster, Worker
 from distributed.utils import LoopRunner
-from faults import ROOMS, differences, forked_workers, limit_files, make_deadly, stamps
+from faults import ROOMS, differences, limit_files, make_deadly, patient_workers, stamps
 
 from aitia.workflows import commands, workers
 from aitia.workflows.workers import Workers
@@ -32,7 +32,7 @@ Command = Callable[..., Finished]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with forked_workers() as cluster:
+    with patient_workers() as cluster:
         yield cluster
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dask
 import fsspec
 import gymnasium as gym
 import pyarrow.parquet as pq
@@ -69,9 +70,12 @@ def other() -> Iterator[s3fs.S3FileSystem]:
 def runs(other: s3fs.S3FileSystem, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("remote")
     (folder / "task.yaml").write_text(yaml.safe_dump(TASK))
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
-    ) as cluster:
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),  # fsspec reads its settings at import
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as cluster,
+    ):
         found = Runs(folder / "run", "s3://bucket/deep/run", str(cluster.scheduler_address))
         for out in found[:2]:
             commands.run(folder / "task.yaml", out, scheduler=found.scheduler)
