@@ -45,12 +45,16 @@ class Timed:
 
     Attributes:
         seconds: wall clock from start to end.
+        first_seconds: until the first window that was not there before.
+        waiting_seconds: from the window that was finished last to the end of a command that was killed.
         merge_seconds: from the last finished window to the end; 0 if that was never seen (under 0.2 s).
         worker_mib, main_mib: largest resident memory of any worker and of the command's own process.
         stolen: share of the cores' time that a virtual machine's host gave to others meanwhile (Linux; else 0).
     """
 
     seconds: float
+    first_seconds: float
+    waiting_seconds: float
     merge_seconds: float
     worker_mib: float
     main_mib: float
@@ -67,7 +71,8 @@ def attribute(folder: RunFolder, workers: int, kill_at: int | None = None) -> Ti
     """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     command = [sys.executable, "-m", "aitia", "attribute", str(folder.root), "--workers", str(workers)]
-    windows, finished, last = folder.window_count(0), 0, 0.0
+    windows, there = folder.window_count(0), _finished(folder, 0)
+    finished, first, progress, last = there, None, 0.0, 0.0
     peaks: dict[int, float] = {}
     began, stolen = time.perf_counter(), _stolen_seconds()
     with (
@@ -79,8 +84,9 @@ def attribute(folder: RunFolder, workers: int, kill_at: int | None = None) -> Ti
             time.sleep(_POLL_SECONDS if kill_at is None else _KILL_POLL_SECONDS)
             now = time.perf_counter() - began
             if finished < windows:  # the pieces are removed once they are merged
-                finished = _finished(folder, finished)
-                last = now
+                before, finished, last = finished, _finished(folder, finished), now
+                progress = now if finished > before else progress
+                first = now if first is None and finished > there else first
             if kill_at is not None and finished >= kill_at:
                 process.kill()
             children = _watch(process.pid, peaks) or children
@@ -95,7 +101,8 @@ def attribute(folder: RunFolder, workers: int, kill_at: int | None = None) -> Ti
             raise SystemExit(f"{len(left)} workers outlived the command by 30 s")
     main, stolen = peaks.pop(process.pid, 0.0), _stolen_seconds() - stolen
     share = stolen / seconds / (psutil.cpu_count() or 1)
-    return Timed(seconds, seconds - last, max(peaks.values(), default=0.0), main, share)
+    first = seconds if first is None else first
+    return Timed(seconds, first, seconds - progress, seconds - last, max(peaks.values(), default=0.0), main, share)
 
 
 def _stolen_seconds() -> float:
@@ -178,14 +185,16 @@ def measure(out: Path, transitions: int, quick: bool) -> Json:
     killed = afresh(tenth, 2, kill_at=1 if quick else tenth.window_count(0) // 2)
     again = attribute(tenth, 2)
     print(
-        f"  killed after {killed.seconds:.1f} s and run again: {again.seconds:.1f} s more, {again.stolen:.0%} stolen",
+        f"  killed after {killed.seconds:.1f} s and run again: {again.seconds:.1f} s more, {again.stolen:.0%} stolen; "
+        f"{killed.waiting_seconds:.1f} s lost, {again.first_seconds:.1f} s to the next window",
         flush=True,
     )
     if not quick:  # once before and once after: a machine's speed drifts
         two = mean_of(two, afresh(tenth, 2))
     result: Json = {
         "scaling_two_workers": round(one.seconds / two.seconds, 3),
-        "resume_overhead": round((killed.seconds + again.seconds) / two.seconds - 1.0, 4),
+        "resume_overhead": round((killed.waiting_seconds + again.first_seconds) / two.seconds, 4),
+        "resume_between_calls": round((killed.seconds + again.seconds) / two.seconds - 1.0, 4),
         "bytes_per_transition": round(bytes_on_disk(tenth) / rows, 1),
     }
     if quick:
@@ -230,6 +239,7 @@ def project(whole: Timed, started: float, rows: int, found: Json) -> Json:
     slopes = {
         name: 1.0 if (slope := found[f"exponent_{name}"]) is None else slope for name in ("windows", "merge", "workers")
     }
+    slopes["workers"] = min(slopes["workers"], 1.0)  # more than proportional is noise
     windows = (
         max(whole.seconds - whole.merge_seconds - started, _POLL_SECONDS)
         * times ** slopes["windows"]
@@ -242,7 +252,7 @@ def project(whole: Timed, started: float, rows: int, found: Json) -> Json:
         f"Projection: 10^9 transitions, {FAILURES} failures, {TARGET_WORKERS} workers: {windows / 3600:.1f} h of "
         f"windows and {merge / 3600:.1f} h of merging. Assumed:",
         f"time of windows ~ transitions^{slopes['windows']:.2f} (measured) and ~ workers^-{slopes['workers']:.2f} "
-        "(one against two, measured on this machine; not beyond)",
+        "(one against two, measured on this machine, at most 1; not beyond)",
         f"{TARGET_WORKERS} cores like these, one a worker, and storage that gives them {rate * stored / 2**20:.0f} "
         f"MiB/s together; recordings take {TARGET * stored / 2**40:.2f} TiB",
         f"a scheduler that hands out {rate / ROWS:.0f} windows a second",

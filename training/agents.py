@@ -18,6 +18,7 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -200,6 +201,7 @@ def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPo
         vec_env.close()
         raise TaskError(f"{spec.algorithm} refuses agent.hyperparameters {spec.hyperparameters}: {error}") from error
     vec_env.seed(env_seed(spec, seed, 0))
+    model.set_logger(Logger(None, []))  # the library's own leaves an empty folder behind with every training
     return model
 
 

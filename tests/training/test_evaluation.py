@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +33,12 @@ def make_policy(seed: int = 0) -> ActorCriticPolicy:
     assert isinstance(policy, ActorCriticPolicy)
     policy.set_training_mode(False)
     return policy
+
+
+def test_training_leaves_nothing_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    train_agent(SMALL, MAZE, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_slots_and_companions_do_not_change_a_play(monkeypatch: pytest.MonkeyPatch) -> None:
