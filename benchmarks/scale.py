@@ -4,7 +4,7 @@ A run without training (benchmarks/synthetic.py): windows of 2,048 transitions, 
 1,000 failures with eight decisive steps each, a policy of 8,775 parameters. Timed from the start of the command to
 its end: start-up, cluster, windows, merging. On a tenth of it: one worker against two, a command that is killed with
 SIGKILL at half and run again, rows that repeat as in a gridworld; on a hundredth: fewer failures. Prints a table, a
-projection with its assumptions and, as the last line, one JSON object (docs/scale.md). About an hour.
+projection with its assumptions and, as the last line, one JSON object (docs/scale.md). An hour or more.
 
     python -m benchmarks.scale [--transitions N] [--out FOLDER] [--quick]
 """

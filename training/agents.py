@@ -238,7 +238,7 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
         )
     _require_trainable(spec, facts.action_space)
     policy_class = algorithm_class(spec.algorithm).policy_aliases[spec.policy]
-    policy_kwargs = dict(spec.hyperparameters.get("policy_kwargs") or {})
+    policy_kwargs = spec.hyperparameters.get("policy_kwargs") or {}
     arguments: dict[str, Any] = dict(policy_kwargs)
     if arguments.keys().isdisjoint(("optimizer_class", "optimizer_kwargs")):
         arguments["optimizer_class"] = _NoOptimizer

@@ -107,14 +107,14 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
     ]
     workers.map(_evaluate_seed, pieces, f"evaluate {run.task.name}")
     plays = f"{wanted} episodes of seeds {seeds}"
-    merged = [run.folder.evaluation_path(set_name, table) for table in ("steps", "episodes")]
+    merged = {table: run.folder.evaluation_path(set_name, table) for table in ("steps", "episodes")}
     if pieces or any(
-        not path.exists() or metadata_of(read_table_schema(path)).get("plays") != plays for path in merged
+        not path.exists() or metadata_of(read_table_schema(path)).get("plays") != plays for path in merged.values()
     ):
-        for table in ("steps", "episodes"):
+        for table, path in merged.items():
             parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
             whole = with_metadata(pa.concat_tables(parts), {"plays": plays})
-            write_table(run.folder.evaluation_path(set_name, table), whole)
+            write_table(path, whole)
     _play_references(run, set_name)
 
 
