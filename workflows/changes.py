@@ -7,6 +7,8 @@ change is refused, or recorded where the user accepts it.
 from __future__ import annotations
 
 import logging
+import socket
+import sys
 from datetime import UTC, datetime
 
 from ..datasets.errors import RunFolderError
@@ -18,6 +20,7 @@ from .sources import changed_sources, source_hashes
 from .task import TEST_SET, Task
 
 log = logging.getLogger("aitia")
+_imported: dict[str, str] = {}  # of a worker: modules it has imported for runs, with the hashes of their source then
 TRAINING = "train"
 _DECISIVE = ("aitia", "torch")  # a major or minor release of theirs may change what a run holds
 
@@ -118,3 +121,22 @@ def _warn_of_other_versions(manifest: Manifest) -> None:
     changed = [f"{name} {old} -> {now[name]}" for name, old in manifest.versions.items() if now.get(name, old) != old]
     if changed:
         log.warning("this run was begun with other versions: %s", ", ".join(changed))
+
+
+def require_current_modules(manifest: Manifest) -> None:
+    """Check that a worker that outlives commands has not imported a module of the run before its source changed.
+
+    Raises:
+        RunFolderError: it has; Python would go on with the old one.
+    """
+    old = [name for name, source in (manifest.sources or {}).items() if _imported.get(name, source) != source]
+    if old:
+        raise RunFolderError(
+            f"a Dask worker on {socket.gethostname()} has imported {', '.join(old)} before the source changed, and "
+            "would go on with what it has. Restart the workers of the cluster; finished pieces are kept"
+        )
+
+
+def remember_modules(manifest: Manifest) -> None:
+    """Remember which modules of a run this process has imported by now."""
+    _imported.update({name: source for name, source in (manifest.sources or {}).items() if name in sys.modules})

@@ -23,7 +23,7 @@ from aitia.training.environments import EnvSpec
 from aitia.workflows import attribute, changes, commands, sources
 from aitia.workflows.groups import clusters_path
 from aitia.workflows.runs import begin_run
-from aitia.workflows.task import load_task
+from aitia.workflows.task import Task, load_task
 from aitia.workflows.workers import Workers
 
 ENVIRONMENT = """
@@ -93,13 +93,19 @@ class Workbench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
     monkeypatch.setattr(Workers, "map", lambda self, function, pieces, label: [function(piece) for piece in pieces])
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(changes, "_imported", {})
     return Workbench(tmp_path)
 
 
 def test_training_again_leaves_no_sums_clusters_bank_or_policies_of_before(bench: Workbench) -> None:
     bench.all()
     folder = RunFolder(bench.run)
-    kept = [folder.parts_folder("policies"), folder.parts_folder("bank"), folder.root / "bank", folder.root / "validation"]
+    kept = [
+        folder.parts_folder("policies"),
+        folder.parts_folder("bank"),
+        folder.root / "bank",
+        folder.root / "validation",
+    ]
     for stale in kept:
         stale.mkdir(parents=True)
         (stale / "seed=0-stale.safetensors").write_text("stale")
@@ -140,7 +146,11 @@ def test_a_run_is_not_continued_with_other_code(bench: Workbench, changed: dict[
     commands.train(bench.task, bench.run)
     before = {path: path.read_bytes() for path in bench.run.rglob("*") if path.is_file()}
     bench.write(**changed, seeds=3)
-    for command in (lambda: commands.train(bench.task, bench.run), lambda: commands.evaluate(bench.run)):
+    again: list[Callable[[], object]] = [
+        lambda: commands.train(bench.task, bench.run),
+        lambda: commands.evaluate(bench.run),
+    ]
+    for command in again:
         with pytest.raises(RunFolderError) as refused:
             command()
         assert all(words in str(refused.value) for words in (*said, "--accept-changes"))
@@ -184,7 +194,9 @@ def test_versions_are_compared_by_major_and_minor(bench: Workbench, change: dict
 def test_a_run_of_the_first_version_is_read(bench: Workbench) -> None:
     commands.train(bench.task, bench.run)
     path = RunFolder(bench.run).manifest_path
-    values = {key: value for key, value in read_json(path).items() if key not in ("sources", "fingerprints", "accepted")}
+    values = {
+        key: value for key, value in read_json(path).items() if key not in ("sources", "fingerprints", "accepted")
+    }
     write_json(path, {**values, "schema_version": 1})
     assert Manifest.read(RunFolder(bench.run)).sources is None
     write_json(path, {**values, "schema_version": 3})
@@ -286,7 +298,7 @@ def test_state_clusters_are_fitted_once_and_by_no_worker(bench: Workbench, monke
     from aitia.workflows import groups
 
     bench.write(group_by="cluster")
-    at_work, fits = [False], []
+    at_work, fits = [False], list[bool]()
     original, fit = Workers.map, groups._fit
 
     def mapped(self: Workers, function: Any, pieces: Any, label: str) -> list[Any]:
@@ -297,7 +309,12 @@ def test_state_clusters_are_fitted_once_and_by_no_worker(bench: Workbench, monke
             at_work[0] = False
 
     monkeypatch.setattr(Workers, "map", mapped)
-    monkeypatch.setattr(groups, "_fit", lambda *arguments: (fits.append(at_work[0]), fit(*arguments)))
+
+    def counted(folder: RunFolder, task: Task) -> None:
+        fits.append(at_work[0])
+        fit(folder, task)
+
+    monkeypatch.setattr(groups, "_fit", counted)
     commands.train(bench.task, bench.run)
     clusters_path(RunFolder(bench.run)).unlink()  # as an earlier version left it
     shutil.rmtree(RunFolder(bench.run).parts_folder("reward_sums"), ignore_errors=True)
@@ -309,7 +326,6 @@ def test_state_clusters_are_fitted_once_and_by_no_worker(bench: Workbench, monke
 def test_too_many_groups_are_refused_before_any_window_is_computed(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aitia.datasets.errors import InputError
     commands.train(bench.task, bench.run)
     commands.evaluate(bench.run)
     monkeypatch.setattr(attribute, "_MOST_SUMS", 1)
@@ -323,3 +339,14 @@ def test_changes_are_compared_for_every_set(bench: Workbench) -> None:
     run = begin_run(bench.task, bench.run)
     assert set(run.manifest.fingerprints) == {changes.TRAINING, "set test", "set again"}
     assert all(run.manifest.fingerprints.values())
+
+
+def test_a_worker_that_outlives_commands_does_not_go_on_with_modules_of_before(bench: Workbench) -> None:
+    commands.train(bench.task, bench.run)
+    manifest = Manifest.read(RunFolder(bench.run))
+    changes.remember_modules(manifest)  # what a worker of --scheduler does after a piece
+    changes.require_current_modules(manifest)
+    bench.write(name="room-")
+    commands.evaluate(bench.run, accept_changes=True)
+    with pytest.raises(RunFolderError, match=f"imported {PLACE} before the source changed.*Restart the workers"):
+        changes.require_current_modules(Manifest.read(RunFolder(bench.run)))
