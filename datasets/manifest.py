@@ -105,6 +105,11 @@ class Manifest:
     def __post_init__(self) -> None:
         self._as_read: str | None = None  # digest of the file that this one was read from, or was written to
 
+    @property
+    def same_again(self) -> bool:
+        """Whether a training of this run would be the same again: no code changed, environments repeat themselves."""
+        return not self.accepted and bool(self.fingerprints) and None not in self.fingerprints.values()
+
     def write(self, folder: RunFolder) -> None:
         """Write `run.json`, if it is still what was read.
 

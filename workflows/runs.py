@@ -105,8 +105,7 @@ def beginning(
         RunFolderError: another command is at work in it.
     """
     folder = RunFolder.at(out)
-    if folder.root.exists() and not folder.root.is_dir():
-        raise _not_a_run(folder)
+    _require_room(folder)  # no lock is left in what is no run folder
     with locked(folder, command):
         yield begin_run(task, out, edits, accept_changes)
 
@@ -140,9 +139,8 @@ def begin_run(
     elif recorded_seeds(folder):
         require_adoptable(folder, task)
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
-    elif folder.root.exists() and (not folder.root.is_dir() or _holds_something(folder)):
-        raise _not_a_run(folder)
     else:
+        _require_room(folder)
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
     manifest.task_folder = str(Path(task_path).resolve().parent)
     if folder.manifest_path.exists():
@@ -154,17 +152,20 @@ def begin_run(
     return Run(folder, task, manifest)
 
 
-def _holds_something(folder: RunFolder) -> bool:
-    """Return whether there is anything in a folder but the lock that this command holds."""
-    found = [path for path in folder.root.rglob("*") if path.is_file()]
-    return any(path.parent != folder.parts_folder() or not path.name.startswith("lock") for path in found)
+def _require_room(folder: RunFolder) -> None:
+    """Check that a folder is a run, recordings, new, or empty but for the lock that this command holds.
 
-
-def _not_a_run(folder: RunFolder) -> RunFolderError:
-    return RunFolderError(
-        f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "
-        "Give another --out"
-    )
+    Raises:
+        RunFolderError: it is something else.
+    """
+    if not folder.root.exists() or folder.manifest_path.exists() or recorded_seeds(folder):
+        return
+    ours = {folder.parts_folder(), folder.parts_folder("lock"), folder.parts_folder("lock.json")}
+    if not folder.root.is_dir() or any(path not in ours for path in folder.root.rglob("*")):
+        raise RunFolderError(
+            f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "
+            "Give another --out"
+        )
 
 
 def require_environments(task: Task) -> None:

@@ -51,7 +51,7 @@ def train_stage(run: Run, workers: Workers) -> None:
     """Train and record every seed that is not whole yet."""
     open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
     _remove_interrupted(run.folder, open_seeds)
-    forget(run.folder, open_seeds)
+    forget(run, open_seeds)
     pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
     ensure_groups(run.folder, run.task)
@@ -98,13 +98,14 @@ def _remove_interrupted(folder: RunFolder, seeds: Sequence[int]) -> None:
             )
 
 
-def forget(folder: RunFolder, seeds: Sequence[int]) -> None:
+def forget(run: Run, seeds: Sequence[int]) -> None:
     """Remove what was derived from earlier trainings of seeds that are trained (again).
 
-    Of a seed that was never trained that is what all seeds share: influence. Of one that was, also its plays and sums,
-    and what may name groups or rest on rewards that the next training does not have: state clusters, the bank with its
-    agents, validations.
+    Of a seed that was never trained that is what all seeds share: influence. Of one that was, also its plays and sums.
+    Where the next training may be another one (accepted changes of code, an environment that does not repeat itself),
+    also what names its groups or rests on its rewards: state clusters, the bank with its agents, validations.
     """
+    folder = run.folder
     again = [seed for seed in seeds if _was_trained(folder, seed)]
     for seed in again:
         for kind in ("reward_sums", "evaluations", "plays"):
@@ -115,8 +116,8 @@ def forget(folder: RunFolder, seeds: Sequence[int]) -> None:
             merged.unlink()
         for derived in (folder.root / "influence", folder.parts_folder("influence")):
             remove_folder(derived)
-    if again:
-        log.warning("seeds %s are trained again: whatever was derived from them is computed anew, the bank too", again)
+    if again and not run.manifest.same_again:
+        log.warning("seeds %s are trained again with other code: the bank and its agents are made anew, too", again)
         parts = [folder.parts_folder(*names) for names in (("bank",), ("policies",), ("reward_sums", "cluster"))]
         for derived in (*parts, *(folder.root / name for name in ("groups", "bank", "validation"))):
             remove_folder(derived)
