@@ -96,7 +96,6 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the two runs.")
-@_accept
 @_computing
 def demo(out: str, **options: Any) -> None:
     """Both twins of the arrow maze, end to end (about 4 minutes on two cores)."""
@@ -190,6 +189,7 @@ def verify(run: Path, set_: str, **options: Any) -> None:
 @_run
 @_set
 @click.option("--masks", metavar="N", default=12, show_default=True, type=int, help="Random correction sets.")
+@_accept
 @_computing
 def validate(run: Path, set_: str, masks: int, **options: Any) -> None:
     """Ask whether predictions foretell retraining: LDS and its noise ceiling."""
