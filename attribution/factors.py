@@ -294,6 +294,17 @@ def why_not_factored(policy: ActorCriticPolicy) -> str | None:
                 return f"`{name}` of the policy projects its hidden state, or reads backwards"
         elif own and not _is_factored(module) and not (module is policy and own == [SPREAD]):
             return f"`{name}` of the policy is a {type(module).__name__}"
+    return _tied_parameters(policy)
+
+
+def _tied_parameters(policy: nn.Module) -> str | None:
+    """Return which two layers use the same parameter: its gradient is a sum over both, and so has no factored form."""
+    owner: dict[nn.Parameter, str] = {}
+    for layer, module in policy.named_modules():  # each module once
+        for key, parameter in module.named_parameters(prefix=layer, recurse=False, remove_duplicate=False):
+            if parameter in owner:
+                return f"`{key}` and `{owner[parameter]}` of the policy are one parameter (tied weights)"
+            owner[parameter] = key
     return None
 
 

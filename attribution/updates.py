@@ -23,7 +23,7 @@ from ..datasets.errors import InputError
 from ..training.recurrent import is_recurrent
 from ..training.replayed import ReplayedWindow
 from ..training.spaces import as_tensors
-from .adjoint import Scores, gae_adjoint, minibatch_adjoint
+from .adjoint import Scores, gae_adjoint, minibatch_adjoint, spread
 from .estimators import Estimator, Influence, Prepared
 from .outputs import Outputs
 from .targets import TargetSteps
@@ -105,7 +105,7 @@ class _SummedUpdates(Prepared):
     def _spread(self, rows: NDArray[np.int64]) -> float:
         raw = self._window.advantages.raw[rows]
         normalises = self._window.advantages.normalize and len(rows) > 1
-        return (float(np.std(raw, ddof=1)) or np.inf) if normalises else 1.0
+        return (spread(raw) or np.inf) if normalises else 1.0
 
     def _normalised(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         raw = self._window.advantages.raw[rows]
