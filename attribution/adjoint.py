@@ -156,6 +156,8 @@ def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDA
                 factor = 1.0 / (count * (scale + _SB3_EPSILON))
                 diagonal[rows] += factor
                 weights[-2:] = [factor / count, factor / (count - 1)]
+    if not columns:  # `target_kl` stopped before the first update
+        return np.zeros_like(scores)
     outer = csc_array(
         (
             np.concatenate([values for _, values in columns]),
