@@ -37,7 +37,7 @@ class Advantages:
         n_envs: number of environments; N / n_envs steps each.
         gamma, gae_lambda: of the algorithm.
         normalize: whether the algorithm centres and scales advantages.
-        reward_scale: float64 [N], factor between the paid reward and the one that was learned from.
+        reward_scale: float64 [N], factor between a change of the paid reward and that of the one learned from.
         minibatches: int32 [N, E], minibatch of each row in each epoch, -1 if unused; None: not recorded.
     """
 

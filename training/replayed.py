@@ -159,7 +159,7 @@ class _Record:
         if earlier := EarlierTraining.of(metadata):
             raise InputError(f"a replay needs a training recorded from its first step: {earlier.what_follows()}")
         if np.any(table["reward_scale"].to_numpy() != 1.0):
-            raise InputError("a replay of a training under VecNormalize is not supported: clipped rewards are lost")
+            raise InputError("a replay of a training under VecNormalize is not supported: it pays rewards as given")
         self.reward = table["reward"].to_numpy() if edit is None else edit.rewards(table)
         form = array_format(table.schema, "observation")
         self.observations = self._by_step(decode_arrays(table["observation"], form))
