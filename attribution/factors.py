@@ -84,8 +84,9 @@ class PlacesFactors:
 
     def _by_gradients(self, others: Sequence[PlacesFactors], width: int) -> list[Tensor]:
         """Form the gradients of a block of output channels at a time."""
-        channels, size, rows = self.derivatives.shape[1], self.derivatives.element_size(), len(self.inputs)
-        totals = [self.derivatives.new_zeros(rows, len(other.inputs)) for other in others]
+        channels, size = self.derivatives.shape[1], self.derivatives.element_size()
+        totals = [self.derivatives.new_zeros(len(self.inputs), len(other.inputs)) for other in others]
+        rows = max(len(part.inputs) for part in (self, *others))
         step = max(1, _BLOCK_BYTES // max(rows * width * size, 1))
         for start in range(0, channels, step):
             block = slice(start, min(start + step, channels))
