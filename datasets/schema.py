@@ -62,7 +62,7 @@ GROUP_EFFECTS = pa.schema(
         ("lambda", pa.float64()),
         ("effect", pa.float64()),  # sum of (intended - paid) * tau; null without an intended reward
         ("effect_raw", pa.float64()),
-        ("effect_value", pa.float64()),  # through the value loss
+        ("effect_value", pa.float64()),  # through the value loss; null of an estimator that does not compute it
         ("transitions", pa.int64()),
         ("reward_events", pa.int64()),
         ("estimator", pa.string()),

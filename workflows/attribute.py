@@ -288,7 +288,8 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
         name: torch.from_numpy(values).to(precision) for name, values in influence.sums.effects.items() if values.any()
     }
     sums |= {"null": torch.from_numpy(influence.sums.null), "units": torch.from_numpy(influence.units.sums)}
-    names = {"groups": influence.sums.groups, "units": influence.units.groups}
+    unknown = [name for name in EFFECTS if name not in influence.sums.effects]  # of a tensor that is not there: zero
+    names = {"groups": influence.sums.groups, "units": influence.units.groups, "unknown": unknown}
     write_tensors(piece.sums_path, sums, {key: json.dumps(groups) for key, groups in names.items()})
     leaders.add((piece.seed, piece.window), influence.top)
 
@@ -331,7 +332,7 @@ class _SeedSums(NamedTuple):
     """Sums over the windows of one seed's training.
 
     Attributes:
-        effects: by name (`EFFECTS`), [L, F, G].
+        effects: by name (`EFFECTS`), [L, F, G]; without those that the estimator does not compute.
         windows: sum over all groups of each window at the default damping, [W, F].
         null: of permuted influence, [D, G].
         units: by group, [4].
@@ -351,6 +352,8 @@ def _sum_windows(pieces: Sequence[WindowPiece], groups: Sequence[str], failures:
     for index, piece in enumerate(pieces):
         names, tensors = read_tensor_metadata(piece.sums_path), read_tensors(piece.sums_path)
         where = [position[name] for name in json.loads(names["groups"])]
+        for name in json.loads(names.get("unknown", "[]")):
+            effects.pop(name, None)
         for name, total in effects.items():
             if name in tensors:
                 total[:, :, where] += tensors[name].numpy()
@@ -438,13 +441,17 @@ def _merge_sums(sums: _SeedSums, summary: pa.Table, seed: int, failures: tuple[s
     def counts(name: str) -> pa.Array:
         return pa.array(summary[name].to_numpy()[group])
 
+    def effects(name: str) -> pa.Array:
+        total = sums.effects.get(name)
+        return pa.nulls(rows, pa.float64()) if total is None else pa.array(total.reshape(-1), mask=no_effect)
+
     return pa.table(
         {
             "failure": pa.DictionaryArray.from_arrays(pa.array(failure), pa.array(failures, pa.string())),
             "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
             "seed": pa.array(np.full(rows, seed, np.int32)),
             "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in sums.effects.items()},
+            **{name: effects(name) for name in EFFECTS},
             "transitions": counts("transitions"),
             "reward_events": counts("reward_events"),
             "estimator": pa.repeat(estimator, rows),
