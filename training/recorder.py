@@ -39,6 +39,7 @@ from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
 from .provenance import SCRIPT, EarlierTraining, recorded_hyperparameters
 from .spaces import ObservationForm
+from .threads import hint_at_threads
 
 log = logging.getLogger("aitia")
 
@@ -133,6 +134,7 @@ class Recorder(BaseCallback):
         self._earlier = EarlierTraining(int(model.num_timesteps), int(getattr(model, "_n_updates", 0)))
         if self._earlier:
             log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
+        hint_at_threads(model.policy)
         self._staged = RunFolder(begin_folder(self._aside))
         env = model.get_env()
         assert env is not None

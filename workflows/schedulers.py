@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster, Security, WorkerPlugin
 
 from ..datasets.errors import AitiaError, ClusterError, InputError
 from ..datasets.manifest import installed_versions
-from .processes import ENVIRONMENT, FORKED, begin_importing
+from .processes import ENVIRONMENT, FORKED, begin_importing, silence_pygame
 
 _LOOPBACK = "127.0.0.1"
 
@@ -48,6 +48,7 @@ class WorkerSetup(WorkerPlugin):
                 "comparable: install the same versions there"
             )
         sys.path.extend(path for path in self.paths if path not in sys.path)  # last: what is installed goes first
+        silence_pygame()
         import torch
 
         torch.set_num_threads(1)
