@@ -43,13 +43,14 @@ def write_chart(folder: Path, chart: Chart) -> None:
 
 
 def write_library(folder: Path) -> None:
-    """Write Vega, Vega-Lite and Vega-Embed as one file, which all pages of a set share."""
+    """Write Vega, Vega-Lite and Vega-Embed as one file, which all pages of a set share, with their licences."""
     write_text(folder / LIBRARY, _library())
 
 
 @lru_cache(maxsize=1)
 def _library() -> str:
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    licences = files(__package__).joinpath("templates/vega-licences.txt").read_text(encoding="utf-8")
+    return f"/*!\n{licences}*/\n" + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def style_sheet() -> str:

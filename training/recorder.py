@@ -41,6 +41,7 @@ from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
 from .provenance import SCRIPT, EarlierTraining, recorded_hyperparameters
 from .spaces import ObservationForm
+from .threads import hint_at_threads
 
 log = logging.getLogger("aitia")
 RECORDING_LOCK = "lock"  # in the folder aside: held while a script records
@@ -138,6 +139,7 @@ class Recorder(BaseCallback):
         self._earlier = EarlierTraining(int(model.num_timesteps), int(getattr(model, "_n_updates", 0)))
         if self._earlier:
             log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
+        hint_at_threads(model.policy)
         self._staged = RunFolder(begin_folder(self._aside))
         self._hold()
         env = model.get_env()

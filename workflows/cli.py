@@ -14,7 +14,7 @@ import click
 
 from ..datasets.errors import AitiaError, InputError
 from ..datasets.remote import as_path
-from .processes import begin_importing
+from .processes import begin_importing, silence_pygame
 
 # Nothing here imports torch or Dask before a command runs: `aitia --help` answers at once.
 ESTIMANDS = ("interactive", "replay")
@@ -264,6 +264,7 @@ def suite(cases: tuple[str, ...], further: tuple[str, ...], out: str, **options:
 def main() -> None:
     """Run the command line and exit."""
     _log_to_stderr()
+    silence_pygame()
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -56,6 +56,7 @@ class Workers:
         self._scheduler = scheduler
         self._cluster: LocalCluster | None = None
         self._client: Client | None = None
+        self._owned = contextlib.ExitStack()
 
     def __enter__(self) -> Workers:
         return self
@@ -65,8 +66,7 @@ class Workers:
     ) -> None:
         if self._client is not None:
             self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        self._owned.close()
 
     def map(self, function: Callable[[Piece], Result], pieces: Sequence[Piece], label: str) -> list[Result]:
         """Run `function` on every piece and return the results in the order of the pieces.
@@ -160,7 +160,7 @@ class Workers:
             if self._scheduler is not None:
                 self._client = connect(self._scheduler, seconds)
             else:
-                self._cluster = self._cluster or start_cluster(self._count)
+                self._cluster = self._cluster or self._owned.enter_context(start_cluster(self._count))
                 self._client = Client(self._cluster, set_as_default=False)
             prepare_workers(self._client)
         return self._client
