@@ -82,6 +82,9 @@ class Manifest:
         seeds: seeds of the ensemble.
         task_folder: where the task file lies: modules beside it can be named by the task.
         seconds: wall-clock seconds a stage, summed over the calls that did work.
+        environments: what probes found of the training environment (`training`) and of each evaluation set.
+        estimator: `name` and `reason` of the estimator that verdicts rest on.
+        checksums: SHA-256 of the tables that reports rest on, by their name in the folder.
         versions, git_sha, schema_version, created: provenance.
     """
 
@@ -90,6 +93,9 @@ class Manifest:
     seeds: list[int]
     task_folder: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    environments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    estimator: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
     git_sha: str | None = field(default_factory=source_git_sha)
     schema_version: int = SCHEMA_VERSION

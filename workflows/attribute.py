@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..attribution.estimators import Estimator
 from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, Leaders, attribute_window, keep_top
-from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
+from ..attribution.registry import AUTO, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
 from ..attribution.window import read_window
@@ -43,10 +43,11 @@ from ..datasets.store import (
     write_table,
     write_tensors,
 )
-from ..training.agents import load_policy, new_policy
+from ..training.agents import load_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import load_grouping
 from .influence_tables import Addition, covered_by_all
+from .recorded import estimator_of
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -164,19 +165,15 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
-def estimator_of(task: Task) -> Chosen:
-    """Return the estimator that `auto` means for a task, on which its verdicts rest, and why."""
-    window = int(task.agent.hyperparameter("n_steps")) * task.agent.n_envs
-    return choose_estimator(new_policy(task.agent, task.training_env), window)
-
-
-def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the influence tables of the task's own estimator: `groups` (at the default damping) and `transitions`.
+def attributed_tables(
+    folder: RunFolder, set_name: str, failures: Sequence[str], estimator: str
+) -> dict[str, pa.Table]:
+    """Return the influence tables of an estimator: `groups` (at the default damping) and `transitions`.
 
     Raises:
         InputError: some of the failures were not attributed.
     """
-    own = pc.field("estimator") == estimator_of(task).name
+    own = pc.field("estimator") == estimator
     sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
     tables = {
         "groups": sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)),
@@ -192,12 +189,12 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
     return tables
 
 
-def window_effects(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
-    """Return the effects of windows, of the task's own estimator; no rows where an earlier version attributed."""
+def window_effects(folder: RunFolder, set_name: str, estimator: str) -> pa.Table:
+    """Return the effects of windows, of one estimator; no rows where an earlier version attributed."""
     path = folder.influence_path(set_name, "windows")
     if not path.exists():
         return WINDOW_EFFECTS.empty_table()
-    return read_table(path).filter(pc.field("estimator") == estimator_of(task).name)
+    return read_table(path).filter(pc.field("estimator") == estimator)
 
 
 def _failures_in(*tables: pa.Table) -> set[str]:

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..attribution.targets import user_target
+from ..datasets.checksums import noting
 from ..datasets.errors import EnvironmentError_, RunFolderError
 from ..datasets.manifest import Manifest, installed_versions
 from ..datasets.rewards import missing_file
-from ..datasets.store import RunFolder
+from ..datasets.store import RunFolder, on_write
 from ..training.agents import new_policy
-from ..training.environments import probe
+from ..training.environments import EnvProfile, probe
 from .adopt import recorded_seeds, require_adoptable, require_scripts_fit
+from .recorded import TRAINING, record_environments
 from .task import TEST_SET, Task, add_import_path, load_task, make_task
+from .trust import remember, require_no_links_outside, require_trusted
 
 log = logging.getLogger("aitia")
 NOT_REPEATABLE = (
@@ -37,15 +40,26 @@ class Run:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the wall-clock seconds of the block to the stage's in `run.json`."""
+        """Add the wall-clock seconds of the block to the stage's in `run.json`, and checksums of tables it writes."""
         began = time.monotonic()
         try:
-            yield
+            with on_write(noting(self.folder, self.note)):
+                yield
         finally:
             seconds = self.manifest.seconds
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - began, 2)
             if self.folder.root.exists():
                 self.manifest.write(self.folder)
+
+    def note(self, name: str, checksum: str | None) -> None:
+        """Write the checksum of a table into `run.json`, before the table is there; None: it has none any more."""
+        if self.manifest.checksums.get(name) == checksum:
+            return
+        if checksum is None:
+            del self.manifest.checksums[name]
+        else:
+            self.manifest.checksums[name] = checksum
+        self.manifest.write(self.folder)
 
     def require_trained(self) -> None:
         """Check that every seed's training is whole.
@@ -60,16 +74,33 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder.
+    """Open a run folder for reading: nothing that its task names is imported, no environment is made.
 
     Raises:
-        RunFolderError: it is not a run of this version.
+        RunFolderError: it is not a run of this version, or something in it leads out of it.
     """
     folder = RunFolder.at(path)
     manifest = Manifest.read(folder)
-    if manifest.task_folder is not None:
-        add_import_path(Path(manifest.task_folder))
+    require_no_links_outside(folder)
     return Run(folder, make_task(manifest.task, str(folder.manifest_path)), manifest)
+
+
+def open_for_computing(path: str | Path, trust: bool = False) -> Run:
+    """Open a run folder to compute, which runs the code that its task names; modules beside its task file are found.
+
+    Args:
+        path: the run folder.
+        trust: run it, although the run was made elsewhere, and remember that.
+
+    Raises:
+        RunFolderError: see `open_run`.
+        InputError: the run was made elsewhere, and was not trusted.
+    """
+    run = open_run(path)
+    require_trusted(run.folder, run.manifest, trust)
+    if run.manifest.task_folder is not None:
+        add_import_path(Path(run.manifest.task_folder))
+    return run
 
 
 def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None = None) -> Run:
@@ -86,6 +117,7 @@ def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None =
     task, folder = load_task(task_path, edits), RunFolder.at(out)
     if folder.manifest_path.exists():
         manifest = Manifest.read(folder)
+        require_no_links_outside(folder)
         differences = task.differences(manifest.task)
         if differences:
             raise RunFolderError(
@@ -107,9 +139,10 @@ def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None =
     else:
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
     user_target(task.target)
-    require_environments(task)
+    record_environments(manifest, task, require_environments(task))
     manifest.task_folder = str(Path(task_path).resolve().parent)
     manifest.write(folder)
+    remember(folder, manifest)
     return Run(folder, task, manifest)
 
 
@@ -121,13 +154,17 @@ def _warn_of_other_versions(manifest: Manifest) -> None:
         log.warning("this run was begun with other versions: %s", ", ".join(changed))
 
 
-def require_environments(task: Task) -> None:
+def require_environments(task: Task) -> dict[str, EnvProfile]:
     """Probe the training environment and every evaluation set.
+
+    Returns:
+        What was found of the training environment (`TRAINING`), and of each set by its name.
 
     Raises:
         EnvironmentError_: one of them breaks the contract, or their spaces differ.
     """
     training = probe(task.training_env, task.agent.masked)
+    profiles = {TRAINING: training}
     new_policy(task.agent, task.training_env)
     if task.edits is not None:
         task.edits.require_told(training.keys, task.env)
@@ -141,7 +178,7 @@ def require_environments(task: Task) -> None:
             f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"
         )
     for name in (TEST_SET, *task.sets):
-        found = probe(task.evaluation_env(name), task.agent.masked)
+        found = profiles[name] = probe(task.evaluation_env(name), task.agent.masked)
         if not found.repeats:
             log.warning("set `%s` of %s: %s", name, task.name, NOT_REPEATABLE)
         for kind in ("observation_space", "action_space"):
@@ -151,3 +188,4 @@ def require_environments(task: Task) -> None:
                     f"the evaluation set `{name}` has {kind} {given}, the training environment {expected}: "
                     "expected the same; check test_kwargs and sets"
                 )
+    return profiles

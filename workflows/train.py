@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from ..datasets.remote import remove_folder
-from ..datasets.rewards import reward_summary
+from ..datasets.rewards import reward_summary, reward_sums_path
 from ..datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
 from ..datasets.store import (
     RunFolder,
@@ -17,6 +19,7 @@ from ..datasets.store import (
     read_table_schema,
     read_tensor_metadata,
     read_tensors,
+    sha256_of,
     write_table,
 )
 from ..training.agents import load_policy
@@ -48,15 +51,33 @@ def train_stage(run: Run, workers: Workers) -> None:
     open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
     for seed in open_seeds:
         _forget(run.folder, seed)
+        run.note(_sums_name(run, seed), None)
     remove_folder(run.folder.parts_folder("train"))  # what interrupted trainings left
     pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
-    if pieces and (words := edits_in_words(run)) is not None:
+    for seed in run.task.seeds:  # workers wrote these sums
+        name = _sums_name(run, seed)
+        if name not in run.manifest.checksums and (run.folder.root / name).exists():
+            run.note(name, sha256_of(run.folder.root / name))
+    if pieces and (words := edits_in_words(run, partial(_reward_summary, run))) is not None:
         log.info("train %s: %s", run.task.name, words)
 
 
-def edits_in_words(run: Run) -> str | None:
-    """Say what corrected rewards a run was trained with, and how much they changed; None: rewards as paid."""
+def _sums_name(run: Run, seed: int) -> str:
+    return reward_sums_path(run.folder, seed, run.task.group_by).relative_to(run.folder.root).as_posix()
+
+
+def _reward_summary(run: Run, seed: int) -> pa.Table:
+    return reward_summary(run.folder, seed, load_grouping(run.folder, run.task))
+
+
+def edits_in_words(run: Run, rewards: Callable[[int], pa.Table]) -> str | None:
+    """Say what corrected rewards a run was trained with, and how much they changed; None: rewards as paid.
+
+    Args:
+        run: a trained run.
+        rewards: takes a seed, returns what its training paid each group.
+    """
     folder, task = run.folder, run.task
     if task.edits is None:
         return None
@@ -66,8 +87,7 @@ def edits_in_words(run: Run) -> str | None:
         f"{min(changed)} to {max(changed)} transitions of a training."
     )
     if task.edits.groups != ALL and task.edits.grouping == task.group_by:
-        grouping = load_grouping(folder, task)
-        met = {group for seed in task.seeds for group in reward_summary(folder, seed, grouping)["group"].to_pylist()}
+        met = {group for seed in task.seeds for group in rewards(seed)["group"].to_pylist()}
         never = [group for group in task.edits.groups if group not in met]
         words += f" Training never met {', '.join(never)}: check the names." if never else ""
     return words
@@ -81,6 +101,7 @@ def _forget(folder: RunFolder, seed: int) -> None:
     for merged in folder.root.glob("evaluations/*/episodes.parquet"):
         merged.unlink()
     remove_folder(folder.root / "influence")
+    remove_folder(folder.root / "frames")
     remove_folder(folder.parts_folder("influence"))
 
 
