@@ -2,7 +2,8 @@
 
 Every command of the command line is a function here with the same name and arguments: `aitia.train`,
 `aitia.evaluate`, `aitia.attribute`, `aitia.verify`, `aitia.report`, `aitia.run`, `aitia.demo`, `aitia.validate`,
-`aitia.suite`, `aitia.compare`, `aitia.illustrate`. They are loaded when first used, so that `import aitia` costs nothing.
+`aitia.suite`, `aitia.compare`, `aitia.illustrate`. They are loaded when first used, so that `import aitia` costs
+nothing.
 """
 
 from __future__ import annotations

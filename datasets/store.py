@@ -348,8 +348,8 @@ def _writer(path: Path) -> str:
     """Return the command that writes a file of a run folder."""
     stages = {
         "transitions": "train", "checkpoints": "train", "evaluations": "evaluate", "influence": "attribute",
-        "frames": "illustrate", "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute", "bank": "verify", "policies": "verify",
-        "reports": "report", "validation": "validate",
+        "frames": "illustrate", "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute",
+        "bank": "verify", "policies": "verify", "reports": "report", "validation": "validate",
     }  # fmt: skip
     found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
     return f"`aitia {found}`"

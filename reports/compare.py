@@ -292,6 +292,7 @@ def write_comparison(
     ]
     changed = [f"{run.name}/{name}" for run in runs for name in run.changed]
     write_page(
-        folder, "index.html", "compare.html", page={"provenance": provenance, "changed": changed}, found=found, entries=entries,
-        links=links, env=runs[0].task["env"], points=lambda change: in_points(Interval(**change)),
+        folder, "index.html", "compare.html", page={"provenance": provenance, "changed": changed},
+        found=found, entries=entries, links=links, env=runs[0].task["env"],
+        points=lambda change: in_points(Interval(**change)),
     )  # fmt: skip

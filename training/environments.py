@@ -27,7 +27,7 @@ from .spaces import (
 )
 
 Env = gym.Env[Any, Any]
-DRAWING: tuple[Literal["rgb_array", "ansi"], ...] = ("rgb_array", "ansi")  # how a state is shown: as a picture, else as text
+DRAWING: tuple[Literal["rgb_array", "ansi"], ...] = ("rgb_array", "ansi")  # a state as a picture, else as text
 _PROBE_EPISODES = 3
 _REPEATED_STEPS = 100
 _PROBE_STEPS = 20_000

@@ -20,7 +20,11 @@ from .spaces import ObservationForm, env_action
 
 
 def replay_test_episode(
-    spec: EnvSpec, episode: int, actions: Sequence[Any], observations: NDArray[Any], wanted: Collection[int]
+    spec: EnvSpec,
+    episode: int,
+    actions: Sequence[Any],
+    observations: NDArray[Any],
+    wanted: Collection[int] | None = None,
 ) -> list[Frame] | None:
     """Return frames of a test episode: of states in which an action was taken, and of the last.
 
@@ -29,7 +33,7 @@ def replay_test_episode(
         episode: its number, `reset(seed=episode)`.
         actions: the actions taken, length T.
         observations: [T, ...] as recorded, to check that the replay is the same episode.
-        wanted: steps, from 0 to T.
+        wanted: steps, from 0 to T; None: all.
 
     Returns:
         A frame for each wanted step, uint8 [height, width, 3] or text; None if the environment does not draw itself or
@@ -43,10 +47,10 @@ def replay_test_episode(
         for step, (action, expected) in enumerate(zip(actions, observations, strict=True)):
             if not _same(form, observation, expected):
                 return None
-            if step in wanted:
+            if wanted is None or step in wanted:
                 frames.append(_draw(env))
             observation = env.step(env_action(env.action_space, action))[0]
-        if len(actions) in wanted:
+        if wanted is None or len(actions) in wanted:
             frames.append(_draw(env))
     finally:
         env.close()

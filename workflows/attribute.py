@@ -165,9 +165,7 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
-def attributed_tables(
-    folder: RunFolder, set_name: str, failures: Sequence[str], estimator: str
-) -> dict[str, pa.Table]:
+def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str], estimator: str) -> dict[str, pa.Table]:
     """Return the influence tables of an estimator: `groups` (at the default damping) and `transitions`.
 
     Raises:

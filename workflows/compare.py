@@ -64,8 +64,8 @@ def _free_folder(after: Run, folder: Path) -> Path:
     """
     place = folder.resolve()
     if place != folder.absolute() and folder.is_relative_to(after.folder.root):
-        raise InputError(f"{folder} is a link, or lies behind one, to {place}: expected the run's own folder. Remove it")
-    if place.exists() and (not place.is_dir() or foreign(place, _OWN) or (any(place.iterdir()) and not _is_comparison(place))):
+        raise InputError(f"{folder} is a link, or lies behind one, to {place}; expected the run's own: remove it")
+    if place.exists() and not _is_free(place):
         raise InputError(
             f"--out {place} was given, which exists and is no comparison: expected a new or empty folder, or one that "
             "`aitia compare` has written"
@@ -73,8 +73,11 @@ def _free_folder(after: Run, folder: Path) -> Path:
     return place
 
 
-def _is_comparison(folder: Path) -> bool:
-    return (folder / "compare.json").exists()
+def _is_free(folder: Path) -> bool:
+    """Return whether a folder is empty, or a comparison and nothing else."""
+    if not folder.is_dir() or foreign(folder, _OWN) is not None:
+        return False
+    return not any(folder.iterdir()) or (folder / "compare.json").exists()
 
 
 def _require_same_question(before: Run, after: Run, set_name: str) -> None:

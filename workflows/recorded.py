@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..attribution.estimators import Trak
 from ..attribution.projected import TrakProjected
 from ..attribution.registry import Chosen, choose_estimator
-from ..attribution.estimators import Trak
 from ..datasets.errors import RunFolderError
 from ..datasets.manifest import Manifest
 from ..datasets.rewards import BY_CONTEXT, Grouping, reward_sums_path, sum_rewards

@@ -67,8 +67,9 @@ _PLURAL = {
     "transition": "states and actions",
 }
 _KEPT = ("compare",)  # of an earlier report: comparisons that `aitia compare` wrote
-_OWN = ("index.html", "summary.json", "verdicts.json", "verdicts.parquet", "edits*.yaml", "assets", "failures", "clusters")
-
+_OWN = (
+    "index.html", "summary.json", "verdicts.json", "verdicts.parquet", "edits*.yaml", "assets", "failures", "clusters",
+)  # fmt: skip
 
 
 def report_folder(run: RunFolder, set_name: str, out: str | Path | None) -> Path:

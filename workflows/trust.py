@@ -40,8 +40,9 @@ def remember(folder: RunFolder, manifest: Manifest, how: str = "begun here") -> 
         about = {"run": str(folder.root), "task": manifest.task.get("name"), "how": how}
         about["when"] = datetime.now(UTC).isoformat(timespec="seconds")
         path = place / _key(folder, manifest, trusted=how != "begun here")
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _PRIVATE_FILE), "w", encoding="utf-8") as file:
-            file.write(json.dumps(about, indent=2) + "\n")
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _PRIVATE_FILE)
+        with os.fdopen(file, "w", encoding="utf-8") as opened:
+            opened.write(json.dumps(about, indent=2) + "\n")
     except (OSError, RuntimeError) as error:
         log.warning("this run could not be remembered as yours (%s): commands on it will ask for --trust", error)
 
@@ -59,10 +60,10 @@ def require_trusted(folder: RunFolder, manifest: Manifest, trust: bool) -> None:
         return
     named = ", ".join(f"`{name}`" for name in sorted(set(_named(manifest.task)))) or "nothing of its own"
     raise InputError(
-        f"{folder.root} was not made by you on this machine (or its task, or the code it names, was changed since), and "
-        f"this command runs the code that its run.json names: {named}, with modules from {manifest.task_folder}. Look "
-        "at them, and give --trust to run them (it is remembered), or the task file of your own: `aitia run TASK.yaml "
-        "--out RUN`. Reading it (`aitia report`, `aitia compare`) runs nothing of it"
+        f"{folder.root} was not made by you on this machine (or its task, or the code it names, was changed since), "
+        f"and this command runs the code that its run.json names: {named}, with modules from {manifest.task_folder}. "
+        "Look at them, and give --trust to run them (it is remembered), or your own task file: `aitia run TASK.yaml --out "
+        "RUN`. Reading it (`aitia report`, `aitia compare`) runs nothing of it"
     )
 
 
