@@ -186,6 +186,14 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
     return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user, given)
 
 
+def target_kinds(steps: pa.Table, failures: pa.Table, target: str) -> dict[str, str]:
+    """Return by failure what its target is; a user's own function, which is none of `BUILT_IN`, is not imported."""
+    if target not in BUILT_IN:
+        return dict.fromkeys(failure_ids(failures), target)
+    found = make_targets(steps, failures, target)
+    return dict(zip(found.ids, found.kinds, strict=True))
+
+
 def _kind(target: str, has_decisive: bool) -> str:
     """Return what the target of one failure is: without a decisive step also `labels` is the log-odds."""
     if target in ("auto", "labels"):

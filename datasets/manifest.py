@@ -86,6 +86,9 @@ class Manifest:
         fingerprints: of the training environment (`train`) and of each evaluation set (training/fingerprint.py); null:
             it does not repeat itself.
         accepted: changes of code or versions that the user accepted while the run was made (`when`, `changes`).
+        environments: what probes found of the training environment (`training`) and of each evaluation set.
+        estimator: `name` and `reason` of the estimator that verdicts rest on.
+        checksums: SHA-256 of the tables that reports rest on, by their name in the folder.
         versions, git_sha, schema_version, created: provenance.
     """
 
@@ -97,6 +100,9 @@ class Manifest:
     sources: dict[str, str] | None = None  # None: an earlier version began the run
     fingerprints: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     accepted: list[dict[str, Any]] = field(default_factory=list)
+    environments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    estimator: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
     git_sha: str | None = field(default_factory=source_git_sha)
     schema_version: int = SCHEMA_VERSION

@@ -8,13 +8,15 @@ too. Finished pieces of a stage wait in `.parts/` until the stage merges them.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from .remote import as_path, asking, exist, remote, remove_folder, require_reach
 _ZSTD_LEVEL = 3
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FINAL = "final.safetensors"
+_WRITTEN: ContextVar[Callable[[Path, Path], None] | None] = ContextVar("written", default=None)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ class RunFolder:
         """Folder of the pages of an evaluation set."""
         return self.root / "reports" / set_name
 
+    def frames_folder(self, set_name: str) -> Path:
+        """Folder of the pictures of an evaluation set's failures."""
+        return self.root / "frames" / set_name
+
     def parts_folder(self, *names: str) -> Path:
         """Folder of the finished pieces of a stage."""
         return self.root.joinpath(".parts", *names)
@@ -137,6 +144,7 @@ def written_aside(path: Path) -> Iterator[Path]:
             whole = Path(folder) / path.name
             with written_aside(whole) as aside:
                 yield aside
+            _tell(path, whole)
             with asking(path):
                 there.fs.put_file(str(whole), there.path)
         return
@@ -144,6 +152,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        _tell(path, aside)
         aside.replace(path)
     except (OSError, SafetensorError) as error:
         if (code := _error_number(error)) in _NO_SPACE:
@@ -154,6 +163,21 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def on_write(tell: Callable[[Path, Path], None]) -> Iterator[None]:
+    """Within the block, call `tell` with path and finished contents of every file before this process puts it there."""
+    token = _WRITTEN.set(tell)
+    try:
+        yield
+    finally:
+        _WRITTEN.reset(token)
+
+
+def _tell(path: Path, whole: Path) -> None:
+    if (tell := _WRITTEN.get()) is not None:
+        tell(path, whole)
 
 
 @contextmanager
@@ -176,6 +200,16 @@ def _at_hand(path: Path) -> Iterator[Path]:
             except FileNotFoundError as error:
                 raise _missing(path) from error
         yield copy
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        RunFolderError: it is missing.
+    """
+    with _at_hand(path) as file, file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _error_number(error: Exception) -> int:
@@ -314,8 +348,8 @@ def _writer(path: Path) -> str:
     """Return the command that writes a file of a run folder."""
     stages = {
         "transitions": "train", "checkpoints": "train", "evaluations": "evaluate", "influence": "attribute",
-        "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute", "bank": "verify", "policies": "verify",
-        "reports": "report", "validation": "validate",
+        "frames": "illustrate", "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute",
+        "bank": "verify", "policies": "verify", "reports": "report", "validation": "validate",
     }  # fmt: skip
     found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
     return f"`aitia {found}`"

@@ -29,11 +29,15 @@ _SHOWN_PICTURES = 12
 
 @dataclass(frozen=True)
 class FrameView:
-    """One picture of a failing episode: file name in `assets/frames`, caption, and whether it is decisive."""
+    """One state of a failing episode: picture in `assets/frames`, caption, whether it is decisive.
+
+    An environment that writes itself as text has `text` instead of a picture.
+    """
 
     asset: str
     caption: str
     decisive: bool
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ class PageContext:
         provenance: versions, git SHA and the like.
         edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
         correction: file with the rewards to correct for the whole set; None where there is nothing to correct.
+        run: the run folder, relative to the folder of the reports.
+        changed: tables of the run whose contents are not those that aitia wrote.
     """
 
     task: Mapping[str, Any]
@@ -160,6 +166,8 @@ class PageContext:
     provenance: Mapping[str, str]
     edits: str | None = None
     correction: str | None = None
+    run: str = "../.."
+    changed: Sequence[str] = ()
 
     def curve_of(self, cluster: ClusterContext) -> Chart | None:
         """Return a cluster's correction curve; None where nothing was trained again."""
@@ -168,11 +176,11 @@ class PageContext:
 
     def influence_file(self, table: str) -> str:
         """Return a table of the influence, relative to the folder of the reports."""
-        return f"../../influence/{self.set_name}/{table}.parquet"
+        return f"{self.run}/influence/{self.set_name}/{table}.parquet"
 
     def window_file(self, reward: RewardView) -> str:
         """Return the transitions of the window of a training reward, relative to the folder of the reports."""
-        return f"../../transitions/seed={reward.seed}/window={reward.window:05d}.parquet"
+        return f"{self.run}/transitions/seed={reward.seed}/window={reward.window:05d}.parquet"
 
 
 @dataclass(frozen=True)

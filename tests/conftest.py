@@ -22,6 +22,15 @@ from aitia.workflows.cli import main
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's state folder of the session's own, also for the commands that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("state")
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
     """Address of a Dask cluster of two processes."""

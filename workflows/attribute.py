@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..attribution.estimators import Estimator
 from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, Leaders, attribute_window, keep_top
-from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
+from ..attribution.registry import AUTO, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
 from ..attribution.window import read_window
@@ -43,10 +43,11 @@ from ..datasets.store import (
     write_table,
     write_tensors,
 )
-from ..training.agents import load_policy, new_policy
+from ..training.agents import load_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import ensure_groups, load_grouping
 from .influence_tables import Addition, covered_by_all
+from .recorded import estimator_of
 from .runs import Run
 from .sources import target_hashes
 from .task import Task
@@ -172,8 +173,10 @@ def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
     """Return the rows of each seed's reward summary that are summed over windows: groups that can have an effect."""
     ensure_groups(run.folder, run.task)
     grouping, root = load_grouping(run.folder, run.task), run.folder.root
-    open_seeds = [seed for seed in run.task.seeds if not reward_sums_path(run.folder, seed, grouping).exists()]
+    paths = {seed: reward_sums_path(run.folder, seed, grouping.name) for seed in run.task.seeds}
+    open_seeds = [seed for seed, path in paths.items() if not path.exists()]
     workers.map(_summarise, [_SummaryPiece(root, run.task, seed) for seed in open_seeds], f"sum {run.task.name}")
+    run.note_files([paths[seed] for seed in open_seeds])
     found = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
     if grouping.name == "transition":  # every state would be a group of its own
         found = [table.filter(pc.field("wrong_transitions") > 0) for table in found]
@@ -195,19 +198,13 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
-def estimator_of(task: Task) -> Chosen:
-    """Return the estimator that `auto` means for a task, on which its verdicts rest, and why."""
-    window = int(task.agent.hyperparameter("n_steps")) * task.agent.n_envs
-    return choose_estimator(new_policy(task.agent, task.training_env), window)
-
-
-def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the influence tables of the task's own estimator: `groups` (at the default damping) and `transitions`.
+def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str], estimator: str) -> dict[str, pa.Table]:
+    """Return the influence tables of an estimator: `groups` (at the default damping) and `transitions`.
 
     Raises:
         InputError: some of the failures were not attributed.
     """
-    own = pc.field("estimator") == estimator_of(task).name
+    own = pc.field("estimator") == estimator
     sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
     tables = {
         "groups": sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)),
@@ -223,12 +220,12 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
     return tables
 
 
-def window_effects(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
-    """Return the effects of windows, of the task's own estimator; no rows where an earlier version attributed."""
+def window_effects(folder: RunFolder, set_name: str, estimator: str) -> pa.Table:
+    """Return the effects of windows, of one estimator; no rows where an earlier version attributed."""
     path = folder.influence_path(set_name, "windows")
     if not path.exists():
         return WINDOW_EFFECTS.empty_table()
-    return read_table(path).filter(pc.field("estimator") == estimator_of(task).name)
+    return read_table(path).filter(pc.field("estimator") == estimator)
 
 
 def _failures_in(*tables: pa.Table) -> set[str]:

@@ -30,6 +30,23 @@ def _count_or_all(ctx: click.Context, param: click.Parameter, value: str) -> int
     raise click.BadParameter(f"{value!r} was given, expected a number from 0, or all")
 
 
+def _no_more_taken(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Refuse an option that moved to another command."""
+    if value is not None:
+        raise click.UsageError(
+            f"--illustrate {value} was given, but report draws nothing any more: `aitia illustrate RUN {value}` draws, "
+            "then `aitia report RUN` shows it"
+        )
+
+
+def _unused(command: Command) -> Command:
+    """Take, and ignore, the options of stages that compute: a script may give them to every stage."""
+    wrapped: Any = command
+    for name in ("--scheduler", "--workers"):
+        wrapped = click.option(name, hidden=True)(wrapped)
+    return cast(Command, wrapped)
+
+
 def _computing(command: Command) -> Command:
     """Add the options of every stage that computes."""
     workers = click.option("--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores).")
@@ -85,6 +102,9 @@ _task = click.argument("task", metavar="TASK.yaml", type=as_path)
 _run = click.argument("run", metavar="RUN", type=as_path)
 _out = click.option("--out", metavar="RUN", required=True, type=as_path, help="The run folder, or s3://...")
 _edits = click.option("--edits", metavar="FILE", type=as_path, help="Rewards to correct while training (edits.yaml).")
+_trust = click.option(
+    "--trust", is_flag=True, help="Run the code that the run's task names, although it was made elsewhere."
+)
 _set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
 
 
@@ -140,6 +160,7 @@ def train(task: Path, out: Path, **options: Any) -> None:
 @_run
 @_set
 @_accept
+@_trust
 @_computing
 def evaluate(run: Path, set_: str, **options: Any) -> None:
     """Play the episodes of an evaluation set."""
@@ -161,6 +182,7 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
     help="auto: exact TRAK, or projected where it must be.",
 )
 @_accept
+@_trust
 @_computing
 def attribute(
     run: Path, further: tuple[str, ...], set_: str, failure: tuple[str, ...], estimator: str, **options: Any
@@ -177,6 +199,7 @@ def attribute(
 @_run
 @_set
 @_accept
+@_trust
 @_computing
 def verify(run: Path, set_: str, **options: Any) -> None:
     """Train again with corrected rewards: the counterfactual bank."""
@@ -190,6 +213,7 @@ def verify(run: Path, set_: str, **options: Any) -> None:
 @_set
 @click.option("--masks", metavar="N", default=12, show_default=True, type=int, help="Random correction sets.")
 @_accept
+@_trust
 @_computing
 def validate(run: Path, set_: str, masks: int, **options: Any) -> None:
     """Ask whether predictions foretell retraining: LDS and its noise ceiling."""
@@ -202,23 +226,32 @@ def validate(run: Path, set_: str, masks: int, **options: Any) -> None:
 
 @cli.command()
 @_run
+@click.argument("number", metavar="[N|all]", default="all", callback=_count_or_all)
 @_set
-@click.option(
-    "--illustrate",
-    metavar="N|all",
-    default="20",
-    show_default=True,
-    callback=_count_or_all,
-    help="Failures that get pictures.",
-)
+@_accept
+@_trust
 @_computing
-def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: Any) -> None:
-    """Write verdicts and a page for every failure."""
+def illustrate(run: Path, number: int | Literal["all"], set_: str, **options: Any) -> None:
+    """Draw failures, and the training states on their pages; report shows them."""
     from . import commands
 
-    summary = commands.report(run, set_, illustrate, **options)
+    commands.illustrate(run, number, set_, **options)
+    click.echo(f"drawn; `aitia report {run} --set {set_}` shows them")
+
+
+@cli.command()
+@_run
+@_set
+@click.option("--out", metavar="FOLDER", type=as_path, help="Default: RUN/reports/SET.")
+@click.option("--illustrate", hidden=True, callback=_no_more_taken)
+@_unused
+def report(run: Path, set_: str, out: Path | None, **options: Any) -> None:
+    """Write verdicts and a page for every failure; runs nothing of the run."""
+    from . import commands
+
+    summary = commands.report(run, set_, out, **options)
     _print_table({set_: summary})
-    click.echo(_page(run, set_))
+    click.echo(_page(run, set_) if out is None else str(out / "index.html"))
 
 
 @cli.command()

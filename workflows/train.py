@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow as pa
 from ..datasets.errors import RunFolderError
 from ..datasets.lock import is_held
 from ..datasets.remote import remote, remove_folder
-from ..datasets.rewards import reward_summary
+from ..datasets.rewards import reward_summary, reward_sums_path
 from ..datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
 from ..datasets.store import (
     RunFolder,
@@ -55,12 +56,22 @@ def train_stage(run: Run, workers: Workers) -> None:
     pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
     ensure_groups(run.folder, run.task)
-    if pieces and (words := edits_in_words(run)) is not None:
+    run.note_files([reward_sums_path(run.folder, seed, run.task.group_by) for seed in open_seeds])
+    if pieces and (words := edits_in_words(run, partial(_reward_summary, run))) is not None:
         log.info("train %s: %s", run.task.name, words)
 
 
-def edits_in_words(run: Run) -> str | None:
-    """Say what corrected rewards a run was trained with, and how much they changed; None: rewards as paid."""
+def _reward_summary(run: Run, seed: int) -> pa.Table:
+    return reward_summary(run.folder, seed, load_grouping(run.folder, run.task))
+
+
+def edits_in_words(run: Run, rewards: Callable[[int], pa.Table]) -> str | None:
+    """Say what corrected rewards a run was trained with, and how much they changed; None: rewards as paid.
+
+    Args:
+        run: a trained run.
+        rewards: takes a seed, returns what its training paid each group.
+    """
     folder, task = run.folder, run.task
     if task.edits is None:
         return None
@@ -70,8 +81,7 @@ def edits_in_words(run: Run) -> str | None:
         f"{min(changed)} to {max(changed)} transitions of a training."
     )
     if task.edits.groups != ALL and task.edits.grouping == task.group_by:
-        grouping = load_grouping(folder, task)
-        met = {group for seed in task.seeds for group in reward_summary(folder, seed, grouping)["group"].to_pylist()}
+        met = {group for seed in task.seeds for group in rewards(seed)["group"].to_pylist()}
         never = [group for group in task.edits.groups if group not in met]
         words += f" Training never met {', '.join(never)}: check the names." if never else ""
     return words
@@ -114,13 +124,14 @@ def forget(run: Run, seeds: Sequence[int]) -> None:
     if seeds:
         for merged in folder.root.glob("evaluations/*/episodes.parquet"):
             merged.unlink()
-        for derived in (folder.root / "influence", folder.parts_folder("influence")):
+        for derived in (folder.root / "influence", folder.root / "frames", folder.parts_folder("influence")):
             remove_folder(derived)
     if again and not run.manifest.same_again:
         log.warning("seeds %s are trained again with other code: the bank and its agents are made anew, too", again)
         parts = [folder.parts_folder(*names) for names in (("bank",), ("policies",), ("reward_sums", "cluster"))]
         for derived in (*parts, *(folder.root / name for name in ("groups", "bank", "validation"))):
             remove_folder(derived)
+    run.forget_missing_files()
 
 
 def _was_trained(folder: RunFolder, seed: int) -> bool:

@@ -30,9 +30,10 @@ from ..reports.budgets import COVERAGE
 from ..reports.curve import suffices
 from ..reports.findings import group_means
 from ..reports.verdict import removal
-from .attribute import attributed_tables, estimator_of
+from .attribute import attributed_tables
 from .bank import BankBuilder, Mask
 from .clusters import Cluster, find_clusters, whole_set
+from .recorded import estimator_of
 from .runs import Run
 from .workers import Workers
 
@@ -79,7 +80,7 @@ def _clusters_to_explain(build: BankBuilder) -> tuple[list[Cluster], pa.Table]:
     if whole.of_set or not failures:
         log.info("verify %s: rule %d applies, nothing to train again", task.name, whole.rule)
         return [], GROUP_EFFECTS.empty_table()
-    sums = attributed_tables(build.run.folder, task, build.set_name, failures)["groups"]
+    sums = attributed_tables(build.run.folder, build.set_name, failures, estimator_of(task).name)["groups"]
     clusters = []
     for cluster in find_clusters(task, sums, failures):
         if build.decision(cluster).rule > _NOTHING_TO_EXPLAIN:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from aitia.datasets.frames import FrameWriter
 from aitia.datasets.outcomes import Outcomes
 from aitia.datasets.store import write_json
 from aitia.reports.advice import Surroundings, explain
 from aitia.reports.curve import CurvePoint, Units
-from aitia.reports.figures import write_frame
 from aitia.reports.findings import PredictionFindings, SetFindings, summarise
 from aitia.reports.framing import RewardScale
 from aitia.reports.goals import Competence, Goal, Goals
@@ -118,7 +118,7 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", 
         for n in range(failures)
     ]
     frames = [np.full((24, 24, 3), shade, np.uint8) for shade in (40, 120, 200)]
-    assets = [write_frame(folder / "assets" / "frames", frame) for frame in frames]
+    assets = [FrameWriter(folder / "assets" / "frames").write(frame)[0] for frame in frames]
     for entry in entries[:pages]:
         write_failure_page(folder, page, entry, _view(assets, groups, line, text))
     thumbnails = {entry["failure"]: assets[0] for entry in entries[:pages]}

@@ -178,7 +178,9 @@ def test_the_one_certificate_of_the_page_opens_its_scheduler_and_nothing_else_do
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     text = text.replace("8786", str(port)).replace("--nworkers 8", "--nworkers 1").replace("$HOME", str(tmp_path))
-    commands = {name: shlex.join([sys.executable, "-m", f"distributed.cli.dask_{name}"]) for name in ("scheduler", "worker")}
+    commands = {
+        name: shlex.join([sys.executable, "-m", f"distributed.cli.dask_{name}"]) for name in ("scheduler", "worker")
+    }
     for name, command in commands.items():
         text = text.replace(f"dask {name} ", f"{command} ")
     running = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
