@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from .agents import _SCHEDULED
 
 SCRIPT, AITIA = "script", "aitia"  # who trained: `trained_by` of the final checkpoint
-_PROGRESS = (1.0, 0.5, 0.0)  # remaining share of the training at which a schedule is written down
+PROGRESS = (1.0, 0.5, 0.0)  # remaining share of the training at which a schedule is written down
 
 
 class EarlierTraining(NamedTuple):
@@ -67,5 +67,5 @@ def comparable(name: str, value: Any) -> Any:
         return float(value)
     if name not in _SCHEDULED or not callable(value):
         return value
-    values = [float(value(progress)) for progress in _PROGRESS]
+    values = [float(value(progress)) for progress in PROGRESS]
     return values[0] if len(set(values)) == 1 else values
