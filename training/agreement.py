@@ -19,6 +19,19 @@ Inputs = Tensor | dict[str, Tensor]
 _TOLERANCE = 1e-3  # of log pi, absolute and relative: float32 in batches of another size, networks of images included
 _BATCH = 4096
 
+# Makes an actor-critic module of one's own a `RecordedPolicy`; a test runs these lines as they stand, and
+# docs/recording.md shows them. They are written for `module(observations) -> (logits, values)`.
+ADAPTER = """\
+class Recorded(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module  # module(observations) -> (logits [N, A], values [N] or [N, 1])
+    def log_prob(self, observations, actions):  # Gaussian: Normal(mean, std).log_prob(actions).sum(-1)
+        return torch.distributions.Categorical(logits=self.module(observations)[0]).log_prob(actions)
+    def value(self, observations):
+        return self.module(observations)[1].reshape(-1)
+"""
+
 
 class RecordedPolicy(Protocol):
     """What a policy must say to be recorded in a loop: a `torch.nn.Module` with these two methods.
