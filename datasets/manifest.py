@@ -82,6 +82,10 @@ class Manifest:
         seeds: seeds of the ensemble.
         task_folder: where the task file lies: modules beside it can be named by the task.
         seconds: wall-clock seconds a stage, summed over the calls that did work.
+        sources: SHA-256 of the source of every module that the task names or that these import, by module.
+        fingerprints: of the training environment (`train`) and of each evaluation set (training/fingerprint.py); null:
+            it does not repeat itself.
+        accepted: changes of code or versions that the user accepted while the run was made (`when`, `changes`).
         versions, git_sha, schema_version, created: provenance.
     """
 
@@ -90,21 +94,39 @@ class Manifest:
     seeds: list[int]
     task_folder: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    sources: dict[str, str] | None = None  # None: an earlier version began the run
+    fingerprints: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    accepted: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
     git_sha: str | None = field(default_factory=source_git_sha)
     schema_version: int = SCHEMA_VERSION
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
+    def __post_init__(self) -> None:
+        self._as_read: str | None = None  # digest of the file that this one was read from, or was written to
+
     def write(self, folder: RunFolder) -> None:
-        """Write `run.json`."""
-        write_json(folder.manifest_path, asdict(self))
+        """Write `run.json`, if it is still what was read.
+
+        Raises:
+            RunFolderError: another command wrote it since.
+        """
+        path = folder.manifest_path
+        if path.exists() and digest(read_json(path)) != self._as_read:
+            raise RunFolderError(
+                f"{path} was changed by another command while this one was at work; it is left as it is now. Finished "
+                "pieces are kept: give the same command again"
+            )
+        values = asdict(self)
+        write_json(path, values)
+        self._as_read = digest(values)
 
     @staticmethod
     def read(folder: RunFolder) -> Manifest:
         """Read `run.json`.
 
         Raises:
-            RunFolderError: the folder is not a run, or of another schema version.
+            RunFolderError: the folder is not a run, or of a later schema version.
         """
         if not folder.manifest_path.exists():
             raise RunFolderError(
@@ -113,12 +135,14 @@ class Manifest:
             )
         values = read_json(folder.manifest_path)
         found = values.get("schema_version") if isinstance(values, dict) else None
-        if found != SCHEMA_VERSION:
+        if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
             raise RunFolderError(
-                f"{folder.manifest_path} has schema version {found}, this aitia reads {SCHEMA_VERSION}: "
+                f"{folder.manifest_path} has schema version {found}, this aitia reads 1 to {SCHEMA_VERSION}: "
                 "train again, or use the aitia version that wrote it"
             )
         try:
-            return Manifest(**values)
+            manifest = Manifest(**values)
         except TypeError as error:
             raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({error})") from error
+        manifest._as_read = digest(values)
+        return manifest

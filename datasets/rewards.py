@@ -86,6 +86,11 @@ def editable(reward: NDArray[np.float64], terminated: NDArray[np.bool_], groupin
     return np.asarray((reward != 0.0) | (terminated & (grouping.name == "transition")), dtype=np.bool_)
 
 
+def reward_sums_path(folder: RunFolder, seed: int, grouping: Grouping) -> Path:
+    """Return where the reward summary of a seed is kept."""
+    return folder.parts_folder("reward_sums", grouping.name) / f"seed={seed}.parquet"
+
+
 def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT) -> pa.Table:
     """Return one row a group of what a seed's training paid; computed once, then read.
 
@@ -97,7 +102,7 @@ def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT
     Raises:
         RunFolderError: a window is missing or damaged.
     """
-    path = folder.parts_folder("reward_sums", grouping.name) / f"seed={seed}.parquet"
+    path = reward_sums_path(folder, seed, grouping)
     if not path.exists():
         missing = folder.missing_files(seed)
         if missing:

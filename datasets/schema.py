@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: run.json knows the code that a run was made with
 RANDOM_POLICY_SEED = -1
 COMPONENT_PREFIX = "component_"
 NO_CONTEXT = "all"

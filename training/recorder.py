@@ -14,6 +14,7 @@ written once the window's update is done, for only then is it known which miniba
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -36,7 +37,8 @@ from torch import Tensor, as_tensor
 from ..datasets import schema
 from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays, pack
 from ..datasets.errors import AitiaError, EnvironmentError_, InputError
-from ..datasets.remote import remove_folder
+from ..datasets.lock import held_locally
+from ..datasets.remote import remote, remove_folder
 from ..datasets.store import RunFolder, begin_folder, publish_folder, write_table, write_tensors
 from .buffers import Membership, action_masks, first_lstm_states, known_buffers, rebuilt
 from .contract import InfoReader, Told
@@ -47,6 +49,7 @@ from .recorded_task import Seen, write_task
 from .spaces import ObservationForm
 
 log = logging.getLogger("aitia")
+RECORDING_LOCK = "lock"  # in the folder aside: held while a script records
 
 
 @dataclass
@@ -105,6 +108,7 @@ class Recorder(BaseCallback):
         # a folder of this attempt's own: a training that was given up may still be running on a cluster
         self._aside = self.folder.parts_folder("train", f"seed={seed}-{uuid.uuid4().hex[:8]}")
         self._staged = RunFolder(self._aside)
+        self._held = contextlib.ExitStack()
         self._windows = 0
         self._corrected = 0
         self._outcomes: Counter[str] = Counter()
@@ -141,6 +145,7 @@ class Recorder(BaseCallback):
         if self._earlier:
             log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
         self._staged = RunFolder(begin_folder(self._aside))
+        self._hold()
         env = model.get_env()
         assert env is not None
         self._normalize = unwrap_vec_normalize(env)
@@ -392,7 +397,13 @@ class Recorder(BaseCallback):
             **({} if agent is None else {"agent": json.dumps(agent.values)}),
         }
 
+    def _hold(self) -> None:
+        """Let commands see that a script is at work here, until it has finished or its process has ended."""
+        if self.trained_by == SCRIPT and remote(self._aside) is None:
+            self._held.enter_context(held_locally(self._aside / RECORDING_LOCK, self._aside, "a script"))
+
     def discard(self) -> None:
         """Remove what a training left aside."""
+        self._held.close()
         remove_folder(self._staged.root)
         remove_folder(self._aside)

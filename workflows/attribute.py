@@ -27,7 +27,7 @@ from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
 from ..datasets.remote import exist, remove_folder, stamp
-from ..datasets.rewards import Grouping, intended_known, reward_summary
+from ..datasets.rewards import Grouping, intended_known, reward_summary, reward_sums_path
 from ..datasets.schema import (
     GROUP_EFFECTS,
     NULL_EFFECTS,
@@ -45,9 +45,10 @@ from ..datasets.store import (
 )
 from ..training.agents import load_policy, new_policy
 from ..training.replayed import Replay, ReplayedWindow
-from .groups import load_grouping
+from .groups import ensure_groups, load_grouping
 from .influence_tables import Addition, covered_by_all
 from .runs import Run
+from .sources import target_hashes
 from .task import Task
 from .workers import Workers
 
@@ -71,11 +72,12 @@ class WindowPiece:
     seed: int
     window: int
     call: str  # one that computes: tops of its windows may be compared with each other
+    key: str  # see `attribution_key`
 
     @cached_property
     def folder(self) -> Path:
         """Folder of the finished pieces of one call: they fit only the same failures, target and seeds."""
-        call = digest([self.failures, self.estimator, attribution_key(self.task)])[:16]
+        call = digest([self.failures, self.estimator, self.key])[:16]
         return RunFolder(self.root).parts_folder("influence", self.set_name, call)
 
     @property
@@ -94,9 +96,10 @@ class WindowPiece:
         return self.sums_path.exists() and self.top_path.exists()
 
 
-def attribution_key(task: Task) -> str:
+def attribution_key(run: Run) -> str:
     """Return the digest of what all attributions of a run share: rows with another key are out of date."""
-    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K])[:16]
+    task, code = run.task, target_hashes(run.task, run.manifest.task_folder)
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else [])])[:16]
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
@@ -126,13 +129,16 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
                 f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
             )
     paths = [run.folder.influence_path(set_name, name) for name in _TABLES]
-    done = covered_by_all(paths, attribution_key(run.task), estimator)
+    key = attribution_key(run)
+    done = covered_by_all(paths, key, estimator)
     chosen = tuple(name for name in known if name not in (done or ()) and (name in named or not named))
     if done is not None and not chosen:
         return
+    summaries = _summaries(run, workers)
+    _require_few_groups(max(table.num_rows for table in summaries), len(chosen))
     call = uuid.uuid4().hex
     pieces = [
-        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window, call)
+        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window, call, key)
         for seed in run.task.seeds
         for window in range(run.folder.window_count(seed))
     ]
@@ -145,8 +151,33 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
             workers.map(_attribute_replayed, [found for found in by_seed if found], name)
         else:
             workers.map(_attribute_window, waiting, name)
-    _merge(run, known, pieces)
+    _merge(run, known, pieces, summaries)
     remove_folder(pieces[0].folder)
+
+
+@dataclass(frozen=True)
+class _SummaryPiece:
+    """The sums of what one seed's training paid."""
+
+    root: Path
+    task: Task
+    seed: int
+
+
+def _summarise(piece: _SummaryPiece) -> None:
+    reward_summary(RunFolder(piece.root), piece.seed, load_grouping(RunFolder(piece.root), piece.task))
+
+
+def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
+    """Return the rows of each seed's reward summary that are summed over windows: groups that can have an effect."""
+    ensure_groups(run.folder, run.task)
+    grouping, root = load_grouping(run.folder, run.task), run.folder.root
+    open_seeds = [seed for seed in run.task.seeds if not reward_sums_path(run.folder, seed, grouping).exists()]
+    workers.map(_summarise, [_SummaryPiece(root, run.task, seed) for seed in open_seeds], f"sum {run.task.name}")
+    found = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
+    if grouping.name == "transition":  # every state would be a group of its own
+        found = [table.filter(pc.field("wrong_transitions") > 0) for table in found]
+    return found
 
 
 def failures_of(run: Run, set_name: str) -> list[str]:
@@ -262,18 +293,13 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     leaders.add((piece.seed, piece.window), influence.top)
 
 
-def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> None:
+def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece], summaries: Sequence[pa.Table]) -> None:
     """Sum the pieces of a call over windows, keep the top transitions, and add what is still up to date."""
-    grouping = load_grouping(run.folder, run.task)
     set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator
     top = TOP_TRANSITIONS.empty_table()
     tables, windows, null, units = [], [], [], []
-    for seed in run.task.seeds:
+    for seed, summary in zip(run.task.seeds, summaries, strict=True):
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
-        summary = reward_summary(run.folder, seed, grouping)
-        if grouping.name == "transition":  # every state would be a group of its own
-            summary = summary.filter(pc.field("wrong_transitions") > 0)
-        _require_few_groups(summary.num_rows, len(failures))
         sums = _sum_windows(mine, summary["group"].to_pylist(), len(failures))
         tables.append(_merge_sums(sums, summary, seed, failures, estimator))
         windows.append(_merge_windows(sums if intended_known([summary]) else None, seed, failures, estimator))
@@ -281,7 +307,7 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
         units.append(_merge_units(sums, seed, estimator))
         top = keep_top(pa.concat_tables([top, *_top_of_windows(mine)]), TOP_K)
     merged = {"transitions": top, "groups": pa.concat_tables(tables), "windows": pa.concat_tables(windows)}
-    new = Addition(attribution_key(run.task), estimator, failures, known)
+    new = Addition(pieces[0].key, estimator, failures, known)
     for name, found in merged.items():
         new.write_rows(run.folder.influence_path(set_name, name), found)
     for name, parts in (("null", null), ("units", units)):

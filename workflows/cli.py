@@ -76,6 +76,11 @@ def _tls(scheduler: str | None, ca: str | None, cert: str | None, key: str | Non
         yield
 
 
+_accept = click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Go on though code or versions changed since the run began; it is recorded.",
+)
 _task = click.argument("task", metavar="TASK.yaml", type=as_path)
 _run = click.argument("run", metavar="RUN", type=as_path)
 _out = click.option("--out", metavar="RUN", required=True, type=as_path, help="The run folder, or s3://...")
@@ -91,6 +96,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the two runs.")
+@_accept
 @_computing
 def demo(out: str, **options: Any) -> None:
     """Both twins of the arrow maze, end to end (about 4 minutes on two cores)."""
@@ -106,6 +112,7 @@ def demo(out: str, **options: Any) -> None:
 @_task
 @_out
 @_edits
+@_accept
 @_computing
 def run(task: Path, out: Path, **options: Any) -> None:
     """All stages of a task."""
@@ -121,6 +128,7 @@ def run(task: Path, out: Path, **options: Any) -> None:
 @_task
 @_out
 @_edits
+@_accept
 @_computing
 def train(task: Path, out: Path, **options: Any) -> None:
     """Train the ensemble and record every transition."""
@@ -132,6 +140,7 @@ def train(task: Path, out: Path, **options: Any) -> None:
 @cli.command()
 @_run
 @_set
+@_accept
 @_computing
 def evaluate(run: Path, set_: str, **options: Any) -> None:
     """Play the episodes of an evaluation set."""
@@ -152,6 +161,7 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
     show_default=True,
     help="auto: exact TRAK, or projected where it must be.",
 )
+@_accept
 @_computing
 def attribute(
     run: Path, further: tuple[str, ...], set_: str, failure: tuple[str, ...], estimator: str, **options: Any
@@ -167,6 +177,7 @@ def attribute(
 @cli.command()
 @_run
 @_set
+@_accept
 @_computing
 def verify(run: Path, set_: str, **options: Any) -> None:
     """Train again with corrected rewards: the counterfactual bank."""

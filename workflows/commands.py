@@ -15,7 +15,7 @@ from ..datasets.store import RunFolder
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
 from .compare import compare_stage
 from .report import DEFAULT_ILLUSTRATED, report_stage
-from .runs import Run, begin_run, open_run
+from .runs import Run, beginning, computing, open_run
 from .suite import suite_stage
 from .task import TEST_SET
 from .train import evaluate_stage, train_stage
@@ -37,6 +37,7 @@ def train(
     edits: str | Path | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
 ) -> None:
     """Train the ensemble of a task, recording every transition and every window's parameters.
 
@@ -47,26 +48,39 @@ def train(
         edits: an edits file (docs/task-file.md): rewards to correct while training; None: rewards as paid.
         workers: processes of a local Dask cluster; None: one a core.
         scheduler: address of an existing Dask cluster, instead of a local one.
+        accept_changes: continue a run although code or versions changed since it was begun; `run.json` keeps what did.
 
     Raises:
         InputError: bad input; nothing is left half-written.
     """
-    with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
-        run = begin_run(task, out, edits)
-        with run.timed("train"):
-            train_stage(run, pool)
+    with (
+        _new_run_removed_on_bad_input(out),
+        beginning(task, out, "aitia train", edits, accept_changes) as run,
+        Workers(workers, scheduler) as pool,
+        run.timed("train"),
+    ):
+        train_stage(run, pool)
 
 
-def evaluate(run: str | Path, set: str = TEST_SET, workers: int | None = None, scheduler: str | None = None) -> None:
+def evaluate(
+    run: str | Path,
+    set: str = TEST_SET,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    accept_changes: bool = False,
+) -> None:
     """Play the episodes of an evaluation set with every agent of a run, and with a random policy.
 
     Args:
         run: a trained run folder.
         set: name of the evaluation set.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
     """
-    opened = open_run(run)
-    with Workers(workers, scheduler) as pool, opened.timed("evaluate"):
+    with (
+        computing(run, "aitia evaluate", accept_changes) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("evaluate"),
+    ):
         evaluate_stage(opened, set, pool)
 
 
@@ -77,6 +91,7 @@ def attribute(
     estimator: str = DEFAULT_ESTIMATOR,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
 ) -> None:
     """Attribute failures of an evaluation set to training rewards.
 
@@ -86,23 +101,35 @@ def attribute(
         failure: ids of failures; none given: all.
         estimator: a name (`aitia.attribution.registry`); `auto`: exact TRAK, or TRAK projected where the policy
             or the window leaves no choice. Verdicts use what `auto` chooses.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
     """
-    opened = open_run(run)
-    with Workers(workers, scheduler) as pool, opened.timed("attribute"):
+    with (
+        computing(run, "aitia attribute", accept_changes) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("attribute"),
+    ):
         attribute_stage(opened, set, failure, estimator, pool)
 
 
-def verify(run: str | Path, set: str = TEST_SET, workers: int | None = None, scheduler: str | None = None) -> None:
+def verify(
+    run: str | Path,
+    set: str = TEST_SET,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    accept_changes: bool = False,
+) -> None:
     """Train again with corrected rewards: the counterfactual bank of an evaluation set.
 
     Args:
         run: an attributed run folder.
         set: name of the evaluation set.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
     """
-    opened = open_run(run)
-    with Workers(workers, scheduler) as pool, opened.timed("verify"):
+    with (
+        computing(run, "aitia verify", accept_changes) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("verify"),
+    ):
         verify_stage(opened, set, pool)
 
 
@@ -135,6 +162,7 @@ def validate(
     masks: int = DEFAULT_MASKS,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Ask whether predictions foretell retraining: LDS with its noise ceiling, interactive and replayed.
 
@@ -142,13 +170,16 @@ def validate(
         run: an attributed run folder; every estimator that attributed all failures is scored.
         set: name of the evaluation set.
         masks: random correction sets; each is trained again and replayed with every paired seed.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
 
     Returns:
         The contents of `validation/SET/validation.json`.
     """
-    opened = open_run(run)
-    with Workers(workers, scheduler) as pool, opened.timed("validate"):
+    with (
+        computing(run, "aitia validate", accept_changes) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("validate"),
+    ):
         return validate_stage(opened, set, masks, pool)
 
 
@@ -173,19 +204,20 @@ def run(
     edits: str | Path | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run all stages of a task, on every evaluation set it has.
 
     Args:
         task: the task file.
         out: the run folder.
-        edits, workers, scheduler: see `train`.
+        edits, workers, scheduler, accept_changes: see `train`.
 
     Returns:
         The summary of each evaluation set.
     """
     with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
-        return _run(task, out, pool, edits=edits)
+        return _run(task, out, pool, edits=edits, accept_changes=accept_changes)
 
 
 def demo(
@@ -233,19 +265,20 @@ def _run(
     pool: Workers,
     illustrate: Illustrate = DEFAULT_ILLUSTRATED,
     edits: str | Path | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    opened = begin_run(task, out, edits)
-    with opened.timed("train"):
-        train_stage(opened, pool)
-    summaries = {}
-    for name in (TEST_SET, *opened.task.sets):
-        with opened.timed("evaluate"):
-            evaluate_stage(opened, name, pool)
-        with opened.timed("attribute"):
-            attribute_stage(opened, name, (), DEFAULT_ESTIMATOR, pool)
-        with opened.timed("verify"):
-            verify_stage(opened, name, pool)
-        summaries[name] = _report(opened, name, illustrate, pool)
+    with beginning(task, out, "aitia run", edits, accept_changes) as opened:
+        with opened.timed("train"):
+            train_stage(opened, pool)
+        summaries = {}
+        for name in (TEST_SET, *opened.task.sets):
+            with opened.timed("evaluate"):
+                evaluate_stage(opened, name, pool)
+            with opened.timed("attribute"):
+                attribute_stage(opened, name, (), DEFAULT_ESTIMATOR, pool)
+            with opened.timed("verify"):
+                verify_stage(opened, name, pool)
+            summaries[name] = _report(opened, name, illustrate, pool)
     return summaries
 
 

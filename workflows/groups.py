@@ -20,19 +20,27 @@ def clusters_path(folder: RunFolder) -> Path:
 
 
 def load_grouping(folder: RunFolder, task: Task) -> Grouping:
-    """Return the grouping of a trained run. Clusters are fitted where there are none yet: call it before workers do.
+    """Return the grouping of a trained run, whose state clusters a stage has fitted before (`ensure_groups`).
 
-    They are of the latent features of the first seed's final policy, on reward events of every seed.
+    Raises:
+        RunFolderError: there are no clusters yet.
     """
     if task.group_by == "component":
         return ByComponent()
     if task.group_by == "transition":
         return ByTransition(task.training_env)
     if task.group_by == "cluster":
-        if not clusters_path(folder).exists():
-            _fit(folder, task)
         return ByCluster.load(clusters_path(folder), task.training_env, new_policy(task.agent, task.training_env))
     return BY_CONTEXT
+
+
+def ensure_groups(folder: RunFolder, task: Task) -> None:
+    """Fit the state clusters of a trained run where the task wants them and there are none; never called by workers.
+
+    They are of the latent features of the first seed's final policy, on reward events of every seed.
+    """
+    if task.group_by == "cluster" and not clusters_path(folder).exists():
+        _fit(folder, task)
 
 
 def _fit(folder: RunFolder, task: Task) -> None:

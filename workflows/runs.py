@@ -11,12 +11,14 @@ from pathlib import Path
 
 from ..attribution.targets import user_target
 from ..datasets.errors import EnvironmentError_, RunFolderError
-from ..datasets.manifest import Manifest, installed_versions
+from ..datasets.lock import locked
+from ..datasets.manifest import Manifest
 from ..datasets.rewards import missing_file
 from ..datasets.store import RunFolder
 from ..training.agents import new_policy
 from ..training.environments import probe
 from .adopt import recorded_seeds, require_adoptable, require_scripts_fit
+from .changes import identify, require_unchanged
 from .task import TEST_SET, Task, add_import_path, load_task, make_task
 
 log = logging.getLogger("aitia")
@@ -44,7 +46,7 @@ class Run:
         finally:
             seconds = self.manifest.seconds
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - began, 2)
-            if self.folder.root.exists():
+            if self.folder.manifest_path.exists():
                 self.manifest.write(self.folder)
 
     def require_trained(self) -> None:
@@ -72,7 +74,46 @@ def open_run(path: str | Path) -> Run:
     return Run(folder, make_task(manifest.task, str(folder.manifest_path)), manifest)
 
 
-def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None = None) -> Run:
+@contextmanager
+def computing(path: str | Path, command: str, accept_changes: bool = False) -> Iterator[Run]:
+    """Open a run to compute in it: nobody else does in the block, and its code is what it was made with.
+
+    Args:
+        path: the run folder.
+        command: what is done, for others who want to.
+        accept_changes: go on where code or versions changed; `run.json` keeps what did.
+
+    Raises:
+        RunFolderError: it is no run folder, another command is at work in it, or its code changed.
+    """
+    folder = RunFolder.at(path)
+    Manifest.read(folder)  # no lock is left in what is no run folder
+    with locked(folder, command):
+        run = open_run(path)
+        if require_unchanged(run.task, run.manifest, accept_changes):
+            run.manifest.write(folder)
+        yield run
+
+
+@contextmanager
+def beginning(
+    task: str | Path, out: str | Path, command: str, edits: str | Path | None = None, accept_changes: bool = False
+) -> Iterator[Run]:
+    """Begin or continue a run (see `begin_run`) in which nobody else computes in the block.
+
+    Raises:
+        RunFolderError: another command is at work in it.
+    """
+    folder = RunFolder.at(out)
+    if folder.root.exists() and not folder.root.is_dir():
+        raise _not_a_run(folder)
+    with locked(folder, command):
+        yield begin_run(task, out, edits, accept_changes)
+
+
+def begin_run(
+    task_path: str | Path, out: str | Path, edits: str | Path | None = None, accept_changes: bool = False
+) -> Run:
     """Begin a run, or continue one of the same task and edits; checks all of them and environments before writing.
 
     A folder that a script's `Recorder` wrote is taken over: seeds that are there are not trained again.
@@ -81,7 +122,8 @@ def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None =
         TaskError: the task file, or the target function that it names.
         InputError: the edits file.
         EnvironmentError_: an environment does not exist or breaks the contract.
-        RunFolderError: the folder holds a run of another task, recordings that do not fit it, or something else.
+        RunFolderError: the folder holds a run of another task, recordings that do not fit it, or something else; or the
+            code changed since the run was begun, and `accept_changes` was not given.
     """
     task, folder = load_task(task_path, edits), RunFolder.at(out)
     if folder.manifest_path.exists():
@@ -94,31 +136,35 @@ def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None =
                 + ". Give another --out, or the task file (and --edits) that the run was made with"
             )
         require_scripts_fit(folder, task)
-        _warn_of_other_versions(manifest)
         manifest.task, manifest.hashes, manifest.seeds = task.resolved(), task.hashes(), task.seeds
     elif recorded_seeds(folder):
         require_adoptable(folder, task)
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
-    elif folder.root.exists() and (not folder.root.is_dir() or any(folder.root.iterdir())):
-        raise RunFolderError(
-            f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "
-            "Give another --out"
-        )
+    elif folder.root.exists() and (not folder.root.is_dir() or _holds_something(folder)):
+        raise _not_a_run(folder)
     else:
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
+    manifest.task_folder = str(Path(task_path).resolve().parent)
+    if folder.manifest_path.exists():
+        require_unchanged(task, manifest, accept_changes)
     user_target(task.target)
     require_environments(task)
-    manifest.task_folder = str(Path(task_path).resolve().parent)
+    identify(task, manifest)
     manifest.write(folder)
     return Run(folder, task, manifest)
 
 
-def _warn_of_other_versions(manifest: Manifest) -> None:
-    """Say where a run goes on with other versions than it began with: results may differ in the last digits."""
-    now = installed_versions()
-    changed = [f"{name} {old} -> {now[name]}" for name, old in manifest.versions.items() if now.get(name, old) != old]
-    if changed:
-        log.warning("this run was begun with other versions: %s", ", ".join(changed))
+def _holds_something(folder: RunFolder) -> bool:
+    """Return whether there is anything in a folder but the lock that this command holds."""
+    found = [path for path in folder.root.rglob("*") if path.is_file()]
+    return any(path.parent != folder.parts_folder() or not path.name.startswith("lock") for path in found)
+
+
+def _not_a_run(folder: RunFolder) -> RunFolderError:
+    return RunFolderError(
+        f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "
+        "Give another --out"
+    )
 
 
 def require_environments(task: Task) -> None:

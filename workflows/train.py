@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from ..datasets.remote import remove_folder
+from ..datasets.errors import RunFolderError
+from ..datasets.lock import is_held
+from ..datasets.remote import remote, remove_folder
 from ..datasets.rewards import reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
 from ..datasets.store import (
@@ -23,8 +26,9 @@ from ..training.agents import load_policy
 from ..training.edits_file import ALL
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
+from ..training.recorder import RECORDING_LOCK
 from ..training.references import play_references
-from .groups import load_grouping
+from .groups import ensure_groups, load_grouping
 from .plays import episode_count, episodes_at, training_plays, with_earlier
 from .runs import Run
 from .task import Task
@@ -46,11 +50,11 @@ class SeedPiece:
 def train_stage(run: Run, workers: Workers) -> None:
     """Train and record every seed that is not whole yet."""
     open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
-    for seed in open_seeds:
-        _forget(run.folder, seed)
-    remove_folder(run.folder.parts_folder("train"))  # what interrupted trainings left
+    _remove_interrupted(run.folder, open_seeds)
+    forget(run.folder, open_seeds)
     pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
+    ensure_groups(run.folder, run.task)
     if pieces and (words := edits_in_words(run)) is not None:
         log.info("train %s: %s", run.task.name, words)
 
@@ -73,15 +77,56 @@ def edits_in_words(run: Run) -> str | None:
     return words
 
 
-def _forget(folder: RunFolder, seed: int) -> None:
-    """Remove what was derived from an earlier training of a seed: it would not fit the next one."""
-    for kind in ("rewards", "evaluations", "plays"):
-        for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
-            part.unlink()
-    for merged in folder.root.glob("evaluations/*/episodes.parquet"):
-        merged.unlink()
-    remove_folder(folder.root / "influence")
-    remove_folder(folder.parts_folder("influence"))
+def _remove_interrupted(folder: RunFolder, seeds: Sequence[int]) -> None:
+    """Remove what interrupted trainings left; scripts that still record are left alone.
+
+    Raises:
+        RunFolderError: one records a seed that is to be trained.
+    """
+    parts = folder.parts_folder("train")
+    if remote(parts) is not None:
+        remove_folder(parts)
+        return
+    for left in parts.glob("seed=*"):
+        seed = int(left.name.removeprefix("seed=").partition("-")[0])
+        if not is_held(left / RECORDING_LOCK):
+            remove_folder(left)
+        elif seed in seeds:
+            raise RunFolderError(
+                f"a script is recording seed {seed} into {folder.root}: training it here would remove one of the two. "
+                "Wait until it has finished (it is then taken over), or end it"
+            )
+
+
+def forget(folder: RunFolder, seeds: Sequence[int]) -> None:
+    """Remove what was derived from earlier trainings of seeds that are trained (again).
+
+    Of a seed that was never trained that is what all seeds share: influence. Of one that was, also its plays and sums,
+    and what may name groups or rest on rewards that the next training does not have: state clusters, the bank with its
+    agents, validations.
+    """
+    again = [seed for seed in seeds if _was_trained(folder, seed)]
+    for seed in again:
+        for kind in ("reward_sums", "evaluations", "plays"):
+            for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
+                part.unlink()
+    if seeds:
+        for merged in folder.root.glob("evaluations/*/episodes.parquet"):
+            merged.unlink()
+        for derived in (folder.root / "influence", folder.parts_folder("influence")):
+            remove_folder(derived)
+    if again:
+        log.warning("seeds %s are trained again: whatever was derived from them is computed anew, the bank too", again)
+        parts = [folder.parts_folder(*names) for names in (("bank",), ("policies",), ("reward_sums", "cluster"))]
+        for derived in (*parts, *(folder.root / name for name in ("groups", "bank", "validation"))):
+            remove_folder(derived)
+
+
+def _was_trained(folder: RunFolder, seed: int) -> bool:
+    """Return whether there is anything of an earlier training of a seed."""
+    kept = [*folder.checkpoints_folder(seed).glob("*"), *folder.transitions_folder(seed).glob("*")]
+    parts = (folder.parts_folder(kind).glob(f"*/seed={seed}.*") for kind in ("reward_sums", "evaluations", "plays"))
+    return bool(kept) or any(True for found in parts for _ in found)
 
 
 def _train_seed(piece: SeedPiece) -> None:

@@ -23,7 +23,9 @@ from distributed.scheduler import KilledWorker
 from tqdm import tqdm
 
 from ..datasets.errors import ClusterError, InputError
+from ..datasets.manifest import Manifest
 from ..datasets.store import RunFolder
+from .changes import remember_modules, require_current_modules
 from .schedulers import NoSchedulerError, connect, prepare_workers, start_cluster
 
 Piece = TypeVar("Piece")
@@ -165,18 +167,25 @@ class Workers:
 
 
 def _run_there(function: Callable[[Piece], Result], piece: Piece) -> Result:
-    """Run a piece on a worker that may be on another machine.
+    """Run a piece on a worker that may be on another machine, and has perhaps run pieces of other commands.
 
     Raises:
-        InputError: it does not see the run folder.
+        InputError: it does not see the run folder, or has imported older versions of the run's modules.
     """
     root = getattr(_first(piece), "root", None)
-    if root is not None and not RunFolder(root).manifest_path.exists():
+    if root is None:
+        return function(piece)
+    folder = RunFolder(root)
+    if not folder.manifest_path.exists():
         raise InputError(
             f"a Dask worker on {socket.gethostname()} does not see the run folder {root}. Expected storage that every "
             "machine reaches under the same name: a shared folder, or an address such as s3://BUCKET/RUN"
         )
-    return function(piece)
+    manifest = Manifest.read(folder)
+    require_current_modules(manifest)
+    result = function(piece)
+    remember_modules(manifest)
+    return result
 
 
 def _raise(error: BaseException, piece: object, label: str) -> None:
