@@ -30,14 +30,18 @@ from ..datasets.remote import exist, remove_folder, stamp
 from ..datasets.rewards import Grouping, intended_known, reward_summary, reward_sums_path
 from ..datasets.schema import (
     GROUP_EFFECTS,
+    GROUP_NAMES,
     NULL_EFFECTS,
     TOP_TRANSITIONS,
     UNIT_EFFECTS,
     WINDOW_EFFECTS,
+    current_top_transitions,
+    metadata_of,
 )
 from ..datasets.store import (
     RunFolder,
     read_table,
+    read_table_schema,
     read_tensor_metadata,
     read_tensors,
     write_table,
@@ -99,7 +103,8 @@ class WindowPiece:
 def attribution_key(run: Run) -> str:
     """Return the digest of what all attributions of a run share: rows with another key are out of date."""
     task, code = run.task, target_hashes(run.task, run.manifest.task_folder)
-    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else [])])[:16]
+    named = [GROUP_NAMES] if task.group_by == "transition" else []
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
@@ -172,6 +177,10 @@ def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
     """Return the rows of each seed's reward summary that are summed over windows: groups that can have an effect."""
     ensure_groups(run.folder, run.task)
     grouping, root = load_grouping(run.folder, run.task), run.folder.root
+    for path in [reward_sums_path(run.folder, seed, grouping) for seed in run.task.seeds]:
+        if grouping.name == "transition" and path.exists():
+            if metadata_of(read_table_schema(path)).get("group_names") != GROUP_NAMES:
+                path.unlink()  # of 0.1, which named transitions otherwise
     open_seeds = [seed for seed in run.task.seeds if not reward_sums_path(run.folder, seed, grouping).exists()]
     workers.map(_summarise, [_SummaryPiece(root, run.task, seed) for seed in open_seeds], f"sum {run.task.name}")
     found = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
@@ -211,7 +220,7 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
     sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
     tables = {
         "groups": sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)),
-        "transitions": read_table(folder.influence_path(set_name, "transitions")).filter(own),
+        "transitions": current_top_transitions(read_table(folder.influence_path(set_name, "transitions"))).filter(own),
     }
     known = _failures_in(*tables.values())
     missing = [name for name in failures if name not in known]
@@ -367,7 +376,7 @@ def _top_of_windows(pieces: Sequence[WindowPiece]) -> list[pa.Table]:
     held: list[pa.Table] = []
     rows = 0
     for piece in pieces:
-        held.append(read_table(piece.top_path).cast(TOP_TRANSITIONS))
+        held.append(current_top_transitions(read_table(piece.top_path)).cast(TOP_TRANSITIONS))
         rows += held[-1].num_rows
         if rows > _HELD_TOPS * TOP_K * len(piece.failures):
             held = [keep_top(pa.concat_tables(held), TOP_K)]

@@ -92,7 +92,7 @@ def shown_rewards(top: pa.Table, failure: str) -> ShownRewards:
 def _distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     seen: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        seen.setdefault((row["context"], row["action"]), row)
+        seen.setdefault((row["group"], row["action"]), row)
     return list(seen.values())[:_SHOWN_REWARDS]
 
 

@@ -340,6 +340,6 @@ def _failure_view(
 
 def _reward_view(row: Mapping[str, Any], spec: EnvSpec, pictures: Pictures) -> RewardView:
     return RewardView(
-        row["context"], describe(spec).action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"],
+        row["group"], describe(spec).action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"],
         row["reward"], row["intended_reward"], row["tau"], row["effect"], pictures.states.get(moment_of(row)),
     )  # fmt: skip
