@@ -87,9 +87,9 @@ class ByTransition:
     """This very state and action, by a name that can be read: `17 / obs 14 / left`.
 
     A name has the context where one is told, the observation and the action. Numbers are written to three digits, of
-    observations with more than a few numbers none; where that tells less than all bytes of observation and action, their
-    digest follows (`obs [0.123, -1.4] #1f..`), so two transitions share a name only if they are the same. Names are made
-    of the transition alone, the same in every process.
+    observations with more than a few numbers none. Where that tells less than all bytes of observation and action,
+    their digest follows (`obs [0.123, -1.4] #1f..`), so two transitions share a name only if they are the same. Names
+    are made of the transition alone, the same in every process.
 
     Args:
         env: the training environment.

@@ -30,6 +30,7 @@ from torch import nn
 from ..datasets.arrays import Array, pack
 from ..datasets.errors import InputError
 from ..datasets.store import RunFolder
+from ..datasets.words import counted
 from .agreement import ADAPTER, log_probs, require_agreement, values
 from .buffers import UNUSED_ROW
 from .feed import FedRecorder, action_space_of, env_info
@@ -85,7 +86,9 @@ class LoopRecorder:
         algorithm: str = "loop",
         first_timestep: int = 0,
     ) -> None:
-        if not isinstance(policy, nn.Module) or not (_says(policy, "log_prob") or isinstance(policy, ActorCriticPolicy)):
+        if not isinstance(policy, nn.Module) or not (
+            _says(policy, "log_prob") or isinstance(policy, ActorCriticPolicy)
+        ):
             raise InputError(
                 f"policy: {type(policy).__name__} was given, expected a torch.nn.Module with the methods "
                 f"log_prob(observations, actions) -> [N] and value(observations) -> [N]. {_HOW}"
@@ -124,7 +127,7 @@ class LoopRecorder:
             raise InputError("nothing was recorded: expected recorder.update() after every round of updates")
         else:
             if self._actions:
-                log.warning("the last %d steps are not recorded: no update() followed them", len(self._actions))
+                log.warning("not recorded, for no update() followed: the last %s", counted(len(self._actions), "step"))
             self._recorder.finish()
 
     def step(
@@ -244,7 +247,8 @@ class LoopRecorder:
             buffer.values = np.stack(known)
         elif known or advantages is None:
             raise InputError(
-                f"{len(known)} of {len(self._actions)} steps of a window were given a value; expected one with every "
+                f"{len(known)} of {counted(len(self._actions), 'step')} of a window were given a value; "
+                "expected one with every "
                 "step, or with none and update(advantages=...)"
             )
         if advantages is None and not (_says(self._policy, "value") or isinstance(self._policy, ActorCriticPolicy)):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from ..datasets.words import counted
 from .agents import _SCHEDULED
 
 SCRIPT, AITIA = "script", "aitia"  # who trained: `trained_by` of the final checkpoint
@@ -40,7 +41,11 @@ class EarlierTraining(NamedTuple):
     @property
     def amount(self) -> str:
         """How much it was, in words."""
-        return f"{self.timesteps:,} steps" if self.timesteps else f"{self.updates:,} updates (steps not known)"
+        return (
+            counted(self.timesteps, "step")
+            if self.timesteps
+            else f"{counted(self.updates, 'update')} (steps not known)"
+        )
 
     def what_follows(self) -> str:
         """Say what is missing, and what that means for attribution."""

@@ -54,7 +54,9 @@ def agent_block(model: OnPolicyAlgorithm, total_timesteps: int) -> AgentBlock:
         unsaid.append(f"the algorithm {algorithm}: a task has {', '.join(ALGORITHMS)}")
     policy = next((name for name, kind in model.policy_aliases.items() if kind is type(model.policy)), FILL_IN)
     if policy == FILL_IN:
-        unsaid.append(f"the policy class {type(model.policy).__qualname__}: a task has {', '.join(model.policy_aliases)}")
+        unsaid.append(
+            f"the policy class {type(model.policy).__qualname__}: a task has {', '.join(model.policy_aliases)}"
+        )
     hyperparameters: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(model).__init__).parameters.items():
         if name in (*_NOT_HYPERPARAMETERS, *_AS_NEEDED, "policy_kwargs") or not hasattr(model, name):
@@ -115,7 +117,9 @@ def said_schedule(left: Sequence[float], values: Sequence[float]) -> float | str
     if len(set(values)) == 1:
         return start
     pairs = zip(left, values, strict=True)
-    linear = start > 0.0 and all(math.isclose(value, start * share, rel_tol=1e-9, abs_tol=1e-15) for share, value in pairs)
+    linear = start > 0.0 and all(
+        math.isclose(value, start * share, rel_tol=1e-9, abs_tol=1e-15) for share, value in pairs
+    )
     return f"lin_{start!r}" if linear else None
 
 

@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ..datasets.remote import remote
 from ..datasets.store import RunFolder, read_tensor_metadata, write_text
+from ..datasets.words import counted
 from .edits import CorrectedRewards
 from .hooks import HookedEnv
 from .provenance import SCRIPT
@@ -44,7 +45,7 @@ class _Environment(NamedTuple):
     env: str
     train_kwargs: dict[str, Any] | str = FILL_IN
     hooks: str | None = None
-    remarks: Mapping[str, str] = {}  # noqa: RUF012 (never written)
+    remarks: Mapping[str, str] = {}
 
 
 class Seen(NamedTuple):
@@ -135,10 +136,14 @@ def _body(folder: RunFolder, seed: int, agent: AgentBlock, env: _Environment, se
     trained = ", ".join(map(str, recorded))
     lines = []
     if agent.unsaid:
-        lines.append("# A task cannot say the following. `aitia run` refuses the recording; docs/queries.md can be asked:")
+        lines.append(
+            "# A task cannot say the following. `aitia run` refuses the recording; docs/queries.md can be asked:"
+        )
         lines += [f"#   {_comment(remark)}" for remark in agent.unsaid]
     if seen.corrected:
-        lines.append(f"# {seen.corrected} rewards were corrected while training: give the same edits with --edits FILE")
+        lines.append(
+            f"# Corrected while training: {counted(seen.corrected, 'reward')}. Give the same edits with --edits FILE"
+        )
     remarks = dict(env.remarks)
     remarks["test_kwargs"] = "of the evaluated environment: the training's, unless you change it"
     counts = ", ".join(f"{_comment(name)} {count}" for name, count in sorted(seen.outcomes.items()))

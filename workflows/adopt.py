@@ -17,6 +17,7 @@ from ..datasets.arrays import Array, array_format, array_format_of, array_metada
 from ..datasets.errors import InputError, RunFolderError
 from ..datasets.schema import metadata_of
 from ..datasets.store import RunFolder, read_table, read_table_schema, read_tensor_metadata, read_tensors
+from ..datasets.words import counted
 from ..training.agents import load_policy, new_policy
 from ..training.agreement import log_probs, require_agreement
 from ..training.environments import probe
@@ -109,7 +110,7 @@ def require_fits(folder: RunFolder, task: Task, *seeds: int) -> None:
     if seeds_of:
         listed = [f"{_seeds(mine)} {_was(mine)} recorded with {difference}" for difference, mine in seeds_of.items()]
         raise RunFolderError(
-            f"{folder.root} differs from the task in {len(listed)} thing{'s' if len(listed) > 1 else ''}; expected the "
+            f"{folder.root} differs from the task in {counted(len(listed), 'thing')}; expected the "
             "same, for corrected agents are trained as the task says:\n"
             + "\n".join(listed)
             + f"\nChange the task (a recording writes one, {folder.root / TASK_FILE}), or give another --out"
@@ -134,7 +135,9 @@ def _differences(folder: RunFolder, task: Task, seed: int) -> list[str]:
         same.require(name, tables[0].get(name), expected, _ENVIRONMENT)
     corrected = int(about.get("corrected", 0))
     edits = f"{corrected} corrected rewards" if corrected else "none"
-    same.require("--edits", edits, str(task.edits or "none"), "give the --edits FILE of the script, none where it has none")
+    same.require(
+        "--edits", edits, str(task.edits or "none"), "give the --edits FILE of the script, none where it has none"
+    )
     first, told = read_table(folder.transitions_path(seed, 0), _TOLD), probe(task.training_env, task.agent.masked).keys
     for name in _TOLD:
         same.require(f"info[{name!r}]", _said(first[name].null_count == 0), _said(name in told), _ENVIRONMENT)

@@ -47,6 +47,7 @@ from ..datasets.store import (
     write_table,
     write_tensors,
 )
+from ..datasets.words import counted
 from ..training.agents import load_policy, new_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import ensure_groups, load_grouping
@@ -130,7 +131,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     for name in failures:
         if name not in there:
             raise InputError(
-                f"--failure {name} was given; {run.folder.root} has {len(known)} failures in set `{set_name}` "
+                f"--failure {name} was given; {run.folder.root} has {counted(len(known), 'failure')} in set "
+                f"`{set_name}` "
                 f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
             )
     paths = [run.folder.influence_path(set_name, name) for name in _TABLES]
@@ -177,10 +179,10 @@ def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
     """Return the rows of each seed's reward summary that are summed over windows: groups that can have an effect."""
     ensure_groups(run.folder, run.task)
     grouping, root = load_grouping(run.folder, run.task), run.folder.root
-    for path in [reward_sums_path(run.folder, seed, grouping) for seed in run.task.seeds]:
-        if grouping.name == "transition" and path.exists():
-            if metadata_of(read_table_schema(path)).get("group_names") != GROUP_NAMES:
-                path.unlink()  # of 0.1, which named transitions otherwise
+    kept = [reward_sums_path(run.folder, seed, grouping) for seed in run.task.seeds if grouping.name == "transition"]
+    for path in [path for path in kept if path.exists()]:
+        if metadata_of(read_table_schema(path)).get("group_names") != GROUP_NAMES:
+            path.unlink()  # of 0.1, which named transitions otherwise
     open_seeds = [seed for seed in run.task.seeds if not reward_sums_path(run.folder, seed, grouping).exists()]
     workers.map(_summarise, [_SummaryPiece(root, run.task, seed) for seed in open_seeds], f"sum {run.task.name}")
     found = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
@@ -226,7 +228,8 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
     missing = [name for name in failures if name not in known]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(failures)} failures were not attributed (the first is {missing[0]}); run "
+            f"{len(missing)} of {counted(len(failures), 'failure')} were not attributed (the first is "
+            f"{missing[0]}); run "
             f"`aitia attribute {folder.root} --set {set_name}` first"
         )
     return tables
@@ -331,7 +334,8 @@ def _require_few_groups(groups: int, failures: int) -> None:
     """
     if groups * failures * len(LAMBDAS) > _MOST_SUMS:
         raise InputError(
-            f"{groups} groups and {failures} failures make {groups * failures * len(LAMBDAS):,} sums a seed, expected "
+            f"{counted(groups, 'group')} and {counted(failures, 'failure')} make "
+            f"{groups * failures * len(LAMBDAS):,} sums a seed, expected "
             f"at most {_MOST_SUMS:,}: use group_by: cluster, or name fewer failures with --failure"
         )
 

@@ -157,7 +157,10 @@ def test_two_states_that_read_alike_are_two_groups_and_long_ones_have_a_digest()
 
 
 @settings(max_examples=200, deadline=None)
-@given(arrays(np.float32, 2, elements=st.floats(-2, 2, width=32)), arrays(np.float32, 2, elements=st.floats(-2, 2, width=32)))
+@given(
+    arrays(np.float32, 2, elements=st.floats(-2, 2, width=32)),
+    arrays(np.float32, 2, elements=st.floats(-2, 2, width=32)),
+)
 def test_names_are_equal_only_of_equal_transitions(first: Any, second: Any) -> None:
     action = np.array([0.5, 0.5], np.float32)
     same = ByTransition(BOX).of_step(first, action, {}) == ByTransition(BOX).of_step(second, action, {})

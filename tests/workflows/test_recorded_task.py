@@ -16,9 +16,9 @@ import yaml
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+from torch import nn
 from toy_environments import Corridor
 from toy_hooks import __file__ as hooks_file
-from torch import nn
 
 import aitia.training  # noqa: F401 (registers environments)
 from aitia.datasets.errors import RunFolderError, TaskError
@@ -66,7 +66,9 @@ def test_the_task_of_an_unusual_script_is_taken_over_without_a_difference(
     with caplog.at_level(logging.WARNING, "aitia"):
         path = _record(tmp_path / "run", _ppo(_mazes(walls=0.2, max_episode_steps=30)))
     run = tmp_path / "run"
-    assert any(f"aitia run {path} --out {run}" in message for message in caplog.messages), "the next command is not told"
+    assert any(f"aitia run {path} --out {run}" in message for message in caplog.messages), (
+        "the next command is not told"
+    )
     with pytest.raises(TaskError, match=r"not filled in yet(.|\n)*desired: \[FILL_IN\](.|\n)*misbehaved: \[FILL_IN\]"):
         begin_run(path, run)
     begun = begin_run(_filled_in(path), run)
