@@ -145,7 +145,7 @@ def _top_transitions(
     least: NDArray[np.float64],
 ) -> pa.Table:
     """Return the top transitions of each failure in this window, as rows of the top-k table."""
-    steps, change = window.steps, window.correction
+    steps, change, context = window.steps, window.correction, window.context
     event = np.flatnonzero(window.is_event)
     wrong = np.empty(0, np.int64) if change is None else np.flatnonzero(change)
     values = [np.abs(influence.tau[event])]
@@ -170,7 +170,8 @@ def _top_transitions(
             "s": pa.array(influence.scores[row, failure_of]),
             "reward": pa.array(window.reward[row]),
             "intended_reward": pa.array(intended, from_pandas=True),
-            "context": pa.array(window.group[row]),
+            "group": pa.array(window.group[row]),
+            "context": pa.nulls(len(row), pa.string()) if context is None else pa.array(context[row], pa.string()),
             "action": pa.array([action_text(action) for action in window.action[row]], pa.string()),
             "estimator": pa.array([estimator] * len(row), pa.string()),
         }

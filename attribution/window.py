@@ -35,6 +35,7 @@ class Window:
         editable: what an arbitrary edit of its group would change; None: the reward events as paid.
         vf_coef: weight of the value loss.
         updates: the real updates that used the window, for estimators that need them.
+        context: what the environment told of each transition's context, [N] texts or None; None: not read.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Window:
     editable: NDArray[np.bool_] | None = None
     vf_coef: float = 0.5
     updates: ReplayedWindow | None = None
+    context: NDArray[np.object_] | None = None
 
     @property
     def steps(self) -> int:
@@ -68,7 +70,7 @@ class Window:
 
 _COLUMNS = (
     "seed", "window", "step", "t", "observation", "action", "reward", "reward_scale", "intended_reward",
-    "advantage", "terminated", "truncated", "minibatches",
+    "advantage", "terminated", "truncated", "minibatches", "context",
 )  # fmt: skip
 _UNCLIPPED = "unclipped_scale"
 
@@ -158,4 +160,5 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         action=actions,
         editable=editable(column("reward"), table["terminated"].to_numpy(), grouping),
         vf_coef=float(metadata.get("vf_coef", 0.5)),
+        context=np.array(table["context"].to_pylist(), dtype=np.object_),
     )

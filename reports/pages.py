@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
 from ..datasets.store import write_text
+from ..datasets.words import counted
 from .advice import Explanation
 from .chart import Chart
 from .charts import correction_curve, factorial_shares, failure_counts, shares
@@ -342,7 +343,8 @@ def _cheapest_budget(findings: SetFindings) -> str | None:
         f"Half of what correcting everything removes is removed by correcting about {found.groups:.1%} of all "
         f"groups, {found.reward_events:.1%} of all reward events, {found.transitions:.1%} of all transitions "
         f"(between two verified sets, by linear interpolation). The smallest verified set that reaches it has "
-        f"{point.corrected.groups:.0f} groups and {point.corrected.reward_events:.0f} reward events a run."
+        f"{counted(point.corrected.groups, 'group')} and "
+        f"{counted(point.corrected.reward_events, 'reward event')} a run."
     )
 
 
@@ -364,6 +366,7 @@ def _templates() -> Environment:
     environment.filters["interval"] = lambda value: Interval(**value).as_percent()
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2g}"
+    environment.filters["counted"] = counted
     environment.filters["cell"] = lambda value: "–" if value is None else _cell(value)
     environment.filters["island"] = island
     return environment

@@ -15,6 +15,7 @@ from ..datasets.manifest import digest
 from ..datasets.remote import as_path
 from ..datasets.rewards import BY_CONTEXT, Grouping
 from ..datasets.store import write_text
+from ..datasets.words import counted
 from .edits import RewardEdit
 from .environments import EnvSpec
 from .groups import ByComponent, ByTransition
@@ -134,7 +135,7 @@ class Edits(BaseModel):
             how = "by an arbitrary edit, which nobody has called right, in"
             names = [f"{group} (pays {self.values[group]:g})" for group in names]
         shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        return f"{how} {len(names)} group{'s' if len(names) > 1 else ''} ({self.grouping}): {shown}"
+        return f"{how} {counted(len(names), 'group')} ({self.grouping}): {shown}"
 
 
 def _name(group: Any) -> str:

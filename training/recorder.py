@@ -6,6 +6,8 @@ Three lines in a script of your own::
     model.learn(100_000, callback=recorder)
     recorder.published          # True: runs/mine/transitions and runs/mine/checkpoints are whole
 
+and `runs/mine/task.yaml` describes the training, for `aitia run` to take it over.
+
 A window is one on-policy rollout together with the parameters that collected it. Its transitions are
 written once the window's update is done, for only then is it known which minibatch used which row.
 """
@@ -15,7 +17,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +44,8 @@ from .buffers import Membership, action_masks, first_lstm_states, known_buffers,
 from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
 from .provenance import SCRIPT, EarlierTraining, recorded_hyperparameters
+from .recorded_agent import AgentBlock, agent_block
+from .recorded_task import Seen, write_task
 from .spaces import ObservationForm
 from .threads import hint_at_threads
 
@@ -107,6 +113,7 @@ class Recorder(BaseCallback):
         self._held = contextlib.ExitStack()
         self._windows = 0
         self._corrected = 0
+        self._outcomes: Counter[str] = Counter()
         self._pending: _Window | None = None
 
     def _init_callback(self) -> None:
@@ -194,10 +201,13 @@ class Recorder(BaseCallback):
     def _read(self, index: int, info: dict[str, Any], reward: NDArray[np.float64], dones: NDArray[np.bool_]) -> Told:
         self._corrected += bool(info.get(CORRECTED, False))
         try:  # the contract is about what the environment pays, not about what an edit made of it
-            return self._reader.read(info, info.get(UNEDITED, float(reward[index])), bool(dones[index]))
+            told = self._reader.read(info, info.get(UNEDITED, float(reward[index])), bool(dones[index]))
         except EnvironmentError_ as error:
             step = len(self._rows.reward) - 1
             raise EnvironmentError_(f"window {self._windows}, env {index}, step {step}: {error}") from error
+        if told.outcome is not None:
+            self._outcomes[told.outcome] += 1
+        return told
 
     def _reward_scale(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what VecNormalize multiplied each reward with: 1 without it, 0 where it clipped."""
@@ -373,15 +383,35 @@ class Recorder(BaseCallback):
         publish_folder(self._staged.checkpoints_folder(self.seed), self.folder.checkpoints_folder(self.seed))
         self.discard()
         self.published = True
+        self._write_task()
+
+    def _agent(self) -> AgentBlock | None:
+        """Return the `agent` block of a task that trains like this; None where no task can, or aitia trains."""
+        model = self.model
+        if not isinstance(model, OnPolicyAlgorithm) or self.trained_by != SCRIPT:
+            return None
+        rows, asked, trained = model.n_steps * model.n_envs, model._total_timesteps, model.num_timesteps
+        return agent_block(model, asked if math.ceil(asked / rows) * rows == trained else trained)
+
+    def _write_task(self) -> None:
+        """Leave a task file next to a recording that is whole, whatever comes of it."""
+        try:
+            agent = self._agent()
+            if agent is not None:
+                env = self.model.get_env()
+                write_task(self.folder, self.seed, agent, env, Seen(self._outcomes, self._corrected))
+        except Exception as error:  # environments of any make are asked how they were made
+            log.warning("%s: no task file was written: %s: %s", self.folder.root, type(error).__name__, error)
 
     def _about(self) -> dict[str, str]:
         """Return what the final checkpoint says of how it was trained."""
-        found = json.dumps(recorded_hyperparameters(self.model))
+        found, agent = json.dumps(recorded_hyperparameters(self.model)), self._agent()
         return {
             "algorithm": type(self.model).__name__,
             "corrected": str(self._corrected),
             "hyperparameters": found,
             "trained_by": self.trained_by,
+            **({} if agent is None else {"agent": json.dumps(agent.values)}),
         }
 
     def _hold(self) -> None:

@@ -30,19 +30,24 @@ from ..datasets.remote import exist, remove_folder, stamp
 from ..datasets.rewards import Grouping, intended_known, reward_summary, reward_sums_path
 from ..datasets.schema import (
     GROUP_EFFECTS,
+    GROUP_NAMES,
     NULL_EFFECTS,
     TOP_TRANSITIONS,
     UNIT_EFFECTS,
     WINDOW_EFFECTS,
+    current_top_transitions,
+    metadata_of,
 )
 from ..datasets.store import (
     RunFolder,
     read_table,
+    read_table_schema,
     read_tensor_metadata,
     read_tensors,
     write_table,
     write_tensors,
 )
+from ..datasets.words import counted
 from ..training.agents import load_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import ensure_groups, load_grouping
@@ -100,7 +105,8 @@ class WindowPiece:
 def attribution_key(run: Run) -> str:
     """Return the digest of what all attributions of a run share: rows with another key are out of date."""
     task, code = run.task, target_hashes(run.task, run.manifest.task_folder)
-    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else [])])[:16]
+    named = [GROUP_NAMES] if task.group_by == "transition" else []
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
@@ -126,7 +132,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     for name in failures:
         if name not in there:
             raise InputError(
-                f"--failure {name} was given; {run.folder.root} has {len(known)} failures in set `{set_name}` "
+                f"--failure {name} was given; {run.folder.root} has {counted(len(known), 'failure')} in set "
+                f"`{set_name}` "
                 f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
             )
     paths = [run.folder.influence_path(set_name, name) for name in _TABLES]
@@ -174,6 +181,9 @@ def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
     ensure_groups(run.folder, run.task)
     grouping, root = load_grouping(run.folder, run.task), run.folder.root
     paths = {seed: reward_sums_path(run.folder, seed, grouping.name) for seed in run.task.seeds}
+    for path in [path for path in paths.values() if grouping.name == "transition" and path.exists()]:
+        if metadata_of(read_table_schema(path)).get("group_names") != GROUP_NAMES:
+            path.unlink()  # of 0.1, which named transitions otherwise
     open_seeds = [seed for seed, path in paths.items() if not path.exists()]
     workers.map(_summarise, [_SummaryPiece(root, run.task, seed) for seed in open_seeds], f"sum {run.task.name}")
     run.note_files([paths[seed] for seed in open_seeds])
@@ -208,13 +218,14 @@ def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str],
     sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
     tables = {
         "groups": sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)),
-        "transitions": read_table(folder.influence_path(set_name, "transitions")).filter(own),
+        "transitions": current_top_transitions(read_table(folder.influence_path(set_name, "transitions"))).filter(own),
     }
     known = _failures_in(*tables.values())
     missing = [name for name in failures if name not in known]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(failures)} failures were not attributed (the first is {missing[0]}); run "
+            f"{len(missing)} of {counted(len(failures), 'failure')} were not attributed (the first is "
+            f"{missing[0]}); run "
             f"`aitia attribute {folder.root} --set {set_name}` first"
         )
     return tables
@@ -320,7 +331,8 @@ def _require_few_groups(groups: int, failures: int) -> None:
     """
     if groups * failures * len(LAMBDAS) > _MOST_SUMS:
         raise InputError(
-            f"{groups} groups and {failures} failures make {groups * failures * len(LAMBDAS):,} sums a seed, expected "
+            f"{counted(groups, 'group')} and {counted(failures, 'failure')} make "
+            f"{groups * failures * len(LAMBDAS):,} sums a seed, expected "
             f"at most {_MOST_SUMS:,}: use group_by: cluster, or name fewer failures with --failure"
         )
 
@@ -367,7 +379,7 @@ def _top_of_windows(pieces: Sequence[WindowPiece]) -> list[pa.Table]:
     held: list[pa.Table] = []
     rows = 0
     for piece in pieces:
-        held.append(read_table(piece.top_path).cast(TOP_TRANSITIONS))
+        held.append(current_top_transitions(read_table(piece.top_path)).cast(TOP_TRANSITIONS))
         rows += held[-1].num_rows
         if rows > _HELD_TOPS * TOP_K * len(piece.failures):
             held = [keep_top(pa.concat_tables(held), TOP_K)]

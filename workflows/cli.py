@@ -335,7 +335,8 @@ def _print_table(summaries: dict[str, dict[str, Any]]) -> None:
             name,
             _interval(summary["misbehaviour_rate"]["uncorrected"]),
             _interval(summary["misbehaviour_rate"]["all_corrected"]),
-            summary["verdict"] + (f" ({summary['ease']['kind']})" if summary["ease"] else ""),
+            summary["verdict"]
+            + (f" ({summary['ease']['kind']})" if summary["ease"] and summary["ease"]["kind"] else ""),
             _interval(summary["outer_share"]),
         )
         for name, summary in summaries.items()

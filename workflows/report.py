@@ -234,7 +234,7 @@ def _unchecked(checked: Checked) -> list[str]:
 def _told(record: EnvironmentRecord | None, rewards: Sequence[pa.Table]) -> list[str]:
     """Say in words what the environment does not tell, and what follows."""
     follows = {
-        "context": "The environment tells no context: all transitions form one group.",
+        "context": f"The environment tells no context{_as_one_group(rewards)}.",
         "action_labels": "The environment tells no action labels: targets are the log-odds of the actions taken.",
         "untampered_reward": "The environment tells no untampered reward: tampering could not be checked.",
     }
@@ -267,6 +267,12 @@ def _undeclared(task: Task, episodes: pa.Table) -> list[str]:
         )
         log.warning("report %s: no play ended as %s; check `outcomes` in the task", task.name, ", ".join(never))
     return told
+
+
+def _as_one_group(rewards: Sequence[pa.Table]) -> str:
+    """Say what follows from a missing context where it does: other groupings make several groups without one."""
+    groups = {group for table in rewards for group in table["group"].to_pylist()}
+    return ": all transitions form one group" if len(groups) == 1 else ""
 
 
 def _unit(task: Task) -> str:

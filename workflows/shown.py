@@ -40,7 +40,7 @@ def shown_rewards(top: pa.Table) -> ShownRewards:
 def _distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     seen: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        seen.setdefault((row["context"], row["action"]), row)
+        seen.setdefault((row["group"], row["action"]), row)
     return list(seen.values())[:_SHOWN_REWARDS]
 
 
@@ -117,7 +117,7 @@ class Drawn:
     def _reward(self, row: Mapping[str, Any], drawn: bool) -> RewardView:
         name = row["action"] if self._record is None else self._record.action_name(row["action"])
         return RewardView(
-            row["context"], name, row["seed"], row["window"], row["env"], row["step"], row["reward"],
+            row["group"], name, row["seed"], row["window"], row["env"], row["step"], row["reward"],
             row["intended_reward"], row["tau"], row["effect"],
             self._asset(self._states.get(moment_of(row))) if drawn else None,
         )  # fmt: skip

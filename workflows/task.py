@@ -25,6 +25,7 @@ from ..training.edits_file import Edits, GroupBy, read_edits
 from ..training.environments import EnvSpec
 from ..training.evaluation import EvaluationSpec
 from ..training.hooks import load_callable
+from ..training.recorded_task import unfilled
 
 TEST_SET = "test"
 DEFAULT_SEEDS = 8
@@ -312,9 +313,14 @@ def load_task(path: str | Path, edits: str | Path | None = None) -> Task:
     if not path.is_file():
         raise TaskError(f"the task file {path} does not exist; expected a YAML file such as examples/*.yaml")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} is not YAML: {error}") from error
+    if left := unfilled(text):
+        raise TaskError(
+            f"{path} is not filled in yet; expected a value where a recording could not know it:\n" + "\n".join(left)
+        )
     add_import_path(path.resolve().parent)
     if isinstance(values, dict) and "edits" in values:
         raise TaskError(f"{path}: key `edits` is no key of a task file: give a file with --edits FILE")

@@ -23,6 +23,7 @@ from ..datasets.store import (
     read_tensors,
     write_table,
 )
+from ..datasets.words import counted
 from ..training.agents import load_policy
 from ..training.edits_file import ALL
 from ..training.ensemble import train_recorded
@@ -78,7 +79,7 @@ def edits_in_words(run: Run, rewards: Callable[[int], pa.Table]) -> str | None:
     changed = [int(read_tensor_metadata(folder.final_path(seed))["corrected"]) for seed in task.seeds]
     words = (
         f"These agents were trained with corrected rewards: paid {task.edits.in_words()}. That changed the reward of "
-        f"{min(changed)} to {max(changed)} transitions of a training."
+        f"{min(changed)} to {counted(max(changed), 'transition')} of a training."
     )
     if task.edits.groups != ALL and task.edits.grouping == task.group_by:
         met = {group for seed in task.seeds for group in rewards(seed)["group"].to_pylist()}

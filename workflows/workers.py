@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ..datasets.errors import ClusterError, InputError
 from ..datasets.manifest import Manifest
 from ..datasets.store import RunFolder
+from ..datasets.words import counted
 from .changes import remember_modules, require_current_modules
 from .schedulers import NoSchedulerError, connect, prepare_workers, start_cluster
 
@@ -197,7 +198,8 @@ def _raise(error: BaseException, piece: object, label: str) -> None:
     if not isinstance(error, KilledWorker):
         raise error
     raise ClusterError(
-        f"{label}: the worker was killed {error.allowed_failures + 1} times while it had {_in_words(piece)} to do. "
+        f"{label}: the worker was killed {counted(error.allowed_failures + 1, 'time')} while it had "
+        f"{_in_words(piece)} to do. "
         "Most likely it ran out of memory: give a smaller --workers (fewer pieces at once), or workers with more "
         f"memory. {_CONTINUES}"
     ) from error
