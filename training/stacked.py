@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..datasets.errors import InputError
 from .agents import AgentSpec
@@ -35,8 +36,7 @@ def why_not_stackable(agent: AgentSpec, policy: ActorCriticPolicy) -> str | None
         return f"the algorithm is {agent.algorithm}"
     if not isinstance(policy.action_space, spaces.Discrete | spaces.Box):
         return f"the actions are {policy.action_space}"
-    flat = isinstance(policy.observation_space, spaces.Box) and not is_image_space(policy.observation_space)
-    if not flat or list(policy.features_extractor.parameters()):
+    if not _is_flat(policy.observation_space) or list(policy.features_extractor.parameters()):
         return f"the observations are {policy.observation_space} ({agent.policy})"
     for net in (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net):
         other = [m for m in net if not isinstance(m, nn.Linear) and list(m.parameters())]
@@ -44,6 +44,22 @@ def why_not_stackable(agent: AgentSpec, policy: ActorCriticPolicy) -> str | None
             return f"a layer is a {type(other[0]).__name__}"
     extra = set(agent.hyperparameters) - set(PPOSettings._fields) - {"policy_kwargs", "use_sde", "stats_window_size"}
     return f"hyperparameters {', '.join(sorted(extra))} are given" if extra else None
+
+
+def _is_flat(space: Space) -> bool:
+    """Return whether an MLP gets the observations as numbers, or one-hot."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.ndim == 1
+    return isinstance(space, spaces.Discrete | spaces.MultiBinary) or (
+        isinstance(space, spaces.Box) and not is_image_space(space)
+    )
+
+
+def one_hot_sizes(space: Space) -> list[int]:
+    """Return the categories of each number of a Discrete or MultiDiscrete observation; empty: numbers as they are."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    return space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
 
 
 class PPOSettings(NamedTuple):
@@ -84,6 +100,7 @@ class StackedPolicy:
     def __init__(self, policies: Sequence[ActorCriticPolicy]) -> None:
         first = policies[0]
         self.space: Space = first.action_space
+        self._one_hot = one_hot_sizes(first.observation_space)
         self._actor = _layers(first.mlp_extractor.policy_net, "mlp_extractor.policy_net", "action_net")
         self._critic = _layers(first.mlp_extractor.value_net, "mlp_extractor.value_net", "value_net")
         states = [policy.state_dict() for policy in policies]
@@ -105,7 +122,7 @@ class StackedPolicy:
         return found
 
     def head(self, observations: Tensor) -> Tensor:
-        """Return logits or means [K, B, O] of observations [K, B, D]."""
+        """Return logits or means [K, B, O] of observations [K, B, D], categories as numbers."""
         return self._forward(self._actor, observations)
 
     def values(self, observations: Tensor) -> Tensor:
@@ -113,6 +130,8 @@ class StackedPolicy:
         return self._forward(self._critic, observations)[..., 0]
 
     def _forward(self, layers: Sequence[tuple[str, nn.Module | None]], x: Tensor) -> Tensor:
+        if self._one_hot:  # as preprocess_obs of Stable-Baselines3: here, so that a rollout keeps a number and no row
+            x = torch.cat([F.one_hot(p[..., 0].long(), n) for p, n in zip(x.split(1, -1), self._one_hot)], -1).float()
         for name, activation in layers:
             x = torch.baddbmm(self.parameters[f"{name}.bias"], x, self.parameters[f"{name}.weight"])
             if activation is not None:
