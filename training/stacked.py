@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..datasets.errors import InputError
 from .agents import AgentSpec
@@ -55,11 +55,16 @@ def _is_flat(space: Space) -> bool:
     )
 
 
-def one_hot_sizes(space: Space) -> list[int]:
-    """Return the categories of each number of a Discrete or MultiDiscrete observation; empty: numbers as they are."""
+def _one_hot_starts(space: Space) -> Tensor | None:
+    """Return at which input each number of a Discrete or MultiDiscrete observation begins one-hot, int64 [D].
+
+    Stable-Baselines3 multiplies such rows with the first layer; here its weights are looked up. None: no categories.
+    """
     if isinstance(space, spaces.Discrete):
-        return [int(space.n)]
-    return space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
+        return torch.zeros(1, dtype=torch.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return torch.from_numpy(np.cumsum([0, *space.nvec[:-1]]))
+    return None
 
 
 class PPOSettings(NamedTuple):
@@ -100,7 +105,7 @@ class StackedPolicy:
     def __init__(self, policies: Sequence[ActorCriticPolicy]) -> None:
         first = policies[0]
         self.space: Space = first.action_space
-        self._one_hot = one_hot_sizes(first.observation_space)
+        self._starts = _one_hot_starts(first.observation_space)
         self._actor = _layers(first.mlp_extractor.policy_net, "mlp_extractor.policy_net", "action_net")
         self._critic = _layers(first.mlp_extractor.value_net, "mlp_extractor.value_net", "value_net")
         states = [policy.state_dict() for policy in policies]
@@ -130,10 +135,13 @@ class StackedPolicy:
         return self._forward(self._critic, observations)[..., 0]
 
     def _forward(self, layers: Sequence[tuple[str, nn.Module | None]], x: Tensor) -> Tensor:
-        if self._one_hot:  # as preprocess_obs of Stable-Baselines3: here, so that a rollout keeps a number and no row
-            x = torch.cat([F.one_hot(p[..., 0].long(), n) for p, n in zip(x.split(1, -1), self._one_hot)], -1).float()
-        for name, activation in layers:
-            x = torch.baddbmm(self.parameters[f"{name}.bias"], x, self.parameters[f"{name}.weight"])
+        for number, (name, activation) in enumerate(layers):
+            bias, weight = self.parameters[f"{name}.bias"], self.parameters[f"{name}.weight"]
+            if number == 0 and self._starts is not None:
+                rows = x.long() + self._starts
+                x = bias + weight[torch.arange(len(x))[:, None, None], rows].sum(2)
+            else:
+                x = torch.baddbmm(bias, x, weight)
             if activation is not None:
                 x = activation(x)
         return x
