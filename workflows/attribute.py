@@ -46,6 +46,7 @@ from ..datasets.store import (
 from ..training.agents import load_policy, new_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import load_grouping
+from .outcomes import require_outcomes
 from .influence_tables import Addition, covered_by_all
 from .runs import Run
 from .task import Task
@@ -118,6 +119,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     find_estimator(estimator)
     run.require_trained()
     known = failures_of(run, set_name)
+    if known:
+        require_outcomes(run)
     there, named = frozenset(known), frozenset(failures)
     for name in failures:
         if name not in there:

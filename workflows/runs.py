@@ -15,7 +15,7 @@ from ..datasets.manifest import Manifest, installed_versions
 from ..datasets.rewards import missing_file
 from ..datasets.store import RunFolder
 from ..training.agents import new_policy
-from ..training.environments import probe
+from ..training.environments import EnvProfile, EnvSpec, probe
 from .adopt import recorded_seeds, require_adoptable, require_scripts_fit
 from .task import TEST_SET, Task, add_import_path, load_task, make_task
 
@@ -121,13 +121,20 @@ def _warn_of_other_versions(manifest: Manifest) -> None:
         log.warning("this run was begun with other versions: %s", ", ".join(changed))
 
 
-def require_environments(task: Task) -> None:
-    """Probe the training environment and every evaluation set.
+def require_environments(task: Task) -> EnvProfile:
+    """Probe the training environment and every evaluation set, equal ones once; return what training found.
 
     Raises:
         EnvironmentError_: one of them breaks the contract, or their spaces differ.
     """
-    training = probe(task.training_env, task.agent.masked)
+    found_of: dict[str, EnvProfile] = {}
+
+    def probed(env: EnvSpec) -> EnvProfile:
+        key = repr(env)
+        found_of[key] = found_of.get(key) or probe(env, task.agent.masked)
+        return found_of[key]
+
+    training = probed(task.training_env)
     new_policy(task.agent, task.training_env)
     if task.edits is not None:
         task.edits.require_told(training.keys, task.env)
@@ -136,12 +143,12 @@ def require_environments(task: Task) -> None:
             f"group_by: component was given, but `{task.env}` tells no info['reward_components']: use context, cluster "
             "or transition"
         )
-    if task.target == "labels" and "action_labels" not in probe(task.evaluation_env(TEST_SET), task.agent.masked).keys:
+    if task.target == "labels" and "action_labels" not in probed(task.evaluation_env(TEST_SET)).keys:
         raise EnvironmentError_(
             f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"
         )
     for name in (TEST_SET, *task.sets):
-        found = probe(task.evaluation_env(name), task.agent.masked)
+        found = probed(task.evaluation_env(name))
         if not found.repeats:
             log.warning("set `%s` of %s: %s", name, task.name, NOT_REPEATABLE)
         for kind in ("observation_space", "action_space"):
@@ -151,3 +158,4 @@ def require_environments(task: Task) -> None:
                     f"the evaluation set `{name}` has {kind} {given}, the training environment {expected}: "
                     "expected the same; check test_kwargs and sets"
                 )
+    return training

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..datasets.errors import ClusterError, InputError
 from ..datasets.store import RunFolder
+from .processes import begin_importing
 from .schedulers import NoSchedulerError, connect, prepare_workers, start_cluster
 
 Piece = TypeVar("Piece")
@@ -54,6 +55,16 @@ class Workers:
         self._scheduler = scheduler
         self._cluster: LocalCluster | None = None
         self._client: Client | None = None
+
+    @property
+    def count(self) -> int:
+        """Processes of a local cluster; of an existing scheduler as many as this machine has cores."""
+        return self._count
+
+    def begin_importing(self) -> None:
+        """Let the process that local workers are forked from import what they need; the caller goes on."""
+        if self._scheduler is None:
+            begin_importing()
 
     def __enter__(self) -> Workers:
         return self
