@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from ..datasets.errors import TaskError, nearest
 from ..datasets.outcomes import Outcomes
+from ..datasets.rewards import Grouping
 from .environments import Env, EnvSpec
 from .hooks import HookedEnv
 from .random_plays import RandomPlays, play_random
@@ -54,9 +55,9 @@ def listed_outcomes(env: Env) -> frozenset[str] | None:
     return None if found is None else frozenset(map(str, found))
 
 
-def see_outcomes(envs: Sequence[EnvSpec], masked: bool = False) -> SeenOutcomes:
-    """Let a random policy and reference solvers play a few episodes of each environment."""
-    plays = tuple(play_random(env, masked) for env in envs)
+def see_outcomes(envs: Sequence[EnvSpec], masked: bool = False, grouping: Grouping | None = None) -> SeenOutcomes:
+    """Let a random policy and reference solvers play a few episodes of each environment, and count its groups."""
+    plays = tuple(play_random(env, masked, grouping) for env in envs)
     seen = {name for found in plays for name in found.outcomes}
     listed: frozenset[str] | None = frozenset()
     for env in envs:

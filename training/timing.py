@@ -1,6 +1,6 @@
 """How fast agents of a task are trained and play on this machine, and what a recording takes: measured on little ones.
 
-A first training of a few rows warms up and says roughly how long rows take; a second, of about a second, is timed.
+A first training of a few rows warms up and says roughly how long rows take; a second, of about half a second, is timed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .array_envs import Member
 from .ensemble import train_recorded
 from .environments import EnvSpec
 from .evaluation import EvaluationSpec, evaluate_policy
-from .stack_training import initial_policy, make_array_env, members_at_once, train_stack
+from .stack_training import initial_policy, members_at_once, train_stack
 from .stacked import STACK
 
 _WARM_STEPS = 8  # of each environment
-_SECONDS = 1.0  # that a timed training is to take, roughly
+_SECONDS = 0.6  # that a timed training is to take, roughly
 _PLAYED_STEPS = 4000
 
 
@@ -64,15 +64,17 @@ def measure_speed(agent: AgentSpec, env: EnvSpec, test: EnvSpec, episode_steps: 
     """
     with _undisturbed(), tempfile.TemporaryDirectory(prefix="aitia-check-") as folder:
         warm = _short(agent, _WARM_STEPS)
-        rough = _train(warm, env, Path(folder) / "warm") / warm.total_timesteps
+        rough = _train(warm, env, Path(folder) / "warm").seconds / warm.total_timesteps
         timed = _short(agent, max(_WARM_STEPS, int(_SECONDS / rough / agent.n_envs)))
-        taken = _train(timed, env, Path(folder) / "timed")
+        taken, cpu = _train(timed, env, Path(folder) / "timed")
         run, steps = RunFolder(Path(folder) / "timed"), timed.total_timesteps
         windows = run.window_count(0)
         rows = sum(run.transitions_path(0, window).stat().st_size for window in range(windows))
         at_once, reason = members_at_once(agent, env)
         step = taken / steps
-        bank_step = step if reason is not None else _stack_seconds(timed, env) / steps / STACK
+        bank_step = step  # seconds by the clock, in the ratio of processor seconds: the machine may do other work
+        if reason is None:
+            bank_step *= _stack_cpu(warm, timed, env) * steps / cpu
         plays = max(1, int(_PLAYED_STEPS / max(episode_steps, 1.0)))
         spec = EvaluationSpec(episodes=min(plays, 16), repeats=max(1, min(plays // 16, 8)))
         began = time.perf_counter()
@@ -82,46 +84,55 @@ def measure_speed(agent: AgentSpec, env: EnvSpec, test: EnvSpec, episode_steps: 
 
 
 def _short(agent: AgentSpec, steps: int) -> AgentSpec:
-    """Return the agent with one window of at most so many steps of each environment; minibatches are no larger."""
-    known = agent.parameters
-    steps = min(steps, int(agent.hyperparameter("n_steps")))
-    changes = {"n_steps": max(steps, 2)}
-    rows = changes["n_steps"] * agent.n_envs
-    if "batch_size" in known:
+    """Return the agent with about so many steps of each environment, in short windows; minibatches are no larger."""
+    window = max(2, min(steps, int(agent.hyperparameter("n_steps"))))
+    changes, rows = {"n_steps": window}, window * agent.n_envs
+    if "batch_size" in agent.parameters:
         batch = min(int(agent.hyperparameter("batch_size")), rows)
         changes["batch_size"] = batch if rows % batch != 1 else rows
-    return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, **changes}, "total_timesteps": rows})
+    total = rows * max(1, round(steps / window))
+    return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, **changes}, "total_timesteps": total})
 
 
-def _train(agent: AgentSpec, env: EnvSpec, folder: Path) -> float:
-    """Train and record an agent; return the seconds, without those that making environments and networks takes."""
+class _Taken(NamedTuple):
+    """Seconds by the clock and of the processor."""
+
+    seconds: float
+    cpu: float
+
+
+def _train(agent: AgentSpec, env: EnvSpec, folder: Path) -> _Taken:
+    """Train and record an agent; return what it takes, without making environments and networks."""
     watch = _Stopwatch()
     train_recorded(agent, env, 0, RunFolder(folder), watch=watch)
-    return watch.seconds
+    return watch.taken
 
 
-def _stack_seconds(agent: AgentSpec, env: EnvSpec) -> float:
-    members = [Member(seed, None) for seed in range(STACK)]
-    began = time.perf_counter()
-    make_array_env(agent, env, members).close()
-    making = time.perf_counter() - began
-    train_stack(agent, env, members)
-    return max(time.perf_counter() - began - 2 * making, 0.0)
+def _stack_cpu(warm: AgentSpec, timed: AgentSpec, env: EnvSpec) -> float:
+    """Return the processor seconds a step of one agent in a stack: of steps that one training has more than another."""
+    members, seconds = [Member(seed, None) for seed in range(STACK)], []
+    for agent in (warm, warm, timed):  # the first fills caches
+        began = time.process_time()
+        train_stack(agent, env, members)
+        seconds.append(time.process_time() - began)
+    more, longer = timed.total_timesteps - warm.total_timesteps, seconds[2] - seconds[1]
+    per_step = longer / more if more > 0 and longer > 0.0 else seconds[2] / timed.total_timesteps
+    return per_step / STACK
 
 
 class _Stopwatch(BaseCallback):
     """Says how long a training took, recording included."""
 
-    seconds = 0.0
+    taken = _Taken(0.0, 0.0)
 
     def _on_training_start(self) -> None:
-        self._began = time.perf_counter()
+        self._began = time.perf_counter(), time.process_time()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        self.seconds = time.perf_counter() - self._began
+        self.taken = _Taken(time.perf_counter() - self._began[0], time.process_time() - self._began[1])
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from ..training.contract import STEP_KEYS
 from ..training.environments import EnvProfile, can_render, describe
 from ..training.groups import ByComponent, ByTransition
 from ..training.outcome_names import SeenOutcomes, require_names, see_outcomes, unseen_in_words
-from ..training.random_plays import play_random
 from ..training.stack_training import members_at_once
-from ..training.timing import Speed, measure_speed
+from ..training.timing import measure_speed
 from .runs import require_environments
 from .task import TEST_SET, Task
 from .workers import Workers
@@ -85,10 +84,10 @@ def before_training(task: Task, workers: Workers) -> SeenOutcomes:
 def _look(task: Task, training: EnvProfile | None) -> tuple[dict[str, Any], SeenOutcomes]:
     """Return facts, without an estimate, and the outcomes that a short look shows."""
     sets = {"train": task.training_env, **{name: task.evaluation_env(name) for name in (TEST_SET, *task.sets)}}
-    seen, env = see_outcomes(list(sets.values()), task.agent.masked), describe(task.training_env)
+    grouping, env = _grouping(task), describe(task.training_env)
+    seen = see_outcomes(list(sets.values()), task.agent.masked, grouping)
     require_names(task.outcomes, seen.seen, seen.listed, _LOOK)
-    grouping = _grouping(task)
-    met = None if grouping is None else play_random(task.training_env, task.agent.masked, grouping)
+    met = None if grouping is None else seen.plays[0]
     keys = {key for key in STEP_KEYS if all(key in plays.keys for plays in seen.plays)}
     at_once, reason = members_at_once(task.agent, task.training_env)
     trainings = count_trainings(task, "intended_reward" in keys)

@@ -47,3 +47,28 @@ class Lake(gym.Wrapper[Any, Any, Any, Any]):
         if terminated or truncated:
             info = {**info, "outcome": "goal" if float(reward) > 0 else "hole" if terminated else "timeout"}
         return observation, reward, terminated, truncated, {**info, "intended_reward": float(reward)}
+
+
+class Named(Corridor):
+    """A corridor with names of outcomes of its own.
+
+    Args:
+        pit: outcome at the left end.
+        late: the same in a copy that was first seeded with 100 or more: none that a short look plays is.
+        listed: what it lists as its outcomes; None: nothing.
+    """
+
+    def __init__(self, pit: str = "ditch", late: str | None = None, listed: list[str] | None = None) -> None:
+        super().__init__()
+        self.pit, self.late = pit, late
+        if listed is not None:
+            self.metadata = {**self.metadata, "outcomes": listed}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if seed is not None and seed >= 100 and self.late is not None:
+            self.pit = self.late
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated, info | ({"outcome": self.pit} if self.cell == 0 else {})
