@@ -10,7 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-_COMMANDS = ("attribute", "check", "compare", "demo", "evaluate", "report", "run", "suite", "train", "validate", "verify")
+_COMMANDS = (
+    "attribute",
+    "check",
+    "compare",
+    "demo",
+    "evaluate",
+    "report",
+    "run",
+    "suite",
+    "train",
+    "validate",
+    "verify",
+)
 __all__ = ["__version__", *_COMMANDS]
 
 

@@ -54,15 +54,30 @@ class Speed(NamedTuple):
     steps: int
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compute on one thread as workers do; give threads and global random generators back as they were."""
+    threads, drawn, numpy_drawn = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of minibatches that do not divide the short window
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(drawn)
+        np.random.set_state(numpy_drawn)  # noqa: NPY002
+
+
 def measure_speed(agent: AgentSpec, env: EnvSpec, test: EnvSpec, episode_steps: float) -> Speed:
-    """Train, record and play a little; nothing of it stays. Global random generators are left as they were.
+    """Train, record and play a little; nothing of it stays.
 
     Args:
         agent: algorithm and hyperparameters.
         env, test: environments of training and of evaluation.
         episode_steps: about how long an episode is.
     """
-    with _undisturbed(), tempfile.TemporaryDirectory(prefix="aitia-check-") as folder:
+    with undisturbed(), tempfile.TemporaryDirectory(prefix="aitia-check-") as folder:
         warm = _short(agent, _WARM_STEPS)
         rough = _train(warm, env, Path(folder) / "warm").seconds / warm.total_timesteps
         timed = _short(agent, max(_WARM_STEPS, int(_SECONDS / rough / agent.n_envs)))
@@ -133,18 +148,3 @@ class _Stopwatch(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.taken = _Taken(time.perf_counter() - self._began[0], time.process_time() - self._began[1])
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Compute on one thread as workers do; give threads and generators back as they were."""
-    threads, drawn, numpy_drawn = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of minibatches that do not divide the short window
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        random.setstate(drawn)
-        np.random.set_state(numpy_drawn)  # noqa: NPY002

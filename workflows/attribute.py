@@ -46,8 +46,8 @@ from ..datasets.store import (
 from ..training.agents import load_policy, new_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import load_grouping
-from .outcomes import require_outcomes
 from .influence_tables import Addition, covered_by_all
+from .outcomes import require_outcomes
 from .runs import Run
 from .task import Task
 from .workers import Workers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..datasets.rewards import BY_CONTEXT, Grouping
@@ -14,7 +14,7 @@ from ..training.environments import EnvProfile, can_render, describe
 from ..training.groups import ByComponent, ByTransition
 from ..training.outcome_names import SeenOutcomes, require_names, see_outcomes, unseen_in_words
 from ..training.stack_training import members_at_once
-from ..training.timing import measure_speed
+from ..training.timing import measure_speed, undisturbed
 from .runs import require_environments
 from .task import TEST_SET, Task
 from .workers import Workers
@@ -38,11 +38,13 @@ class Trainings:
 
     Attributes:
         ensemble: seeds.
-        bank: most agents of the bank, for one cluster of failures a set; fewer, or none, where the verdict needs none.
+        bank: agents of the bank, for one cluster of failures a set; fewer, or none, where the verdict needs none.
+        bank_at_most: for as many clusters of failures as the task allows.
     """
 
     ensemble: int
     bank: int
+    bank_at_most: int
 
 
 def check_task(task: Task, workers: int | None = None) -> dict[str, Any]:
@@ -55,9 +57,10 @@ def check_task(task: Task, workers: int | None = None) -> dict[str, Any]:
     Raises:
         InputError: an environment breaks the contract, or a declared outcome cannot occur.
     """
-    training = require_environments(task)
-    facts, seen = _look(task, training)
-    facts["estimate"] = _estimate(task, seen, workers or os.cpu_count() or 1)
+    with undisturbed():
+        training = require_environments(task)
+        facts, seen = _look(task, training)
+        facts["estimate"] = _estimate(task, seen, workers or os.cpu_count() or 1)
     return facts
 
 
@@ -69,12 +72,13 @@ def before_training(task: Task, workers: Workers) -> SeenOutcomes:
     Raises:
         TaskError: a declared outcome cannot occur.
     """
-    facts, seen = _look(task, None)
+    with undisturbed():
+        facts, seen = _look(task, None)
     for line in check_in_words(facts):
         log.info("check %s: %s", task.name, line)
     for line in facts["warnings"]:
         log.warning("check %s: %s", task.name, line)
-    trainings = facts["trainings"]["ensemble"] + facts["trainings"]["bank_at_most"]
+    trainings = facts["trainings"]["ensemble"] + facts["trainings"]["bank"]
     if trainings * facts["steps"]["trained"] >= _MEASURED_FROM:
         workers.begin_importing()
         log.info("check %s: %s", task.name, estimate_in_words(_estimate(task, seen, workers.count)))
@@ -113,7 +117,11 @@ def _look(task: Task, training: EnvProfile | None) -> tuple[dict[str, Any], Seen
             "listed": None if seen.listed is None else sorted(seen.listed),
             "random": {name: dict(plays.outcomes) for name, plays in zip(sets, seen.plays, strict=True)},
         },
-        "seeds": {"given": len(task.seeds), "needed": task.verdict.thresholds.seeds, "trained_again": len(task.paired_seeds)},
+        "seeds": {
+            "given": len(task.seeds),
+            "needed": task.verdict.thresholds.seeds,
+            "trained_again": len(task.paired_seeds),
+        },
         "steps": steps,
         "groups": {
             "by": task.group_by,
@@ -121,7 +129,7 @@ def _look(task: Task, training: EnvProfile | None) -> tuple[dict[str, Any], Seen
             "steps": 0 if met is None else met.steps,
         },
         "stacked": {"at_once": at_once, "why_not": reason},
-        "trainings": {"ensemble": trainings.ensemble, "bank_at_most": trainings.bank},
+        "trainings": asdict(trainings),
         "warnings": [warning for warning in warnings if warning],
     }  # fmt: skip
     return facts, seen
@@ -152,7 +160,7 @@ def _steps(task: Task) -> dict[str, int]:
 
 
 def count_trainings(task: Task, intended: bool) -> Trainings:
-    """Return how many agents are trained at most, for one cluster of failures a set, a bisection (`minimal`) left out.
+    """Return how many agents are trained, those of a bisection (`minimal`) left out.
 
     Args:
         task: the task.
@@ -160,13 +168,15 @@ def count_trainings(task: Task, intended: bool) -> Trainings:
     """
     spec, paired, sets = task.verify, len(task.paired_seeds), 1 + len(task.sets)
     masks = len(spec.sets) + spec.points * (1 + sets) if intended else 0  # random order: one for all sets
+    of_clusters = spec.points * sets * spec.clusters if intended and spec.clusters > 1 else 0  # beside the whole set's
     seeds = max(len(task.seeds), paired) if intended else 0  # everything corrected, with seeds added
     if not intended or spec.arbitrary:
         masks += 2 * (spec.points + 1) * sets  # edits, and a placebo of each
     masks += spec.coverage is not None
     masks += len(task.biases) * 2 if intended else 0
-    bank = seeds + masks * paired
-    return Trainings(len(task.seeds), bank if spec.budget is None else min(bank, spec.budget * sets))
+    most = math.inf if spec.budget is None else spec.budget * sets
+    bank, at_most = (int(min(seeds + count * paired, most)) for count in (masks, masks + of_clusters))
+    return Trainings(len(task.seeds), bank, at_most)
 
 
 def _estimate(task: Task, seen: SeenOutcomes, workers: int) -> dict[str, Any]:
@@ -192,11 +202,11 @@ def _estimate(task: Task, seen: SeenOutcomes, workers: int) -> dict[str, Any]:
         "minutes": {
             "train": minutes(trainings.ensemble, steps["trained"] * speed.step),
             "evaluate": ensemble_played,
-            "verify_at_most": bank + bank_played,
+            "verify": bank + bank_played,
         },
         "bytes": {
             "recorded": int(trainings.ensemble * recorded),
-            "bank_at_most": trainings.bank * speed.policy_bytes,
+            "bank": trainings.bank * speed.policy_bytes,
         },
         "measured": {
             "steps": speed.steps,
@@ -226,8 +236,9 @@ def check_in_words(facts: dict[str, Any]) -> list[str]:
     return [
         f"observations {facts['observations']}, actions {facts['actions']}; told: {', '.join(told) or 'nothing'}; "
         f"groups ({groups['by']}): {met}",
-        f"{trainings['ensemble']} trainings of {steps['trained']:,} steps in {steps['windows']} windows, then at most "
-        f"{trainings['bank_at_most']} with corrected rewards, {together}",
+        f"{trainings['ensemble']} trainings of {steps['trained']:,} steps in {steps['windows']} windows; then up to "
+        f"{trainings['bank']} with corrected rewards if all failures are alike, {trainings['bank_at_most']} if not, "
+        f"{together}",
     ]
 
 
@@ -235,8 +246,8 @@ def estimate_in_words(estimate: dict[str, Any]) -> str:
     """Say minutes and disk, and how they were found."""
     minutes, size, measured = estimate["minutes"], estimate["bytes"], estimate["measured"]
     return (
-        f"about {minutes['train']:.1f} min to train, {minutes['evaluate']:.1f} to evaluate, at most "
-        f"{minutes['verify_at_most']:.1f} to verify, with {estimate['workers']} processes; "
+        f"about {minutes['train']:.1f} min to train, {minutes['evaluate']:.1f} to evaluate, up to "
+        f"{minutes['verify']:.1f} to verify failures that are alike, with {estimate['workers']} processes; "
         f"{sum(size.values()) / 1e6:,.0f} MB (from a training of {measured['steps']} steps: "
         f"{measured['steps_a_second']:,.0f} steps/s, bank {measured['bank_steps_a_second']:,.0f}; not counted: "
         f"{estimate['not_counted']})"

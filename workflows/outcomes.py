@@ -1,4 +1,4 @@
-"""Outcomes that a run's agents came to, against those that its task declares: nothing more is trained on empty names."""
+"""Outcomes that agents came to, against those that their task declares: nothing is trained again on empty names."""
 
 from __future__ import annotations
 

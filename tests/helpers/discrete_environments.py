@@ -31,9 +31,11 @@ class Cells(Corridor):
 
     def _observe(self) -> Any:
         bits = [int(digit) for digit in f"{self.cell:03b}"]
-        return {"cell": np.int64(self.cell), "cells": np.array([self.cell, self.t % 2]), "bits": np.array(bits, np.int8)}[
-            self.observe
-        ]
+        return {
+            "cell": np.int64(self.cell),
+            "cells": np.array([self.cell, self.t % 2]),
+            "bits": np.array(bits, np.int8),
+        }[self.observe]
 
 
 class Lake(gym.Wrapper[Any, Any, Any, Any]):

@@ -20,7 +20,7 @@ def too_short(columns: Mapping[str, Any]) -> dict[str, Any]:
     return {"outcome": ["goal"] * (len(columns["t"]) - 1)}
 
 
-def listing(columns: Columns) -> dict[str, Any]:
+def listing(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Tell nothing new, and list the outcomes that there are."""
     return {}
 

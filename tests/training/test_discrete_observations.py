@@ -51,7 +51,8 @@ def test_agents_of_discrete_observations_learn_and_do_not_depend_on_their_compan
     made = env.make()
     start = as_tensors(ObservationForm(made.observation_space).batch([made.reset(seed=0)[0]]))
     made.close()
-    to_pit, to_goal = (found.policy.get_distribution(start).distribution.probs[0] for found in (paid, corrected))
+    said: list[Any] = [found.policy.get_distribution(start).distribution for found in (paid, corrected)]
+    to_pit, to_goal = (categorical.probs[0] for categorical in said)
     assert to_pit[0] > 0.8 and to_goal[1] > 0.8, "the pit pays 2, the goal 1; corrected only the goal"
 
 
