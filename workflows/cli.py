@@ -64,7 +64,7 @@ def _computing(command: Command) -> Command:
 
     @functools.wraps(command)
     def encrypted(*args: Any, tls_ca: str | None, tls_cert: str | None, tls_key: str | None, **options: Any) -> Any:
-        if options["scheduler"] is None:
+        if options["scheduler"] is None and "task" not in options:  # a task is checked first
             begin_importing()
         with _tls(options["scheduler"], tls_ca, tls_cert, tls_key):
             return command(*args, **options)
@@ -129,12 +129,33 @@ def demo(out: str, **options: Any) -> None:
 
 @cli.command()
 @_task
+@_edits
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that would work (default: the cores).")
+def check(task: Path, edits: Path | None, workers: int | None) -> None:
+    """Say in seconds what a task will do, what it lacks, and how long it takes."""
+    _announce(task)
+    from . import commands
+    from .check import check_in_words, estimate_in_words
+
+    found = commands.check(task, edits, workers)
+    for line in (*check_in_words(found), estimate_in_words(found["estimate"])):
+        click.echo(line)
+    for key, said in found["keys"].items():
+        if not said["told"]:
+            click.echo(f"info['{key}'] is not told: {said['without']}")
+    for warning in found["warnings"]:
+        click.echo(f"warning: {warning}")
+
+
+@cli.command()
+@_task
 @_out
 @_edits
 @_accept
 @_computing
 def run(task: Path, out: Path, **options: Any) -> None:
     """All stages of a task."""
+    _announce(task)
     from . import commands
 
     summaries = commands.run(task, out, **options)
@@ -151,6 +172,7 @@ def run(task: Path, out: Path, **options: Any) -> None:
 @_computing
 def train(task: Path, out: Path, **options: Any) -> None:
     """Train the ensemble and record every transition."""
+    _announce(task)
     from . import commands
 
     commands.train(task, out, **options)
@@ -321,6 +343,10 @@ def _log_to_stderr() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _announce(task: Path) -> None:
+    logging.getLogger("aitia").info("check %s: reading the task and making its environments", task)
 
 
 def _page(run: Path, set_name: str) -> str:

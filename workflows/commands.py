@@ -13,12 +13,13 @@ from ..datasets.errors import InputError
 from ..datasets.remote import as_path, local_path, remove_folder
 from ..datasets.store import RunFolder
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
+from .check import check_task
 from .compare import compare_stage
 from .pictures import Illustrated, draw_failures, draw_training
 from .report import report_stage
 from .runs import beginning, computing, open_run
 from .suite import suite_stage
-from .task import TEST_SET
+from .task import TEST_SET, load_task
 from .train import evaluate_stage, train_stage
 from .validate import DEFAULT_MASKS, validate_stage
 from .verify import verify_stage
@@ -60,6 +61,24 @@ def train(
         run.timed("train"),
     ):
         train_stage(run, pool)
+
+
+def check(task: str | Path, edits: str | Path | None = None, workers: int | None = None) -> dict[str, Any]:
+    """Say in seconds what a task will do, what its environment does not tell, and how long it takes.
+
+    Args:
+        task: the task file.
+        edits: an edits file, as of `train`.
+        workers: processes that would work; None: one a core.
+
+    Returns:
+        Observations, keys told, outcomes seen, seeds, steps, groups, trainings, an estimate of minutes and bytes with
+        what it was measured from, and `warnings`.
+
+    Raises:
+        InputError: bad input.
+    """
+    return check_task(load_task(task, edits), workers)
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from ..datasets.remote import exist
 from ..datasets.rewards import missing_file
 from ..datasets.store import RunFolder, on_write, sha256_of
 from ..training.agents import new_policy
-from ..training.environments import EnvProfile, probe
+from ..training.environments import EnvProfile, EnvSpec, probe
 from .adopt import recorded_seeds, require_adoptable, require_scripts_fit
 from .changes import identify, require_unchanged
 from .recorded import TRAINING, record_environments
@@ -215,7 +215,7 @@ def _require_room(folder: RunFolder) -> None:
 
 
 def require_environments(task: Task) -> dict[str, EnvProfile]:
-    """Probe the training environment and every evaluation set.
+    """Probe the training environment and every evaluation set, equal ones once.
 
     Returns:
         What was found of the training environment (`TRAINING`), and of each set by its name.
@@ -223,7 +223,14 @@ def require_environments(task: Task) -> dict[str, EnvProfile]:
     Raises:
         EnvironmentError_: one of them breaks the contract, or their spaces differ.
     """
-    training = probe(task.training_env, task.agent.masked)
+    found_of: dict[str, EnvProfile] = {}
+
+    def probed(env: EnvSpec) -> EnvProfile:
+        key = repr(env)
+        found_of[key] = found_of.get(key) or probe(env, task.agent.masked)
+        return found_of[key]
+
+    training = probed(task.training_env)
     profiles = {TRAINING: training}
     new_policy(task.agent, task.training_env)
     if task.edits is not None:
@@ -233,12 +240,12 @@ def require_environments(task: Task) -> dict[str, EnvProfile]:
             f"group_by: component was given, but `{task.env}` tells no info['reward_components']: use context, cluster "
             "or transition"
         )
-    if task.target == "labels" and "action_labels" not in probe(task.evaluation_env(TEST_SET), task.agent.masked).keys:
+    if task.target == "labels" and "action_labels" not in probed(task.evaluation_env(TEST_SET)).keys:
         raise EnvironmentError_(
             f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"
         )
     for name in (TEST_SET, *task.sets):
-        found = profiles[name] = probe(task.evaluation_env(name), task.agent.masked)
+        found = profiles[name] = probed(task.evaluation_env(name))
         if not found.repeats:
             log.warning("set `%s` of %s: %s", name, task.name, NOT_REPEATABLE)
         for kind in ("observation_space", "action_space"):

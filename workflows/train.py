@@ -28,9 +28,12 @@ from ..training.agents import load_policy
 from ..training.edits_file import ALL
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
+from ..training.outcome_names import FirstWindow, SeenOutcomes
 from ..training.recorder import RECORDING_LOCK
 from ..training.references import play_references
+from .check import before_training
 from .groups import ensure_groups, load_grouping
+from .outcomes import warn_of_outcomes
 from .plays import episode_count, episodes_at, training_plays, with_earlier
 from .runs import Run
 from .task import Task
@@ -47,14 +50,16 @@ class SeedPiece:
     task: Task
     seed: int
     set_name: str = ""
+    outcomes: SeenOutcomes | None = None  # before training
 
 
 def train_stage(run: Run, workers: Workers) -> None:
     """Train and record every seed that is not whole yet."""
     open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
+    outcomes = before_training(run.task, workers) if open_seeds else None
     _remove_interrupted(run.folder, open_seeds)
     forget(run, open_seeds)
-    pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
+    pieces = [SeedPiece(run.folder.root, run.task, seed, outcomes=outcomes) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
     ensure_groups(run.folder, run.task)
     run.note_files([reward_sums_path(run.folder, seed, run.task.group_by) for seed in open_seeds])
@@ -145,7 +150,9 @@ def _was_trained(folder: RunFolder, seed: int) -> bool:
 def _train_seed(piece: SeedPiece) -> None:
     folder = RunFolder(piece.root)
     if folder.missing_files(piece.seed):  # none: a worker that was lost when it had finished
-        train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder, piece.task.training_edit)
+        task, seen = piece.task, piece.outcomes
+        watch = None if seen is None else FirstWindow(task.outcomes, seen.seen, seen.listed)
+        train_recorded(task.agent, task.training_env, piece.seed, folder, task.training_edit, watch)
     if piece.task.group_by != "cluster":  # clusters are found when all seeds are trained
         reward_summary(folder, piece.seed, load_grouping(folder, piece.task))
 
@@ -174,6 +181,7 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
             whole = with_metadata(pa.concat_tables(parts), {"plays": plays})
             write_table(path, whole)
     _play_references(run, set_name)
+    warn_of_outcomes(run, set_name)
 
 
 def _play_references(run: Run, set_name: str) -> None:

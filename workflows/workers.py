@@ -27,6 +27,7 @@ from ..datasets.manifest import Manifest
 from ..datasets.store import RunFolder
 from ..datasets.words import counted
 from .changes import remember_modules, require_current_modules
+from .processes import begin_importing
 from .schedulers import NoSchedulerError, connect, prepare_workers, start_cluster
 
 Piece = TypeVar("Piece")
@@ -58,6 +59,16 @@ class Workers:
         self._cluster: LocalCluster | None = None
         self._client: Client | None = None
         self._owned = contextlib.ExitStack()
+
+    @property
+    def count(self) -> int:
+        """Processes of a local cluster; of an existing scheduler as many as this machine has cores."""
+        return self._count
+
+    def begin_importing(self) -> None:
+        """Let the process that local workers are forked from import what they need; the caller goes on."""
+        if self._scheduler is None:
+            begin_importing()
 
     def __enter__(self) -> Workers:
         return self
