@@ -124,7 +124,7 @@ class Manifest:
                 "train again, or use the aitia version that wrote it"
             )
         try:
-            return TypeAdapter(Manifest).validate_python(values)
+            return TypeAdapter(Manifest).validate_json(json.dumps(values))  # strict: types as JSON has them
         except ValidationError as error:
             problems = listed([f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()], "; ")
             raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({problems})") from error

@@ -123,7 +123,8 @@ class AgentSpec(BaseModel):
         if rows > _MOST_ROWS or self.total_timesteps > rows * MOST_WINDOWS:
             raise ValueError(
                 f"n_steps {steps:,} times n_envs {self.n_envs:,} make windows of {rows:,} transitions, of "
-                f"{self.total_timesteps:,} in all, expected at most {_MOST_ROWS:,} a window; {MOST_WINDOWS:,} windows"
+                f"{self.total_timesteps:,} in all; expected at most {_MOST_ROWS:,} in a window and {MOST_WINDOWS:,} "
+                "windows"
             )
         return self
 

@@ -50,7 +50,8 @@ def limited(*arguments: object, memory: int = 12 * GIB, seconds: float = 60.0, *
     timer.start()
     try:
         assert child.stdout is not None
-        told = child.stdout.read().decode("utf-8", "replace")
+        with child.stdout:
+            told = child.stdout.read().decode("utf-8", "replace")
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     finally:

@@ -90,10 +90,10 @@ def with_task(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda _: {"seeds": "abc"}, "seeds: Input should be a valid list"),
+        (lambda _: {"seeds": "abc"}, "seeds: Input should be a valid array"),
         (lambda _: {"seeds": [0.5]}, "seeds.0: Input should be a valid integer"),
-        (lambda _: {"task": []}, "task: Input should be a valid dictionary"),
-        (lambda _: {"versions": [1, 2]}, "versions: Input should be a valid dictionary"),
+        (lambda _: {"task": []}, "task: Input should be an object"),
+        (lambda _: {"versions": [1, 2]}, "versions: Input should be an object"),
         (lambda _: {"task_folder": {"a": 1}}, "task_folder: Input should be a valid string"),
         (lambda _: {"seconds": {"train": "long"}}, "seconds.train: Input should be a valid number"),
         (lambda _: {"seconds": {"train": float("nan")}}, "NaN, which is not JSON"),
