@@ -278,7 +278,9 @@ def main() -> None:
 
 def _say(text: str, err: bool = False) -> None:
     """Print text, which may have been written by anyone: nothing in it steers the terminal, no secret is in it."""
-    click.echo(plain(without_secrets(text)), err=err)
+    click.echo(
+        plain(without_secrets(text)), file=sys.stderr if err else sys.stdout
+    )  # click itself takes ASCII for UTF-8
 
 
 def _say_error(message: str) -> None:
