@@ -11,9 +11,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from .errors import RunFolderError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from .errors import RunFolderError, listed
+from .limits import MOST_MANIFEST_BYTES
 from .schema import SCHEMA_VERSION
 from .store import RunFolder, read_json, write_json
 
@@ -92,6 +95,8 @@ class Manifest:
         versions, git_sha, schema_version, created: provenance.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     task: dict[str, Any]
     hashes: dict[str, str]
     seeds: list[int]
@@ -144,7 +149,7 @@ class Manifest:
                 f"{folder.root} is not a run folder: it has no run.json. Expected a folder made by "
                 "`aitia train TASK.yaml --out RUN`"
             )
-        values = read_json(folder.manifest_path)
+        values = read_json(folder.manifest_path, MOST_MANIFEST_BYTES)
         found = values.get("schema_version") if isinstance(values, dict) else None
         if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
             raise RunFolderError(
@@ -152,8 +157,9 @@ class Manifest:
                 "train again, or use the aitia version that wrote it"
             )
         try:
-            manifest = Manifest(**values)
-        except TypeError as error:
-            raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({error})") from error
+            manifest = TypeAdapter(Manifest).validate_json(json.dumps(values))  # strict: types as JSON has them
+        except ValidationError as error:
+            problems = listed([f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()], "; ")
+            raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({problems})") from error
         manifest._as_read = digest(values)
         return manifest

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
+from ..datasets.plain import ISOLATED, ISOLATED_END, isolated
 from ..datasets.store import write_text
 from ..datasets.words import counted
 from .advice import Explanation
@@ -26,6 +29,7 @@ from .words import RULES
 
 SCRIPTS = ("failures.js", "figures.js", "strip.js")
 _SHOWN_PICTURES = 12
+_NO_TEXT = re.compile(r"(<(?:script|style|title)\b.*?</(?:script|style|title)>|<[^>]*>)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class PageContext:
 
     def influence_file(self, table: str) -> str:
         """Return a table of the influence, relative to the folder of the reports."""
-        return f"{self.run}/influence/{self.set_name}/{table}.parquet"
+        return f"{self.run}/influence/{quote(self.set_name)}/{table}.parquet"
 
     def window_file(self, reward: RewardView) -> str:
         """Return the transitions of the window of a training reward, relative to the folder of the reports."""
@@ -213,8 +217,8 @@ def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any]
     if view.episodes:
         steps = [[(step.number, step.reward, step.intended) for step in episode.steps] for episode in view.episodes]
         charts["episodes"] = episode_rewards(steps, page.influence_file("transitions"))
-    text = _templates().get_template("failure.html").render(
-        page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../"
+    text = _rendered(
+        "failure.html", page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../"
     )  # fmt: skip
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
 
@@ -231,9 +235,9 @@ def write_cluster_page(
         charts["curve"] = curve
     for chart in charts.values():
         write_chart(folder / "assets", chart)
-    text = _templates().get_template("cluster.html").render(
-        page=page, cluster=cluster, view=view, charts=charts, root="../", budget=_cheapest_budget(cluster.findings),
-        table=_failures_table(entries, frozenset(), "../"), entries=entries,
+    text = _rendered(
+        "cluster.html", page=page, cluster=cluster, view=view, charts=charts, root="../",
+        budget=_cheapest_budget(cluster.findings), table=_failures_table(entries, frozenset(), "../"), entries=entries,
     )  # fmt: skip
     write_text(folder / cluster.page, text)
 
@@ -285,7 +289,14 @@ def write_index_page(
 def write_page(folder: Path, name: str, template: str, **values: Any) -> None:
     """Write a page of a folder from a template, and the style sheet."""
     write_text(folder / "assets" / "style.css", style_sheet())
-    write_text(folder / name, _templates().get_template(template).render(root="", **values))
+    write_text(folder / name, _rendered(template, root="", **values))
+
+
+def _rendered(template: str, **values: Any) -> str:
+    """Return a page; in its text, what is written from right to left stands in an element of its own."""
+    parts = _NO_TEXT.split(_templates().get_template(template).render(**values))
+    parts[::2] = [text.replace(ISOLATED, "<bdi>").replace(ISOLATED_END, "</bdi>") for text in parts[::2]]
+    return "".join(parts)
 
 
 def _of(cluster: ClusterContext, chart: Chart) -> Chart:
@@ -358,6 +369,7 @@ def _templates() -> Environment:
         loader=FunctionLoader(_resource),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
+        finalize=lambda value: isolated(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 import click
 
 from ..datasets.errors import AitiaError, InputError
+from ..datasets.plain import PlainFormatter, one_line, plain, without_secrets
 from ..datasets.remote import as_path
 from .processes import begin_importing, silence_pygame
 
@@ -124,7 +126,7 @@ def demo(out: str, **options: Any) -> None:
     summaries = commands.demo(out, **options)
     _print_table(summaries)
     for name in summaries:
-        click.echo(f"{name}: {_page(as_path(out) / name, 'test')}")
+        _say(f"{name}: {_page(as_path(out) / name, 'test')}")
 
 
 @cli.command()
@@ -139,12 +141,12 @@ def check(task: Path, edits: Path | None, workers: int | None) -> None:
 
     found = commands.check(task, edits, workers)
     for line in (*check_in_words(found), estimate_in_words(found["estimate"])):
-        click.echo(line)
+        _say(line)
     for key, said in found["keys"].items():
         if not said["told"]:
-            click.echo(f"info['{key}'] is not told: {said['without']}")
+            _say(f"info['{key}'] is not told: {said['without']}")
     for warning in found["warnings"]:
-        click.echo(f"warning: {warning}")
+        _say(f"warning: {warning}")
 
 
 @cli.command()
@@ -161,7 +163,7 @@ def run(task: Path, out: Path, **options: Any) -> None:
     summaries = commands.run(task, out, **options)
     _print_table(summaries)
     for name in summaries:
-        click.echo(f"{name}: {_page(out, name)}")
+        _say(f"{name}: {_page(out, name)}")
 
 
 @cli.command()
@@ -243,7 +245,7 @@ def validate(run: Path, set_: str, masks: int, **options: Any) -> None:
 
     found = commands.validate(run, set_, masks, **options)
     _print_rows(("", *ESTIMANDS), _validation_rows(found))
-    click.echo(str(run / "validation" / set_ / "validation.json"))
+    _say(str(run / "validation" / set_ / "validation.json"))
 
 
 @cli.command()
@@ -258,7 +260,7 @@ def illustrate(run: Path, number: int | Literal["all"], set_: str, **options: An
     from . import commands
 
     commands.illustrate(run, number, set_, **options)
-    click.echo(f"drawn; `aitia report {run} --set {set_}` shows them")
+    _say(f"drawn; `aitia report {run} --set {set_}` shows them")
 
 
 @cli.command()
@@ -273,7 +275,7 @@ def report(run: Path, set_: str, out: Path | None, **options: Any) -> None:
 
     summary = commands.report(run, set_, out, **options)
     _print_table({set_: summary})
-    click.echo(_page(run, set_) if out is None else str(out / "index.html"))
+    _say(_page(run, set_) if out is None else str(out / "index.html"))
 
 
 @cli.command()
@@ -292,8 +294,8 @@ def compare(run_a: Path, run_b: Path, set_: str, out: Path | None) -> None:
         for name, rate in found["rates"].items()
     ]
     _print_rows(("", "A", "B", "B - A"), rows)
-    click.echo(found["words"][-1])
-    click.echo(str(comparison_folder(run_a, run_b, set_, out) / "index.html"))
+    _say(found["words"][-1])
+    _say(str(comparison_folder(run_a, run_b, set_, out) / "index.html"))
 
 
 @cli.command()
@@ -312,34 +314,58 @@ def suite(cases: tuple[str, ...], further: tuple[str, ...], out: str, **options:
     _print_rows(("case", "truth", "verdict", "rule"), rows)
     score = found["scores"]["all"]
     right = "-" if score["right"] is None else f"{score['right']:.3f}"
-    click.echo(f"right {right} of determined verdicts, {score['confidently_wrong']} confidently wrong")
-    click.echo(str(Path(out) / "index.html"))
+    _say(f"right {right} of determined verdicts, {score['confidently_wrong']} confidently wrong")
+    _say(str(Path(out) / "index.html"))
 
 
 def main() -> None:
     """Run the command line and exit."""
+    _take_any_text()
     _log_to_stderr()
     silence_pygame()
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
+        error.message = one_line(without_secrets(error.message))
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("aitia: interrupted; finished pieces are kept, the same command continues", err=True)
+        _say("aitia: interrupted; finished pieces are kept, the same command continues", err=True)
         sys.exit(1)
     except InputError as error:
-        click.echo(f"aitia: {error}", err=True)
+        _say_error(str(error))
+        sys.exit(2)
+    except PermissionError as error:
+        _say_error(f"{error.filename}: permission denied; expected a file or folder that this user may read and write")
         sys.exit(2)
     except AitiaError as error:
-        click.echo(f"aitia: {error}", err=True)
+        _say_error(str(error))
         sys.exit(1)
+
+
+def _say(text: str, err: bool = False) -> None:
+    """Print text, which may have been written by anyone: nothing in it steers the terminal, no secret is in it."""
+    click.echo(
+        plain(without_secrets(text)), file=sys.stderr if err else sys.stdout
+    )  # click itself takes ASCII for UTF-8
+
+
+def _say_error(message: str) -> None:
+    """Print an error; a further line of its message does not look like one of ours."""
+    _say("aitia: " + message.replace("\n", "\n  "), err=True)
+
+
+def _take_any_text() -> None:
+    """Let output that cannot hold a letter, such as one in ASCII, show its number instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _log_to_stderr() -> None:
     log = logging.getLogger("aitia")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -371,9 +397,10 @@ def _print_table(summaries: dict[str, dict[str, Any]]) -> None:
 
 
 def _print_rows(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _validation_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:

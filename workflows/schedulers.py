@@ -165,7 +165,11 @@ def prepare_workers(client: Client) -> None:
 
 def _address(scheduler: str) -> str:
     """Return the address that was given, or that a scheduler file holds (after a restart perhaps another)."""
-    return str(json.loads(Path(scheduler).read_text())["address"]) if scheduler.endswith(".json") else scheduler
+    return (
+        str(json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"])
+        if scheduler.endswith(".json")
+        else scheduler
+    )
 
 
 def _require_certificates(address: str) -> None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..datasets.errors import ClusterError, InputError
 from ..datasets.manifest import Manifest
+from ..datasets.plain import one_line
 from ..datasets.store import RunFolder
 from ..datasets.words import counted
 from .changes import remember_modules, require_current_modules
@@ -236,7 +237,7 @@ class Progress:
     def __init__(self, label: str, total: int) -> None:
         self._label, self._total, self._done = label, total, 0
         self._began = self._logged = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit="piece", leave=True) if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total, desc=one_line(label), unit="piece", leave=True) if sys.stderr.isatty() else None
         if self._bar is None:
             log.info("%s: 0/%d", label, total)
 
