@@ -81,6 +81,7 @@ class Manifest:
         hashes: `task`: SHA-256 of the resolved task; `training`: of the part that training depends on.
         seeds: seeds of the ensemble.
         task_folder: where the task file lies: modules beside it can be named by the task.
+        task_file: its name there, for commands on the pages; None: an earlier version did not keep it.
         seconds: wall-clock seconds a stage, summed over the calls that did work.
         versions, git_sha, schema_version, created: provenance.
     """
@@ -89,6 +90,7 @@ class Manifest:
     hashes: dict[str, str]
     seeds: list[int]
     task_folder: str | None = None
+    task_file: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
     git_sha: str | None = field(default_factory=source_git_sha)

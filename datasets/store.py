@@ -94,7 +94,7 @@ class RunFolder:
         return self.root / "influence" / set_name / f"{table}.parquet"
 
     def bank_path(self, set_name: str, table: str) -> Path:
-        """`masks` or `outcomes` of an evaluation set's counterfactual bank."""
+        """`masks`, `outcomes` or `learning` of an evaluation set's counterfactual bank."""
         return self.root / "bank" / set_name / f"{table}.parquet"
 
     def validation_path(self, set_name: str) -> Path:
@@ -314,7 +314,7 @@ def _writer(path: Path) -> str:
     """Return the command that writes a file of a run folder."""
     stages = {
         "transitions": "train", "checkpoints": "train", "evaluations": "evaluate", "influence": "attribute",
-        "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute", "bank": "verify", "policies": "verify",
+        "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute", "learning": "evaluate", "bank": "verify", "policies": "verify",
         "reports": "report", "validation": "validate",
     }  # fmt: skip
     found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")

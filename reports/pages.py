@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,13 +16,17 @@ from ..datasets.store import write_text
 from .advice import Explanation
 from .chart import Chart
 from .charts import correction_curve, factorial_shares, failure_counts, shares
+from .episode import EpisodeTable
 from .figures import style_sheet, write_chart, write_library
 from .findings import SetFindings
 from .influence_charts import episode_rewards, timeline_chart, top_groups
+from .learning import Learning, in_words, learning_chart
+from .place import Place
+from .preference import Preference
 from .rows import Cell, island
 from .statistics import Interval, percent
 from .timeline import Stretch
-from .words import RULES
+from .words import DIFFERING, RULES
 
 SCRIPTS = ("failures.js", "figures.js", "strip.js")
 _SHOWN_PICTURES = 12
@@ -29,11 +34,16 @@ _SHOWN_PICTURES = 12
 
 @dataclass(frozen=True)
 class FrameView:
-    """One picture of a failing episode: file name in `assets/frames`, caption, and whether it is decisive."""
+    """One picture of a failing episode: file name in `assets/frames`, caption, and whether it is decisive.
+
+    `text`: what the environment drew as text (`render_mode="ansi"`) instead of a picture; it stands in the table of
+    steps. None: a picture.
+    """
 
     asset: str
     caption: str
     decisive: bool
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class FailureView:
         influential: rewards of any kind with the largest influence.
         episodes: the most influential training episodes; empty unless the failure has pictures.
         timeline: influence over training time.
+        steps: the episode as a table; None: not made.
     """
 
     frames: Sequence[FrameView]
@@ -109,6 +120,12 @@ class FailureView:
     influential: Sequence[RewardView]
     episodes: Sequence[EpisodeView] = ()
     timeline: Sequence[Stretch] = ()
+    steps: EpisodeTable | None = None
+
+    @property
+    def pictures(self) -> Sequence[FrameView]:
+        """The frames that are pictures."""
+        return [frame for frame in self.frames if frame.text is None]
 
 
 @dataclass(frozen=True)
@@ -149,6 +166,7 @@ class PageContext:
         provenance: versions, git SHA and the like.
         edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
         correction: file with the rewards to correct for the whole set; None where there is nothing to correct.
+        place: where the run is, for commands that can be pasted; None: not known.
     """
 
     task: Mapping[str, Any]
@@ -160,6 +178,7 @@ class PageContext:
     provenance: Mapping[str, str]
     edits: str | None = None
     correction: str | None = None
+    place: Place | None = None
 
     def curve_of(self, cluster: ClusterContext) -> Chart | None:
         """Return a cluster's correction curve; None where nothing was trained again."""
@@ -205,7 +224,8 @@ def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any]
         steps = [[(step.number, step.reward, step.intended) for step in episode.steps] for episode in view.episodes]
         charts["episodes"] = episode_rewards(steps, page.influence_file("transitions"))
     text = _templates().get_template("failure.html").render(
-        page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../"
+        page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../",
+        framing=_where_framings_differ([entry]),
     )  # fmt: skip
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
 
@@ -236,6 +256,8 @@ def write_index_page(
     entries: Sequence[Mapping[str, Any]],
     thumbnails: Mapping[str, str],
     explanation: Explanation,
+    learning: Learning | None = None,
+    preference: Preference | None = None,
 ) -> None:
     """Write `index.html`, its figures, and what all pages share: style sheet, scripts, the library of the figures.
 
@@ -246,6 +268,8 @@ def write_index_page(
         entries: all failures' entries.
         thumbnails: asset of the first frame of each illustrated failure.
         explanation: the set's verdict in words.
+        learning: outcomes over training; None: not known.
+        preference: returns by outcome, where no intended reward is told; else None.
     """
     thresholds = asdict(page.findings.thresholds)
     rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
@@ -255,6 +279,8 @@ def write_index_page(
     found = page.findings.factorial
     if found is not None and found.shares:
         charts["factorial"] = factorial_shares({str(source): share for source, share in found.shares.items()})
+    if learning is not None:
+        charts["learning"] = learning_chart(learning)
     for chart in charts.values():
         write_chart(folder / "assets", chart)
     clusters = list(page.clusters.values())
@@ -270,6 +296,8 @@ def write_index_page(
     write_page(
         folder, "index.html", "index.html", page=page, summary=summary, entries=entries, clusters=clusters, rules=rules,
         explanation=explanation, charts=charts, thumbnails=shown, table=_failures_table(entries, set(thumbnails), ""),
+        learned=None if learning is None else in_words(learning), preference=preference,
+        framing=_where_framings_differ(entries),
     )  # fmt: skip
 
 
@@ -322,6 +350,12 @@ def _failures_table(
     return {"columns": columns, "rows": rows, "folder": f"{root}failures/"}
 
 
+def _where_framings_differ(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, int]]:
+    """Return pairs of labels that differ: Framing 1's, the verdict, what each means together, how many failures."""
+    pairs = Counter((entry["framing1"], entry["verdict"]) for entry in entries)
+    return [(one, other, DIFFERING[one, other], n) for (one, other), n in pairs.items() if (one, other) in DIFFERING]
+
+
 def _cheapest_budget(findings: SetFindings) -> str | None:
     """Say in words how little had to be corrected."""
     found = findings.ease
@@ -354,11 +388,18 @@ def _templates() -> Environment:
     environment.filters["percent"] = lambda value: "–" if value is None else percent(value)
     environment.filters["share"] = lambda found: Interval(found["value"], found["low"], found["high"]).as_percent()
     environment.filters["interval"] = lambda value: Interval(**value).as_percent()
+    environment.filters["between"] = _between
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2g}"
     environment.filters["cell"] = lambda value: "–" if value is None else _cell(value)
     environment.filters["island"] = island
     return environment
+
+
+def _between(found: Interval) -> str:
+    if found.value is None:
+        return "–"
+    return f"{found.value:.3g}" + ("" if found.low is None else f" [{found.low:.3g}, {found.high:.3g}]")
 
 
 def _cell(value: Cell) -> str:

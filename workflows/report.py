@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 from ..attribution.order import EffectTable, effect_table
 from ..attribution.targets import TargetSteps
 from ..datasets.errors import InputError
+from ..datasets.learning import bank_outcomes, training_outcomes
 from ..datasets.manifest import installed_versions
 from ..datasets.outcomes import failure_ids
 from ..datasets.rewards import intended_known, reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
-from ..reports.advice import explain
+from ..reports.advice import Costs, explain
 from ..reports.corrections import write_corrections
 from ..reports.evidence import Bank
 from ..reports.findings import (
@@ -34,6 +35,7 @@ from ..reports.findings import (
     own_rates,
     summarise,
 )
+from ..reports.learning import find_learning
 from ..reports.pages import (
     ClusterContext,
     EpisodeView,
@@ -45,6 +47,8 @@ from ..reports.pages import (
     write_failure_page,
     write_index_page,
 )
+from ..reports.place import Place
+from ..reports.preference import find_preference
 from ..reports.statistics import percent
 from ..reports.timeline import Timeline
 from ..training.environments import EnvProfile, EnvSpec, describe, probe
@@ -53,6 +57,7 @@ from .attribute import attributed_tables, estimator_of, load_targets, window_eff
 from .bank import read_bank
 from .cluster_report import ClusterReport, SetTables, report_cluster
 from .clusters import find_clusters, whole_set
+from .episodes import failing_steps, table_of
 from .groups import load_grouping
 from .pictures import NO_PICTURES, Pictures, episode_frames, episode_rows, moment_of, shown_rewards, training_pictures
 from .runs import NOT_REPEATABLE, Run
@@ -108,6 +113,7 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     grouping = load_grouping(folder, task)
     rewards = {seed: reward_summary(folder, seed, grouping) for seed in task.seeds}
     bank = read_bank(folder, set_name, task.seeds)
+    trainings = {seed: training_outcomes(folder, seed) for seed in task.seeds}
     names = failure_ids(task.outcomes.failures(episodes))
     attributed = attributed_tables(folder, task, set_name, names)
     estimator = estimator_of(task).name
@@ -116,6 +122,7 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
         attributed["groups"],
         read_table(folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator),
         Timeline(window_effects(folder, task, set_name)), estimator, _noise_ceiling(folder, set_name),
+        find_learning(trainings, bank, bank_outcomes(folder, set_name), task.outcomes), _costs(run, bank),
     )  # fmt: skip
     whole = report_cluster(tables, whole_set(names))
     split = [] if whole.findings.decision.of_set else find_clusters(task, attributed["groups"], names)
@@ -139,7 +146,12 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     thumbnails = {name: asset for result in results for name, asset in result.thumbnails.items()}
     seconds = {**run.manifest.seconds, "report": round((datetime.now(UTC) - began).total_seconds(), 2)}
     findings = {number: report.findings for number, report in enumerate(found)}
-    summary = summarise(whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds)
+    preference = None
+    if whole.findings.evidence.largest_error is None:
+        preference = find_preference(trainings, episodes, task.outcomes)
+    summary = summarise(
+        whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds, tables.learning, preference
+    )
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
     for report in [whole, *(report for report in found if report is not whole)]:
@@ -154,8 +166,9 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     decided_by = deciding(whole.findings, findings, summary["verdict"])
     told_by = next((report for report in found if report.findings is decided_by), whole)
     write_index_page(
-        out, page, summary, entries, thumbnails, explain(told_by.findings, told_by.around, summary["verdict"])
-    )
+        out, page, summary, entries, thumbnails, explain(told_by.findings, told_by.around, summary["verdict"]),
+        tables.learning, preference,
+    )  # fmt: skip
     _remove_old(out, names, clusters)
     write_json(out / "summary.json", summary)
     return summary
@@ -181,8 +194,16 @@ def _page_context(
     told = [*projected, *recorded, *_told(profile, rewards), *_undeclared(run.task, episodes)]
     return PageContext(
         run.task.resolved(), set_name, _unit(run.task), whole.findings, clusters, told, provenance, edits_in_words(run),
-        None if whole.correction is None else whole.edits_file,
+        None if whole.correction is None else whole.edits_file, place_of(run, set_name),
     )  # fmt: skip
+
+
+def place_of(run: Run, set_name: str) -> Place:
+    """Return where a run, its task file and its pages are, for commands that can be pasted."""
+    manifest, folder = run.manifest, run.folder
+    known = manifest.task_folder is not None and manifest.task_file is not None
+    task = str(Path(manifest.task_folder or "") / (manifest.task_file or "")) if known else None
+    return Place(str(folder.root), str(folder.reports_folder(set_name)), set_name, task)
 
 
 def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:
@@ -241,6 +262,15 @@ def _trainings(task: Task, bank: Bank | None) -> int:
     return len(task.seeds) + members
 
 
+def _costs(run: Run, bank: Bank | None) -> Costs:
+    """Return what the trainings of a run cost so far."""
+    retrained = [] if bank is None else bank.masks.filter(pc.field("order") != "none")["seed"].to_pylist()
+    seconds = run.manifest.seconds
+    return Costs(
+        len(run.task.seeds), len(retrained), len(set(retrained)), seconds.get("train", 0.0), seconds.get("verify", 0.0)
+    )
+
+
 def _spread(names: Sequence[str], count: int) -> list[str]:
     """Return `count` failures spread evenly over all, so that every seed has some."""
     if count >= len(names):
@@ -265,6 +295,7 @@ class _FailureTables:
     top: pa.Table
     targets: TargetSteps
     timeline: Timeline
+    steps: dict[str, pa.Table]
 
 
 @lru_cache(maxsize=1)
@@ -288,6 +319,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Fai
         attributed["transitions"],
         load_targets(folder, task, set_name, list(failures)),
         Timeline(window_effects(folder, task, set_name)),
+        failing_steps(folder, set_name, list(failures)),
     )
 
 
@@ -303,8 +335,8 @@ def _write_pages(piece: PagePiece) -> PageResult:
         rates = tables.rates[episode["episode"]]
         entry = failure_entry(episode, cluster, findings, rates, tables.effects, tables.counts)
         view = _failure_view(piece, name, episode, tables, out)
-        if view.frames:
-            thumbnails[name] = view.frames[0].asset
+        if view.pictures:
+            thumbnails[name] = view.pictures[0].asset
         write_failure_page(out, page, entry, view)
         entries.append(entry)
     return PageResult(entries, thumbnails)
@@ -316,7 +348,10 @@ def _failure_view(
     spec = piece.task.evaluation_env(piece.page.set_name)
     index = tables.targets.ids.index(name)
     frames: list[FrameView] = []
-    reason = "This failure was not chosen for pictures; aitia report RUN --illustrate all draws every one."
+    draw = "aitia report RUN --illustrate all"
+    if piece.page.place is not None:
+        draw = piece.page.place.command("report", "--illustrate", "all")
+    reason = f"This failure was not chosen for pictures; {draw} draws every one."
     pictures = piece.pictures.get(name, NO_PICTURES)
     if name in piece.pictures:
         frames = episode_frames(spec, episode, tables.targets, index, out / "assets" / "frames")
@@ -335,7 +370,15 @@ def _failure_view(
         for row in episode_rows(shown)
         if moment_of(row) in pictures.episodes
     ]
-    return FailureView(frames, reason, target, corrections, influential, episodes, tables.timeline.of([name]))
+    texts = [frame.text for frame in frames]
+    steps = table_of(tables.steps, name, action_names(piece.task, piece.page.set_name), texts)
+    timeline = tables.timeline.of([name])
+    return FailureView(frames, reason, target, corrections, influential, episodes, timeline, steps)
+
+
+def action_names(task: Task, set_name: str) -> Callable[[str], str]:
+    """Return what gives an action, as text, its name."""
+    return describe(task.evaluation_env(set_name)).action_name
 
 
 def _reward_view(row: Mapping[str, Any], spec: EnvSpec, pictures: Pictures) -> RewardView:

@@ -108,7 +108,7 @@ def begin_run(task_path: str | Path, out: str | Path, edits: str | Path | None =
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
     user_target(task.target)
     require_environments(task)
-    manifest.task_folder = str(Path(task_path).resolve().parent)
+    manifest.task_folder, manifest.task_file = str(Path(task_path).resolve().parent), Path(task_path).name
     manifest.write(folder)
     return Run(folder, task, manifest)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ..datasets.learning import keep_training_outcomes
 from ..datasets.remote import remove_folder
 from ..datasets.rewards import reward_summary
 from ..datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
@@ -25,7 +26,7 @@ from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
 from ..training.references import play_references
 from .groups import load_grouping
-from .plays import episode_count, episodes_at, training_plays, with_earlier
+from .plays import episode_count, episodes_at, joined, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -75,7 +76,7 @@ def edits_in_words(run: Run) -> str | None:
 
 def _forget(folder: RunFolder, seed: int) -> None:
     """Remove what was derived from an earlier training of a seed: it would not fit the next one."""
-    for kind in ("rewards", "evaluations", "plays"):
+    for kind in ("rewards", "evaluations", "plays", "learning"):
         for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
             part.unlink()
     for merged in folder.root.glob("evaluations/*/episodes.parquet"):
@@ -113,7 +114,7 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
     ):
         for table, path in merged.items():
             parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
-            whole = with_metadata(pa.concat_tables(parts), {"plays": plays})
+            whole = with_metadata(joined(parts), {"plays": plays})
             write_table(path, whole)
     _play_references(run, set_name)
 
@@ -149,6 +150,7 @@ def _evaluate_seed(piece: SeedPiece) -> None:
         return  # by a worker that was lost when it had finished
     policy = None
     if piece.seed != RANDOM_POLICY_SEED:
+        keep_training_outcomes(folder, piece.seed)
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
     spec, masked = task.evaluation, task.agent.masked
     paths = {table: _evaluation_part(folder, piece.set_name, piece.seed, table) for table in ("steps", "episodes")}
