@@ -100,10 +100,12 @@ def _limits(start: float | None, thresholds: Thresholds) -> list[Spec]:
 
 
 def _curve_layers(points: list[Spec], seeds: list[Spec], lines: Sequence[str], title: str) -> list[Spec]:
-    x = quantity("groups", title, axis={"tickMinStep": 1})
-    y = quantity("misbehaviour", _RATE, scale={"domain": [0, 1]})
     sizes = {name: {point["groups"] for point in points if point["line"] == name} for name in lines}
     joined = [name for name in lines if len(sizes[name]) >= FEWEST_ON_A_LINE]
+    every = sorted({point["groups"] for point in points})
+    few = {} if joined else {"axis": {"values": every}, "scale": {"domain": [-0.1 * every[-1], 1.1 * every[-1]]}}
+    x = quantity("groups", title, **few)
+    y = quantity("misbehaviour", _RATE, scale={"domain": [0, 1]})
     names = list(dict.fromkeys([*lines, *(str(point["line"]) for point in points)]))
     colour = colours("line", {name: _COLOURS.get(name, GOOD) for name in names})  # others are sets the task names
     faded = {"condition": {"param": "chosen", "value": 1}, "value": 0.15}

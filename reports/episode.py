@@ -97,7 +97,7 @@ class EpisodeTable:
         shown = [i for i in order if line.probabilities[i] >= _SMALL or self.actions[i] == line.action]
         rest = len(order) - len(shown)
         words = [f"{self.actions[i]} {line.probabilities[i]:.0%}" for i in shown]
-        return ", ".join([*words, *([f"{rest} others under {_SMALL:.0%}"] if rest else [])])
+        return ", ".join([*words, *([f"{rest} other{'s' if rest > 1 else ''} under {_SMALL:.0%}"] if rest else [])])
 
 
 def episode_table(

@@ -216,7 +216,7 @@ def learning_chart(learning: Learning) -> Chart:
 def in_words(learning: Learning) -> str:
     """Say whether outcomes still change at the end of training, and what was asked."""
     asked = (
-        f"Asked was whether a line through a seed's last third of windows rises or falls by at least "
+        f"Asked was whether a line through a seed's last third of windows (three or more) rises or falls by at least "
         f"{100 * SMALLEST_CHANGE:.0f} points, with a 95% interval over seeds that is clear of zero."
     )
     if still := learning.still:
@@ -227,7 +227,11 @@ def in_words(learning: Learning) -> str:
             "Whether outcomes still change at the end of training cannot be said: that takes two seeds, and three "
             "windows at the end in which episodes ended."
         )
-    return f"At the end of training no share of outcomes changes clearly. {asked}"
+    largest = max(measured, key=lambda change: abs(change.change.value or 0.0))
+    return (
+        f"At the end of training no share of outcomes changes clearly; the largest change is {change_in_words(largest)}. "
+        f"{asked}"
+    )
 
 
 def change_in_words(change: Change) -> str:
