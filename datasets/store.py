@@ -314,8 +314,8 @@ def _writer(path: Path) -> str:
     """Return the command that writes a file of a run folder."""
     stages = {
         "transitions": "train", "checkpoints": "train", "evaluations": "evaluate", "influence": "attribute",
-        "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute", "learning": "evaluate", "bank": "verify", "policies": "verify",
-        "reports": "report", "validation": "validate",
+        "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute", "learning": "evaluate",
+        "bank": "verify", "policies": "verify", "reports": "report", "validation": "validate",
     }  # fmt: skip
     found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
     return f"`aitia {found}`"

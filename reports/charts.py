@@ -193,11 +193,9 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
         "all plays. Means over seeds with 95% t-intervals (outer share: Fieller's); there is no bar where it is "
         "unbounded, and no point where nothing was measured."
     )
-    shown = [
-        {**record, "line": last if record["measured"] == last else f"{record['measured']}, {_STATES[str(record['state'])]}"}
-        for record in records(rows)
-        if record["value"] is not None
-    ]
+    names = [*(f"{what}, {_STATES[state]}" for what, state, *_ in values), last]
+    drawn = zip(records(rows), names, strict=True)
+    shown = [{**record, "line": name} for record, name in drawn if record["value"] is not None]
     spec = make_spec(34 * (len(lines) + 1), data={"values": shown}, layer=layers)
     return Chart("shares", "Rates before and after the correction, and the outer share", caption, spec, rows)
 

@@ -130,7 +130,7 @@ def find_learning(
 
 def _counts(table: pa.Table, declared: Outcomes) -> NDArray[np.float64]:
     """Return numbers of episodes by window and kind, [W, 3]."""
-    kind = {name: 0 for name in declared.desired} | {name: 1 for name in declared.misbehaved}
+    kind = dict.fromkeys(declared.desired, 0) | dict.fromkeys(declared.misbehaved, 1)
     windows = table["window"].to_numpy()
     counts = np.zeros((int(windows.max()) + 1, len(KINDS)))
     column = [kind.get(outcome, 2) for outcome in table["outcome"].to_pylist()]
@@ -229,8 +229,8 @@ def in_words(learning: Learning) -> str:
         )
     largest = max(measured, key=lambda change: abs(change.change.value or 0.0))
     return (
-        f"At the end of training no share of outcomes changes clearly; the largest change is {change_in_words(largest)}. "
-        f"{asked}"
+        "At the end of training no share of outcomes changes clearly; the largest change is "
+        f"{change_in_words(largest)}. {asked}"
     )
 
 

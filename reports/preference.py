@@ -67,7 +67,7 @@ class Preference:
         first, rival = declared[0], self.rival()
         said = f"Mean return as paid, by outcome: your reward prefers “{first.outcome}” ({first.kind})"
         if rival is None:
-            return f"{said}: {_number(first.training)}. No training episode ended otherwise among the declared outcomes."
+            return f"{said}: {_number(first.training)}. No training episode ended in one of the other kind."
         said = (
             f"{said}: {_number(first.training)} in training, against {_number(rival.training)} for "
             f"“{rival.outcome}” ({rival.kind})."
@@ -100,8 +100,8 @@ def find_preference(trainings: Mapping[int, pa.Table], episodes: pa.Table, decla
         episodes: of the evaluation set: the agents' and the random policy's.
         declared: the task's outcomes.
     """
-    kinds: dict[str, Kind] = {name: "desired" for name in declared.desired}
-    kinds |= {name: "misbehaved" for name in declared.misbehaved}
+    kinds: dict[str, Kind] = dict.fromkeys(declared.desired, "desired")
+    kinds |= dict.fromkeys(declared.misbehaved, "misbehaved")
     trained = {seed: _sums(table, "episodes", "reward") for seed, table in trainings.items()}
     test = episodes.filter((pc.field("part") == "test") & (pc.field("seed") != RANDOM_POLICY_SEED))
     played = {}

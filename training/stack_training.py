@@ -61,7 +61,7 @@ def train_members(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> 
         policy, vec_env = model.policy, model.get_env()
         assert vec_env is not None
         policy.set_training_mode(False)
-        endings = sum(vec_env.get_attr("endings"), Counter())
+        endings: Endings = sum(vec_env.get_attr("endings"), Counter())
         found.append(Trained(policy, sum(vec_env.get_attr("corrected")), _by_window(agent, endings)))
     return found
 

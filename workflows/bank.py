@@ -290,8 +290,8 @@ def _play_member(piece: MemberPiece) -> None:
     kept = piece.policy_path.with_suffix(".parquet")
     train = training_plays(kept, policy, varied.training_env, spec, piece.seed).select(_PLAY_COLUMNS)
     about = read_tensor_metadata(piece.policy_path)
-    kept_of = {name: about[name] for name in ("corrected", "outcomes") if name in about}
-    write_table(piece.path, with_metadata(pa.concat_tables([test, train]), kept_of))
+    told = {name: value for name, value in about.items() if name in ("corrected", "outcomes")}
+    write_table(piece.path, with_metadata(pa.concat_tables([test, train]), told))
 
 
 def _corrected(plays: pa.Table) -> int | None:

@@ -150,8 +150,9 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     if whole.findings.evidence.largest_error is None:
         preference = find_preference(trainings, episodes, task.outcomes)
     summary = summarise(
-        whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds, tables.learning, preference
-    )
+        whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds, tables.learning,
+        preference,
+    )  # fmt: skip
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
     for report in [whole, *(report for report in found if report is not whole)]:

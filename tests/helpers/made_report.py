@@ -202,9 +202,7 @@ def _view(assets: list[str], groups: list[str], line: list[Stretch], text: str, 
     steps = [StepView(t, f"up{text}", 0.0, float(t == 2), asset) for t, asset in enumerate(assets)]
     texts = [frame.text for frame in frames if frame.text is not None]
     table = episode_table(made_steps(2), lambda action: f"{action}{text}", texts)
-    return FailureView(
-        frames, text, f"target {text}", [reward], [reward], [EpisodeView(reward, steps, 3)], line, table
-    )
+    return FailureView(frames, text, f"target {text}", [reward], [reward], [EpisodeView(reward, steps, 3)], line, table)
 
 
 def made_steps(steps: int, **columns: Any) -> pa.Table:

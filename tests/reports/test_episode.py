@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from made_report import made_steps, write_report
 
-from aitia.datasets.arrays import pack
+from aitia.datasets.arrays import Array, pack
 from aitia.reports.episode import Piece, episode_table, in_short, pieces
 
 NAMES = {"0": "left", "1": "right", "2": "wait"}
@@ -79,7 +79,7 @@ def test_of_a_long_episode_both_ends_are_shown_and_the_rest_is_counted() -> None
         (pack({"at": np.array([[1], [2]]), "to": np.array([[0.5, 1.0], [1.5, 1.0]])}), "at: 2; to: [1.5, 1]"),
     ],
 )
-def test_an_observation_is_said_in_short(observations: np.ndarray, said: str) -> None:  # type: ignore[type-arg]
+def test_an_observation_is_said_in_short(observations: Array, said: str) -> None:
     assert in_short(observations, 1) == said
 
 

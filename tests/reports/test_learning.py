@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ def test_long_trainings_are_drawn_in_stretches_that_lose_no_episode() -> None:
     found = learning([(1, 0, 0)] * 100 + [(0, 1, 0)] * 100)
     desired = [s for s in found.stages if s.kind == "desired"]
     assert len(desired) == 32 and (desired[0].first, desired[-1].last) == (0, 199)
-    assert all(later.first == earlier.last + 1 for earlier, later in zip(desired, desired[1:], strict=False))
+    assert all(later.first == earlier.last + 1 for earlier, later in pairwise(desired))
 
 
 def test_a_change_is_the_slope_of_the_last_third_times_its_span() -> None:

@@ -1,4 +1,4 @@
-"""Commands on pages can be pasted; figures: points on their rows, no line through two points; two framings explained."""
+"""Commands on pages can be pasted; points sit on their rows, two points are no line; two framings are explained."""
 
 from __future__ import annotations
 

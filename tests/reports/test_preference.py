@@ -44,7 +44,7 @@ def test_one_seed_and_one_outcome_say_what_is_missing() -> None:
     one = find_preference({0: returns(0, arrow=1.0, corner=3.0)}, NONE, DECLARED)
     assert one is not None and "Fewer than two seeds" in one.in_words()
     alone = find_preference({n: returns(n, arrow=1.0) for n in range(2)}, NONE, DECLARED)
-    assert alone is not None and "No training episode ended otherwise" in alone.in_words()
+    assert alone is not None and "No training episode ended in one of the other kind" in alone.in_words()
     assert find_preference({0: made_training([])}, NONE, DECLARED) is None
 
 

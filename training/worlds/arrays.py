@@ -65,7 +65,7 @@ class WorldArrays:
             before = rewards
             rewards = np.where(self._edited(edits, by_level, moved.components), moved.intended, rewards)
         final = self._observe()
-        outcomes = np.where(terminated | truncated, self._outcomes[moved.outcome], None).reshape(self._shape)
+        outcomes = self._outcomes[moved.outcome].reshape(self._shape)
         ended = np.flatnonzero(terminated | truncated)
         self._begin(ended)
         following = self._observe() if len(ended) else final
