@@ -50,9 +50,9 @@ def _read_off(folder: RunFolder, seed: int) -> pa.Table:
         totals = np.bincount(place, table["reward"].to_numpy())
         returns = {int(n): going.pop(int(n), 0.0) + float(x) for n, x in zip(numbers, totals, strict=True)}
         ends: dict[str, list[float]] = {}
-        outcomes = table["outcome"].to_pylist()
-        for row in np.flatnonzero(table["outcome"].is_valid().to_numpy(zero_copy_only=False)):
-            ends.setdefault(outcomes[row], []).append(returns.pop(int(numbers[place[row]])))
+        rows = np.flatnonzero(table["outcome"].is_valid().to_numpy())
+        for row, outcome in zip(rows, table["outcome"].drop_null().to_pylist(), strict=True):
+            ends.setdefault(outcome, []).append(returns.pop(int(numbers[place[row]])))
         going |= returns
         found += [(seed, window, outcome, len(paid), sum(paid)) for outcome, paid in sorted(ends.items())]
     return _table(found, LEARNING)

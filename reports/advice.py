@@ -284,7 +284,7 @@ def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...
         return (f"{step}.",)
     seeds = _seeds_wanted(findings)
     return (
-        f"{step}. Twice as many cost {around.costs.longer()}; {seeds} more seed{'s' if seeds != 1 else ''} would cost "
+        f"{step}. Twice as many would cost {around.costs.longer()}; {seeds} more seed{'s' if seeds != 1 else ''} would cost "
         f"{around.costs.more_seeds(seeds)}.",
     )
 

@@ -26,8 +26,8 @@ def title_of(verdict: Verdict, basis: str | None) -> str:
     return _ARBITRARY.get(verdict, TITLES[verdict]) if basis == "arbitrary" else TITLES[verdict]
 
 
-_PAID_FOR_IT = "the reward function pays for this episode at test as for a good one"
-_NOT_PAID = "the reward function pays little for this episode at test"
+_PAID_FOR_IT = "the reward function returns much for this episode at test"
+_NOT_PAID = "the reward function returns little for this episode at test"
 DIFFERING = {
     ("inner", "outer"): f"{_NOT_PAID}, yet wrong rewards in training made the agents do it: corrected, they stop.",
     ("inner", "mixed"): f"{_NOT_PAID}, yet wrong rewards in training made a good part of it.",
