@@ -84,6 +84,7 @@ class Manifest:
         hashes: `task`: SHA-256 of the resolved task; `training`: of the part that training depends on.
         seeds: seeds of the ensemble.
         task_folder: where the task file lies: modules beside it can be named by the task.
+        task_file: its name there, for commands on the pages; None: an earlier version did not keep it.
         seconds: wall-clock seconds a stage, summed over the calls that did work.
         sources: SHA-256 of the source of every module that the task names or that these import, by module.
         fingerprints: of the training environment (`train`) and of each evaluation set (training/fingerprint.py); null:
@@ -101,6 +102,7 @@ class Manifest:
     hashes: dict[str, str]
     seeds: list[int]
     task_folder: str | None = None
+    task_file: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     sources: dict[str, str] | None = None  # None: an earlier version began the run
     fingerprints: dict[str, dict[str, Any] | None] = field(default_factory=dict)

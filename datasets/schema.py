@@ -142,6 +142,25 @@ MASKS = pa.schema(
     ]
 )
 
+LEARNING = pa.schema(
+    [
+        ("seed", pa.int32()),
+        ("window", pa.int32()),
+        ("outcome", pa.string()),
+        ("episodes", pa.int64()),  # of the training, that ended so in this window
+        ("reward", pa.float64()),  # sum of their returns as paid
+    ]
+)
+
+BANK_LEARNING = pa.schema(
+    [
+        ("member", pa.string()),
+        ("window", pa.int32()),
+        ("outcome", pa.string()),
+        ("episodes", pa.int64()),  # of its training, that ended so in this window
+    ]
+)
+
 BANK_OUTCOMES = pa.schema(
     [
         ("member", pa.string()),

@@ -101,7 +101,7 @@ class RunFolder:
         return self.root / "influence" / set_name / f"{table}.parquet"
 
     def bank_path(self, set_name: str, table: str) -> Path:
-        """`masks` or `outcomes` of an evaluation set's counterfactual bank."""
+        """`masks`, `outcomes` or `learning` of an evaluation set's counterfactual bank."""
         return self.root / "bank" / set_name / f"{table}.parquet"
 
     def validation_path(self, set_name: str) -> Path:
@@ -232,7 +232,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         RunFolderError: it is missing.
     """
-    with _at_hand(path) as file, file.open("rb") as opened:
+    with at_hand(path) as file, file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -380,6 +380,7 @@ def _writer(path: Path) -> str:
     stages = {
         "transitions": "train", "checkpoints": "train", "evaluations": "evaluate", "influence": "attribute",
         "frames": "illustrate", "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute",
+        "learning": "evaluate",
         "bank": "verify", "policies": "verify", "reports": "report", "validation": "validate",
     }  # fmt: skip
     found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")

@@ -33,7 +33,8 @@ def write_chart(folder: Path, chart: Chart) -> None:
     write_text(folder / f"{chart.name}.js", script)  # pages from disk cannot read JSON files, scripts they can
     spec = _in_light_colours(chart.spec)
     config = {**spec["config"], "font": "sans-serif"}  # system-ui cannot be measured outside a browser
-    still = vl_convert.vegalite_to_svg({**spec, "config": config, "width": _STILL_WIDTH, "padding": _STILL_PADDING})
+    size = {} if "facet" in spec else {"width": _STILL_WIDTH}  # panels have a width of their own
+    still = vl_convert.vegalite_to_svg({**spec, "config": config, **size, "padding": _STILL_PADDING})
     write_text(folder / f"{chart.name}.svg", still)
 
 

@@ -39,7 +39,7 @@ def train_agent(
         initial: the policy to begin with; None: that of the seed.
     """
     with ONE_AT_A_TIME:
-        model = build_model(agent, _factory(env, edit), seed)
+        model = build_model(agent, _factory(env, edit, agent.hyperparameter("n_steps")), seed)
         if initial is not None:
             model.policy.load_state_dict(initial.state_dict())
         try:
@@ -80,9 +80,9 @@ def train_recorded(
     return folder.window_count(seed)
 
 
-def _factory(env: EnvSpec, edit: RewardEdit | None) -> Callable[[], Env]:
+def _factory(env: EnvSpec, edit: RewardEdit | None, window: int) -> Callable[[], Env]:
     def make() -> Env:
         made = env.make()
-        return made if edit is None else CorrectedRewards(made, edit)
+        return made if edit is None else CorrectedRewards(made, edit, window)
 
     return make

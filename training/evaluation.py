@@ -124,7 +124,9 @@ def evaluate_policy(
                 choice = decision.choices.choose(index, slot.uniform, greedy)
                 if decision.states is not None:
                     slot.state = decision.states[index]
-                slot.act(observed[index], choice, decision.values[index], None if masks is None else masks[index])
+                said = decision.choices.probabilities(index)
+                allowed = None if masks is None else masks[index]
+                slot.act(observed[index], choice, said, decision.values[index], allowed)
             for slot in [slot for slot in active if slot.ended]:
                 records.append(slot.record)
                 slot.begin(next(waiting, None))
@@ -167,6 +169,8 @@ class _PlayRecord:
         self.observations: list[Any] = []
         self.actions: list[Any] = []
         self.log_probs: list[float] = []
+        self.probabilities: list[list[float] | None] = []
+        self.rewards: list[float] = []
         self.values: list[float] = []
         self.masks: list[NDArray[np.bool_]] = []
         self.told: list[Told] = []
@@ -199,19 +203,29 @@ class _Slot:
         """Return which actions are allowed now."""
         return action_mask(self.env, self.reader.where)
 
-    def act(self, observed: Any, choice: Choice, value: float, mask: NDArray[np.bool_] | None) -> None:
-        """Take one action and read what the environment tells."""
+    def act(
+        self,
+        observed: Any,
+        choice: Choice,
+        said: list[float] | None,
+        value: float,
+        mask: NDArray[np.bool_] | None,
+    ) -> None:
+        """Take one action, with what was said of all of them, and read what the environment tells."""
         record = self.record
         if record.play.repeat == 0:
             record.observations.append(observed)
             record.actions.append(choice.action)
             record.log_probs.append(choice.log_prob)
+            record.probabilities.append(said)
             record.values.append(float(value))
             if mask is not None:
                 record.masks.append(mask)
         self.observation, reward, terminated, truncated, info = self.env.step(env_action(self.space, choice.action))
         self.ended = terminated or truncated
         record.reward += float(reward)
+        if record.play.repeat == 0:
+            record.rewards.append(float(reward))
         record.told.append(self.reader.read(info, float(reward), self.ended))
         if len(record.told) >= _MOST_STEPS and not self.ended:
             raise EnvironmentError_(
@@ -268,6 +282,8 @@ def _steps_table(records: Sequence[_PlayRecord], seed: int, part: str, slot: _Sl
             "action_labels": pa.array([t.action_labels for r in kept for t in r.told], pa.list_(pa.int8())),
             "log_prob": pa.array([x for r in kept for x in r.log_probs], pa.float64()),
             "value": pa.array([x for r in kept for x in r.values], pa.float64()),
+            "reward": pa.array([x for r in kept for x in r.rewards], pa.float64()),
+            "probabilities": pa.array([x for r in kept for x in r.probabilities], pa.list_(pa.float64())),
         }
     )
     metadata |= array_metadata("observation", array_format_of(observations))

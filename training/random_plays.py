@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..datasets.rewards import Grouping
 from .contract import InfoReader
-from .environments import EnvSpec, _random_actions
+from .environments import EnvSpec, random_actions
 from .spaces import choices, env_action
 
 EPISODES = 64
@@ -58,7 +58,7 @@ def play_random(
     where, env = f"environment `{spec.id}`", spec.make()
     outcomes, groups, taken, began = Counter[str](), set[str](), 0, time.monotonic()
     try:
-        reader, draw = InfoReader(choices(env.action_space), where), _random_actions(env, masked, where)
+        reader, draw = InfoReader(choices(env.action_space), where), random_actions(env, masked, where)
         began = time.monotonic()
         for episode in range(episodes):
             observation, _ = env.reset(seed=episode)

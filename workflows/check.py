@@ -15,6 +15,7 @@ from ..training.groups import ByComponent, ByTransition
 from ..training.outcome_names import SeenOutcomes, require_names, see_outcomes, unseen_in_words
 from ..training.stack_training import members_at_once
 from ..training.timing import measure_speed, undisturbed
+from .recorded import TRAINING
 from .runs import require_environments
 from .task import TEST_SET, Task
 from .workers import Workers
@@ -58,7 +59,7 @@ def check_task(task: Task, workers: int | None = None) -> dict[str, Any]:
         InputError: an environment breaks the contract, or a declared outcome cannot occur.
     """
     with undisturbed():
-        training = require_environments(task)
+        training = require_environments(task)[TRAINING]
         facts, seen = _look(task, training)
         facts["estimate"] = _estimate(task, seen, workers or os.cpu_count() or 1)
     return facts

@@ -187,7 +187,7 @@ def begin_run(
     else:
         _require_room(folder)
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
-    manifest.task_folder = str(Path(task_path).resolve().parent)
+    manifest.task_folder, manifest.task_file = str(Path(task_path).resolve().parent), Path(task_path).name
     if folder.manifest_path.exists():
         require_unchanged(task, manifest, accept_changes)
     user_target(task.target)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..datasets.errors import RunFolderError
+from ..datasets.learning import keep_training_outcomes, learning_path
 from ..datasets.lock import is_held
 from ..datasets.remote import remote, remove_folder
 from ..datasets.rewards import reward_summary, reward_sums_path
@@ -34,12 +35,13 @@ from ..training.references import play_references
 from .check import before_training
 from .groups import ensure_groups, load_grouping
 from .outcomes import warn_of_outcomes
-from .plays import episode_count, episodes_at, training_plays, with_earlier
+from .plays import episode_count, episodes_at, joined, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
 
 log = logging.getLogger("aitia")
+_OF_SEEDS = ("reward_sums", "learning", "evaluations", "plays")  # folders of finished pieces that are one seed's
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def train_stage(run: Run, workers: Workers) -> None:
     pieces = [SeedPiece(run.folder.root, run.task, seed, outcomes=outcomes) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
     ensure_groups(run.folder, run.task)
-    run.note_files([reward_sums_path(run.folder, seed, run.task.group_by) for seed in open_seeds])
+    for seed in open_seeds:  # workers wrote these
+        run.note_files([reward_sums_path(run.folder, seed, run.task.group_by), learning_path(run.folder, seed)])
     if pieces and (words := edits_in_words(run, partial(_reward_summary, run))) is not None:
         log.info("train %s: %s", run.task.name, words)
 
@@ -124,7 +127,7 @@ def forget(run: Run, seeds: Sequence[int]) -> None:
     folder = run.folder
     again = [seed for seed in seeds if _was_trained(folder, seed)]
     for seed in again:
-        for kind in ("reward_sums", "evaluations", "plays"):
+        for kind in _OF_SEEDS:
             for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
                 part.unlink()
     if seeds:
@@ -143,7 +146,7 @@ def forget(run: Run, seeds: Sequence[int]) -> None:
 def _was_trained(folder: RunFolder, seed: int) -> bool:
     """Return whether there is anything of an earlier training of a seed."""
     kept = [*folder.checkpoints_folder(seed).glob("*"), *folder.transitions_folder(seed).glob("*")]
-    parts = (folder.parts_folder(kind).glob(f"*/seed={seed}.*") for kind in ("reward_sums", "evaluations", "plays"))
+    parts = (folder.parts_folder(kind).glob(f"*/seed={seed}.*") for kind in _OF_SEEDS)
     return bool(kept) or any(True for found in parts for _ in found)
 
 
@@ -178,7 +181,7 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
     ):
         for table, path in merged.items():
             parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
-            whole = with_metadata(pa.concat_tables(parts), {"plays": plays})
+            whole = with_metadata(joined(parts), {"plays": plays})
             write_table(path, whole)
     _play_references(run, set_name)
     warn_of_outcomes(run, set_name)
@@ -215,6 +218,7 @@ def _evaluate_seed(piece: SeedPiece) -> None:
         return  # by a worker that was lost when it had finished
     policy = None
     if piece.seed != RANDOM_POLICY_SEED:
+        keep_training_outcomes(folder, piece.seed)
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
     spec, masked = task.evaluation, task.agent.masked
     paths = {table: _evaluation_part(folder, piece.set_name, piece.seed, table) for table in ("steps", "episodes")}

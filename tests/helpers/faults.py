@@ -153,7 +153,8 @@ def contents(root: Path) -> dict[str, Any]:
         if path.suffix == ".parquet":
             found[name] = pq.read_table(path)
         elif path.suffix == ".html":
-            found[name] = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC|Seconds: [^<]*", "TIME", path.read_text())
+            text = path.read_text().replace(str(root), "RUN")  # commands on pages name the run
+            found[name] = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC|Seconds: [^<]*", "TIME", text)
         elif path.suffix == ".json":
             value = json.loads(path.read_text())
             if isinstance(value, dict):

@@ -12,9 +12,24 @@ from aitia.datasets.words import counted
 from aitia.workflows.report import _as_one_group
 
 ROOT = Path(__file__).parents[2]
-NOUNS = (
-    ["group", "failure", "play", "seed", "episode", "repeat", "cluster", "agent", "training", "transition", "reward", "row", "run", "edit", "step", "window"]
-)
+NOUNS = [
+    "group",
+    "failure",
+    "play",
+    "seed",
+    "episode",
+    "repeat",
+    "cluster",
+    "agent",
+    "training",
+    "transition",
+    "reward",
+    "row",
+    "run",
+    "edit",
+    "step",
+    "window",
+]
 # a count in braces, directly before the plural of a noun
 BARE = re.compile(r"\{[^{}]*\} (?:paired |first |reward |test )?(" + "|".join(NOUNS) + r")s\b")
 BARE_JINJA = re.compile(r"\}\} (?:paired |first |reward |test )?(" + "|".join(NOUNS) + r")s\b")

@@ -109,7 +109,7 @@ def test_the_maze_as_arrays_is_the_maze(env: EnvSpec) -> None:
     for _ in range(300):
         actions = generator.integers(0, 4, (4, 4))
         one, other = arrays.step(actions), single.step(actions)
-        for name in ("observations", "rewards", "terminated", "truncated", "final", "corrected"):
+        for name in ("observations", "rewards", "terminated", "truncated", "final", "corrected", "outcomes"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
         corrected += int(one.corrected.sum())
     assert corrected > 0 and not one.corrected[1].any()
