@@ -35,7 +35,9 @@ def gaussian_policy(log_std: float) -> ActorCriticPolicy:
     return policy
 
 
-def act(policy: ActorCriticPolicy, rows: int, scale: float, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def act(
+    policy: ActorCriticPolicy, rows: int, scale: float, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Observations and the actions that the policy draws there."""
     observations = (scale * np.random.default_rng(seed).normal(size=(rows, SIZE))).astype(np.float32)
     torch.manual_seed(seed)
