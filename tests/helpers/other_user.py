@@ -16,7 +16,6 @@ import sys
 import warnings
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
-from typing import Any
 
 import dask
 from distributed import Client, Security
