@@ -23,8 +23,8 @@ def test_the_library_begins_with_the_notices_of_what_it_holds(library: str) -> N
     for name in ("vega", "vega-lite", "vega-embed", "d3-*", "lodash.debounce", "fast-json-patch", "topojson-client"):
         assert f"{name}," in notice or f"{name}:" in notice or f" {name} " in notice, name
     for words in (
-        "University of Washington Interactive Data\n  Lab", "Trifacta", "Mike Bostock", "Mapbox", "Redistributions in binary",
-        "ISC License", "MIT License", "Cynthia Brewer",
+        "University of Washington Interactive Data\n  Lab", "Trifacta", "Mike Bostock", "Mapbox",
+        "Redistributions in binary", "ISC License", "MIT License", "Cynthia Brewer",
     ):  # fmt: skip
         assert words in notice, words
     assert code == vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

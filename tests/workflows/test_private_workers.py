@@ -92,9 +92,8 @@ def test_a_worker_started_later_is_as_private_as_the_first(pool: Workers) -> Non
     assert pool._client is not None
     pool._client.wait_for_workers(2)
     try:
-        assert all(
-            "/aitia-" in path for paths in pool._client.run(_paths).values() for path in paths if "dask-s" in path
-        )
+        scratch = [path for paths in pool._client.run(_paths).values() for path in paths if "dask-scratch" in path]
+        assert scratch and all("/aitia-" in path for path in scratch)
         pages = {port: other_user.pages(port) for port in {address.port for address in _listening()}}
         assert {status for found in pages.values() for status in found.values()} == {404}
     finally:

@@ -178,22 +178,20 @@ def test_the_one_certificate_of_the_page_opens_its_scheduler_and_nothing_else_do
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     text = text.replace("8786", str(port)).replace("--nworkers 8", "--nworkers 1").replace("$HOME", str(tmp_path))
-    commands = {
-        name: shlex.join([sys.executable, "-m", f"distributed.cli.dask_{name}"]) for name in ("scheduler", "worker")
-    }
-    for name, command in commands.items():
+    for name in ("scheduler", "worker"):
+        command = shlex.join([sys.executable, "-m", f"distributed.cli.dask_{name}"])
         text = text.replace(f"dask {name} ", f"{command} ")
     running = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     address, mine = f"tls://127.0.0.1:{port}", tmp_path / "me.pem"
     tls = {"ca-file": str(mine), "client.cert": str(mine), "client.key": str(tmp_path / "me.key")}
     try:
         for _ in range(300):
-            with without_certificates(), contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.1)
-        with dask.config.set({f"distributed.comm.tls.{name}": value for name, value in tls.items()}):
-            with Workers(scheduler=address) as pool:
-                assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
+        settings = {f"distributed.comm.tls.{name}": value for name, value in tls.items()}
+        with dask.config.set(settings), Workers(scheduler=address) as pool:
+            assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
         assert stat.S_IMODE((tmp_path / "me.key").stat().st_mode) == 0o600
         with pytest.raises(InputError, match="no Dask scheduler answers"), without_certificates():
             Workers(scheduler=f"tcp://127.0.0.1:{port}").map(str, [1], "numbers")
