@@ -21,7 +21,7 @@ MOST_JSON_BYTES, MOST_MANIFEST_BYTES, MOST_YAML_BYTES = 256 * MIB, 16 * MIB, 4 *
 MOST_WINDOWS = 1_000_000  # of one training
 _DEFAULT_GIB = 4.0
 _MOST_VALUES = 5_000_000  # of a JSON file
-_MOST_NODES = 200_000  # of a YAML file
+_MOST_NODES = 100_000  # values of a YAML file, and lines and commas
 _MOST_DEPTH = 100
 
 
@@ -80,6 +80,7 @@ def parse_json(text: str) -> Any:
     raise ValueError(_TOO_DEEP)
 
 
+_TOO_MANY = f"it has more than {_MOST_NODES:,} values or lines"
 _TOO_DEEP = f"it is nested more than {_MOST_DEPTH} levels deep"
 
 
@@ -97,7 +98,7 @@ class BoundedLoader(yaml.SafeLoader):
         self._nodes += 1
         self._depth += 1
         if self._nodes > _MOST_NODES:
-            raise yaml.YAMLError(f"it has more than {_MOST_NODES:,} values")
+            raise yaml.YAMLError(_TOO_MANY)
         if self._depth > _MOST_DEPTH:
             raise yaml.YAMLError(_TOO_DEEP)
         try:
@@ -136,6 +137,8 @@ def read_yaml(path: Path, loader: type[BoundedLoader] = BoundedLoader) -> Any:
         OSError: it cannot be read.
     """
     text = read_text(path, MOST_YAML_BYTES)
+    if text.count("\n") + text.count(",") > _MOST_NODES:
+        raise ValueError(_TOO_MANY)  # at once: PyYAML takes a minute for them
     try:
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, *_OF_CONSTRUCTORS) as error:

@@ -4,6 +4,7 @@ exit code 2, within a minute and with little more memory than an ordinary call t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from command_line import Finished
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.slow
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d attribute small-outer: trak, ")
 PEAK = 1.5 * GIB  # an ordinary call of the command line takes 0.5
 
 
 def refused(ended: Ended, *parts: str) -> None:
-    lines = ended.told.strip().splitlines()
+    lines = [line for line in ended.told.strip().splitlines() if not LOG_LINE.match(line)]
     assert ended.code == 2, ended.told[-2000:]
     assert len(lines) == 1, lines[:5]
     assert all(part in lines[0] for part in parts), lines[0]
@@ -56,7 +58,7 @@ def test_windows_that_are_not_there_are_found_missing_without_a_list_of_all(tmp_
         (task_text(aliases()), ("is not YAML", "aliases stand for more than 4 MiB")),
         (task_text("a: &a [*a]\n"), ("is not YAML", "nested more than 100 levels")),
         (task_text(f"a: {'[' * 5000}{']' * 5000}\n"), ("is not YAML", "nested more than 100 levels")),
-        (task_text(f"a: [{'a, ' * 300_000}a]\n"), ("is not YAML", "more than 200,000 values")),
+        (task_text(f"a: [{'a, ' * 300_000}a]\n"), ("is not YAML", "more than 100,000 values")),
         (task_text(f"a: {'a' * 5_000_000}\n"), ("is not YAML", "more than 4 MiB")),
     ],
     ids=["seeds", "aliases", "cycle", "deep", "values", "bytes"],
