@@ -169,8 +169,8 @@ class AgentSpec(BaseModel):
         steps, batch = self.hyperparameter("n_steps"), self.hyperparameter("batch_size")
         if isinstance(steps, int) and isinstance(batch, int) and batch > 0 and steps * self.n_envs % batch == 1 % batch:
             raise TaskError(
-                f"agent.hyperparameters: {counted(steps * self.n_envs, 'row')} in minibatches of {batch} leave one of a "
-                f"single row, whose advantages {self.algorithm} cannot normalise; expected a batch_size that divides "
+                f"agent.hyperparameters: {counted(steps * self.n_envs, 'row')} in minibatches of {batch} leave one of "
+                f"a single row, whose advantages {self.algorithm} cannot normalise; expected a batch_size that divides "
                 "n_steps * n_envs"
             )
 
