@@ -12,6 +12,7 @@ from typing import NamedTuple
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.errors import InputError, nearest
+from ..datasets.words import counted
 from .baselines import Advantage, NearestLatent, NearestObservation, Random, Reward, Size, TdError
 from .estimators import Estimator, TracIn, Trak
 from .factors import why_not_factored
@@ -69,9 +70,10 @@ def choose_estimator(policy: ActorCriticPolicy, window_rows: int) -> Chosen:
     if window_rows > LARGEST_EXACT:
         return Chosen(
             TrakProjected.name,
-            f"a window has {window_rows} transitions, the exact form takes {LARGEST_EXACT}",
+            f"a window has {counted(window_rows, 'transition')}, the exact form takes {LARGEST_EXACT}",
         )
-    return Chosen(Trak.name, f"every layer has a factored gradient and a window of {window_rows} transitions fits")
+    rows = counted(window_rows, "transition")
+    return Chosen(Trak.name, f"every layer has a factored gradient and a window of {rows} fits")
 
 
 def find_estimator(name: str) -> Estimator:

@@ -129,7 +129,7 @@ def _sentences(findings: SetFindings) -> tuple[str, str]:
     misbehave = f"Of the competent plays {_whole(findings).as_percent()} misbehave with the rewards as paid."
     retrained = (
         f"Trained again with every wrong reward corrected, {after} of the competent plays misbehave, against {before} "
-        f"with the rewards as paid ({pairs} paired seeds)."
+        f"with the rewards as paid ({counted(pairs, 'paired seed')})."
     )
     reason = decision.reasons[-1] if decision.reasons else ""
     match decision.rule:

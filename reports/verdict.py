@@ -240,7 +240,8 @@ def decide(evidence: Evidence, thresholds: Thresholds) -> Decision:
     if len(pairs) < thresholds.seeds:
         return found(
             Verdict.UNDETERMINED, 11, corrective,
-            f"Only {len(pairs)} paired seeds have competent plays before and after the correction; at least "
+            f"Before and after the correction {counted(len(pairs), 'paired seed')} "
+            f"{'has' if len(pairs) == 1 else 'have'} competent plays; at least "
             f"{thresholds.seeds} are needed for a verdict. Raise `seeds` and `verify.seeds` in the task and run it "
             "again; what is finished is kept.",
         )  # fmt: skip
@@ -332,8 +333,8 @@ def _by_retraining(
     above_inner = [y - keep_inner * x for x, y in pairs]
     numbers = (
         f"Trained again with every wrong reward corrected, {m_all.as_percent()} of the competent plays misbehave, "
-        f"against {m0.as_percent()} before ({len(pairs)} paired seeds): the correction removes {share.as_percent()} "
-        "of the misbehaviour."
+        f"against {m0.as_percent()} before ({counted(len(pairs), 'paired seed')}): the correction removes "
+        f"{share.as_percent()} of the misbehaviour."
     )
 
     def found(verdict: Verdict, rule: int, reason: str) -> Decision:

@@ -29,6 +29,7 @@ from torch import Tensor
 from ..datasets.arrays import Array
 from ..datasets.errors import InputError, TaskError, nearest
 from ..datasets.limits import MOST_WINDOWS
+from ..datasets.words import counted
 from .environments import Env, EnvSpec, describe
 from .recurrent import is_recurrent
 from .spaces import Space, as_tensors
@@ -186,8 +187,8 @@ class AgentSpec(BaseModel):
         steps, batch = self.hyperparameter("n_steps"), self.hyperparameter("batch_size")
         if isinstance(steps, int) and isinstance(batch, int) and batch > 0 and steps * self.n_envs % batch == 1 % batch:
             raise TaskError(
-                f"agent.hyperparameters: {steps * self.n_envs} rows in minibatches of {batch} leave one of a single "
-                f"row, whose advantages {self.algorithm} cannot normalise; expected a batch_size that divides "
+                f"agent.hyperparameters: {counted(steps * self.n_envs, 'row')} in minibatches of {batch} leave one of "
+                f"a single row, whose advantages {self.algorithm} cannot normalise; expected a batch_size that divides "
                 "n_steps * n_envs"
             )
 

@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from ..datasets.arrays import Array
+from .recorded_agent import AgentBlock, loop_block
 from .recorder import Recorder, _Window
 from .spaces import Space
 
@@ -28,6 +31,7 @@ class FedRecorder(Recorder):
     """
 
     algorithm = ""
+    _steps_fed = 0
 
     def begin(self, action_space: Space, n_envs: int, **model: Any) -> None:
         """Prepare for the first step.
@@ -105,6 +109,8 @@ class FedRecorder(Recorder):
         columns = self._columns(buffer)
         columns |= {name: pa.nulls(len(columns[name]), pa.float32()) for name in unknown}
         self._pending = _Window(self._windows, columns, self._metadata(buffer), parameters, membership)
+        self._known = _hyperparameters(buffer, membership)
+        self._steps_fed += buffer.buffer_size * buffer.n_envs
         self._windows += 1
         self._on_rollout_start()
 
@@ -112,8 +118,26 @@ class FedRecorder(Recorder):
         """Move the files to their places."""
         self._on_training_end()
 
+    def _agent(self) -> AgentBlock | None:
+        policy: Any = getattr(self.model, "policy", None)
+        if self.algorithm not in (PPO.__name__, A2C.__name__) or not isinstance(policy, ActorCriticPolicy):
+            return None
+        model: Any = self.model
+        known = {"vf_coef": model.vf_coef, "normalize_advantage": model.normalize_advantage, **self._known}
+        known["total_timesteps"] = self._earlier.timesteps + self._steps_fed
+        return loop_block(self.algorithm, policy, self._n_envs, known)
+
     def _about(self) -> dict[str, str]:
         return {"algorithm": self.algorithm, "trained_by": self.trained_by}
+
+
+def _hyperparameters(buffer: RolloutBuffer, membership: Sequence[NDArray[np.int32]]) -> dict[str, Any]:
+    """Return what a window shows of the hyperparameters that it was learned from with."""
+    found = {"n_steps": buffer.buffer_size, "gamma": float(buffer.gamma), "gae_lambda": float(buffer.gae_lambda)}
+    if membership:
+        used = membership[0][membership[0] >= 0]
+        found |= {"batch_size": int(np.bincount(used).max(initial=1)), "n_epochs": len(membership)}
+    return found
 
 
 def value_space(value: Any) -> Space:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import (
     VecEnv,
     VecEnvWrapper,
@@ -18,12 +19,14 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from .agents import _NOT_HYPERPARAMETERS, _SCHEDULED, ALGORITHMS, PPO_DEFAULTS
+from .agents import _NOT_HYPERPARAMETERS, _SCHEDULED, ALGORITHMS, PPO_DEFAULTS, AgentSpec, algorithm_class
 from .provenance import comparable
 
 FILL_IN = "FILL_IN"  # stands in a written task file where only a person knows the value
 _NOT_PLAIN = object()
 _AS_NEEDED = ("rollout_buffer_class", "rollout_buffer_kwargs")  # set by the algorithm itself
+_ONLY_THE_LOOP_KNOWS = ("learning_rate", "batch_size", "n_epochs", "ent_coef", "clip_range", "max_grad_norm")
+_NOT_OF_A_LOOP = ("observation_space", "action_space", "lr_schedule", "optimizer_class", "optimizer_kwargs")
 _LOOKED_AT = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)  # remaining share of the training at which a schedule is looked at
 _AS_RECORDED = (VecMonitor, VecTransposeImage)  # change neither observations as the policy gets them nor rewards
 
@@ -52,11 +55,7 @@ def agent_block(model: OnPolicyAlgorithm, total_timesteps: int) -> AgentBlock:
     algorithm, unsaid = type(model).__name__, _vec_env_remarks(model.get_env())
     if algorithm not in ALGORITHMS:
         unsaid.append(f"the algorithm {algorithm}: a task has {', '.join(ALGORITHMS)}")
-    policy = next((name for name, kind in model.policy_aliases.items() if kind is type(model.policy)), FILL_IN)
-    if policy == FILL_IN:
-        unsaid.append(
-            f"the policy class {type(model.policy).__qualname__}: a task has {', '.join(model.policy_aliases)}"
-        )
+    policy = _alias(model.policy, model.policy_aliases, unsaid)
     hyperparameters: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(model).__init__).parameters.items():
         if name in (*_NOT_HYPERPARAMETERS, *_AS_NEEDED, "policy_kwargs") or not hasattr(model, name):
@@ -76,6 +75,44 @@ def agent_block(model: OnPolicyAlgorithm, total_timesteps: int) -> AgentBlock:
         hyperparameters["policy_kwargs"] = kept
     values = {"algorithm": algorithm, "policy": policy, "total_timesteps": total_timesteps, "n_envs": model.n_envs}
     return AgentBlock({**values, "hyperparameters": hyperparameters}, unsaid)
+
+
+def loop_block(algorithm: str, policy: ActorCriticPolicy, n_envs: int, known: Mapping[str, Any]) -> AgentBlock:
+    """Return the `agent` block of a training loop of one's own: what its recording shows, and what is to be filled in.
+
+    Args:
+        algorithm: what the loop implements, PPO or A2C.
+        policy: its policy.
+        n_envs: environments stepped together.
+        known: `total_timesteps`, and hyperparameters.
+    """
+    unsaid: list[str] = []
+    open_ones = [name for name in _ONLY_THE_LOOP_KNOWS if name in AgentSpec(algorithm=algorithm).parameters]
+    taken = {name: value for name, value in known.items() if name in AgentSpec(algorithm=algorithm).parameters}
+    defaults = inspect.signature(type(policy).__init__).parameters
+    for name, value in policy._get_constructor_parameters().items():
+        if name in _NOT_OF_A_LOOP or name not in defaults or value == defaults[name].default:
+            continue
+        if is_plain(value):
+            taken.setdefault("policy_kwargs", {})[name] = plain(value)
+        else:
+            unsaid.append(f"policy_kwargs.{name}: {value}")
+    hyperparameters = {**dict.fromkeys(open_ones, FILL_IN), **taken}
+    return AgentBlock(
+        {
+            "algorithm": algorithm, "policy": _alias(policy, algorithm_class(algorithm).policy_aliases, unsaid),
+            "total_timesteps": known["total_timesteps"], "n_envs": n_envs, "hyperparameters": hyperparameters,
+        },
+        unsaid,
+    )  # fmt: skip
+
+
+def _alias(policy: Any, aliases: Mapping[str, type], unsaid: list[str]) -> str:
+    """Return the name that a task has for the class of a policy; notes where it has none."""
+    found = next((name for name, kind in aliases.items() if kind is type(policy)), FILL_IN)
+    if found == FILL_IN:
+        unsaid.append(f"the policy class {type(policy).__qualname__}: a task has {', '.join(aliases)}")
+    return found
 
 
 def plain(value: Any) -> Any:

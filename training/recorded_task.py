@@ -75,7 +75,8 @@ def write_task(folder: RunFolder, seed: int, agent: AgentBlock, env: VecEnv | No
     path = folder.root / TASK_FILE
     if folder.manifest_path.exists():
         return
-    found = _Environment(FILL_IN) if env is None else _environment(env)
+    of_loop = {"env": "the environment of the loop: a Gymnasium id, or module:function"}
+    found = _Environment(FILL_IN, remarks=of_loop) if env is None else _environment(env)
     modules = [name for name in (found.env, found.hooks) if name is not None and ":" in name]
     command = _command(folder, path, modules)
     body = _body(folder, seed, agent, found, seen)

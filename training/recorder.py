@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, as_tensor
 
 from ..datasets import schema
@@ -399,7 +399,8 @@ class Recorder(BaseCallback):
             agent = self._agent()
             if agent is not None:
                 env = self.model.get_env()
-                write_task(self.folder, self.seed, agent, env, Seen(self._outcomes, self._corrected))
+                known = env if isinstance(env, VecEnv) else None
+                write_task(self.folder, self.seed, agent, known, Seen(self._outcomes, self._corrected))
         except Exception as error:  # environments of any make are asked how they were made
             log.warning("%s: no task file was written: %s: %s", self.folder.root, type(error).__name__, error)
 

@@ -67,7 +67,8 @@ def group_rows(run: str | Path, groups: Collection[str] | None = None) -> pa.Tab
     opened = open_run(run)
     opened.require_trained()
     folder, grouping = opened.folder, load_grouping(opened.folder, opened.task)
-    wanted, tables = None if groups is None else pa.array(sorted({*groups}), pa.string()), []
+    wanted = None if groups is None else pa.array(sorted({*groups}), pa.string())
+    tables, met = [], set()
     for seed in opened.task.seeds:
         for window in range(folder.window_count(seed)):
             path = folder.transitions_path(seed, window)
@@ -75,17 +76,15 @@ def group_rows(run: str | Path, groups: Collection[str] | None = None) -> pa.Tab
             table = read_table(path, list(needed))
             names = pa.array(grouping.of_table(table), pa.string())
             found = table.select(_PLACE).append_column("group", names.dictionary_encode()).replace_schema_metadata(None)
+            met |= set(pc.unique(names).to_pylist())
             tables.append(found if wanted is None else found.filter(pc.is_in(names, wanted)))
-    rows = pa.concat_tables(tables).unify_dictionaries()
-    met = set(pc.unique(rows["group"]).to_pylist())
     missing = [] if wanted is None else [group for group in wanted.to_pylist() if group not in met]
     if missing:
-        known = {name for chunk in rows["group"].chunks for name in chunk.dictionary.to_pylist()}
         raise InputError(
             f"the group `{missing[0]}` was given, but no transition of {folder.root} is in it (group_by: "
-            f"{opened.task.group_by}).{nearest(missing[0], known)}"
+            f"{opened.task.group_by}).{nearest(missing[0], met)}"
         )
-    return rows
+    return pa.concat_tables(tables).unify_dictionaries()
 
 
 def _fit(folder: RunFolder, task: Task) -> None:

@@ -12,31 +12,20 @@ from aitia.datasets.words import counted
 from aitia.workflows.report import _as_one_group
 
 ROOT = Path(__file__).parents[2]
-NOUNS = [
-    "group",
-    "failure",
-    "play",
-    "seed",
-    "episode",
-    "repeat",
-    "cluster",
-    "agent",
-    "training",
-    "transition",
-    "reward",
-    "row",
-    "run",
-    "edit",
-    "step",
-    "window",
-]
+NOUNS = (
+    "group", "failure", "play", "seed", "episode", "repeat", "cluster", "agent", "training", "transition", "reward",
+    "row", "run", "edit", "step", "window",
+)  # fmt: skip
 # a count in braces, directly before the plural of a noun
-BARE = re.compile(r"\{[^{}]*\} (?:paired |first |reward |test )?(" + "|".join(NOUNS) + r")s\b")
+BARE = re.compile(r"\{(?!_?[A-Z_]+\})[^{}]*\} (?:paired |first |reward |test )?(" + "|".join(NOUNS) + r")s\b")
 BARE_JINJA = re.compile(r"\}\} (?:paired |first |reward |test )?(" + "|".join(NOUNS) + r")s\b")
 # whatever these count is more than one, or may be a fraction
 MORE_THAN_ONE = (
     "The failures have {{ clusters|length }} kinds",
     "reward_events:.1%} of all reward events",
+    '"few" if summary.ease.kind',
+    "fewer than {seeds} paired seeds",
+    'plays = f"{wanted} episodes of seeds {seeds}"',  # metadata, which no one reads
 )
 
 

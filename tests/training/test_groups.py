@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -137,7 +137,7 @@ def test_names_of_states_and_actions_can_be_read(tmp_path: Path) -> None:
 class TableEnv(gym.Env[Any, Any]):
     """Discrete observations and named actions."""
 
-    metadata: ClassVar[dict[str, Any]] = {"action_names": ["left", "right"], "render_modes": []}
+    metadata: dict[str, Any] = {"action_names": ["left", "right"], "render_modes": []}  # noqa: RUF012 (as Gymnasium)
     observation_space = gym.spaces.Discrete(20)
     action_space = gym.spaces.Discrete(2)
 

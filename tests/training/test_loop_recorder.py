@@ -27,7 +27,7 @@ from aitia.datasets.store import RunFolder, read_table, read_tensor_metadata, re
 from aitia.training.loop_recorder import LoopRecorder
 from aitia.training.recorder import Recorder
 from aitia.workflows.adopt import require_fits
-from aitia.workflows.task import make_task
+from aitia.workflows.task import load_task, make_task
 
 STEPS, ENVS = 16, 3
 GAMMA, LAMBDA = 0.9, 0.8
@@ -146,6 +146,24 @@ def test_a_loop_that_is_ppo_is_taken_for_a_training_of_a_task(tmp_path: Path) ->
     other = {**values, "agent": {**values["agent"], "n_envs": 2}}  # type: ignore[dict-item]
     with pytest.raises(RunFolderError, match="n_envs 3, the task has 2"):
         require_fits(loop, make_task(other, "a test"), 4)
+
+
+def test_a_loop_that_is_ppo_leaves_a_task_with_what_its_recording_shows(tmp_path: Path) -> None:
+    loop, sb3 = _both(tmp_path, "MlpPolicy", lambda: Corridor(step_reward=0.1))
+    told = (loop.root / "task.yaml").read_text()
+    assert "env: FILL_IN  # the environment of the loop" in told
+    values = {
+        "env": "toy_environments:Corridor", "train_kwargs": "{step_reward: 0.1}", "test_kwargs": "{step_reward: 0.1}",
+        "learning_rate": "0.0003", "ent_coef": "0.0", "clip_range": "0.2", "max_grad_norm": "0.5",
+    }  # fmt: skip
+    for name, value in values.items():
+        assert f"{name}: FILL_IN" in told
+        told = told.replace(f"{name}: FILL_IN", f"{name}: {value}")
+    told = told.replace("desired: [FILL_IN]", "desired: [goal]").replace("misbehaved: [FILL_IN]", "misbehaved: [pit]")
+    (loop.root / "filled.yaml").write_text(told)
+    task = load_task(loop.root / "filled.yaml")
+    require_fits(loop, task, 4)
+    require_fits(sb3, task, 4)
 
 
 class _Tabular(nn.Module):
