@@ -168,5 +168,5 @@ def _require_private(folder: Path) -> None:
         OSError: somebody could.
     """
     about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+    if os.name == "posix" and (about.st_uid != os.getuid() or about.st_mode & 0o022):
         raise PermissionError(f"{folder} belongs to another user, or others can write there")

@@ -86,6 +86,14 @@ def test_of_a_long_episode_the_end_and_decisive_steps_are_chosen() -> None:
     assert _chosen_steps([False] * 4, 300) == [0, 1, 2, 3]
 
 
+def test_texts_are_without_terminal_escapes_and_still_show_what_was_highlighted(tmp_path: Path) -> None:
+    lake = "  (Right)\n\x1b[41mS\x1b[0mFF\nF\x1b]0;title\x07HG\r\n"
+    name, size = FrameWriter(tmp_path).write(lake)
+    text = (tmp_path / name).read_text()
+    assert text == "  (Right)\n[S]FF\nF]0;titleHG\n" and size == len(text)
+    assert FrameWriter(tmp_path).write("x" * 100_000)[1] == 10_000
+
+
 def test_equal_pictures_are_kept_once_and_a_changed_one_is_noticed(tmp_path: Path) -> None:
     writer = FrameWriter(tmp_path)
     frame = np.full((4, 4, 3), 7, np.uint8)

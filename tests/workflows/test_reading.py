@@ -125,7 +125,7 @@ def test_reading_changes_nothing_of_a_run_and_works_where_nothing_can_be_written
     assert done.returncode == 0, done.stderr
     assert contents(copy) == before
     page = (tmp_path / "pages/index.html").read_text()
-    assert "../copy/influence" in (tmp_path / "pages/failures" / os.listdir(tmp_path / "pages/failures")[0]).read_text()
+    assert "../copy/influence" in next((tmp_path / "pages/failures").iterdir()).read_text()
     assert "assets/frames/" in page
     for path in copy.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -199,6 +199,11 @@ def test_pages_take_no_place_where_something_else_is(
     assert contents(tmp_path) == before
 
 
+def test_a_folder_that_cannot_be_written_to_asks_for_another(small_run: Path, aitia_command: Command) -> None:
+    done = aitia_command("report", small_run, "--out", "/proc/nothing/pages")
+    assert done.code == 2 and "cannot be written" in done.err and "--out FOLDER" in done.err
+
+
 @pytest.mark.parametrize("name", ["../../x", "te", "", "test/../test", "/etc"])
 def test_a_set_is_named_as_it_is(copy: Path, aitia_command: Command, name: str) -> None:
     for command in ("report", "evaluate", "attribute", "verify", "validate", "illustrate"):
@@ -234,7 +239,7 @@ def test_a_page_says_which_tables_were_changed_by_hand(copy: Path, aitia_command
     pq.write_table(table.set_column(table.column_names.index("length"), "length", lengths), path)
     index = FrameIndex.read(copy / "frames/test")
     assert index is not None
-    name, failure = next(iter(index.failures.items()))
+    failure = next(iter(index.failures.values()))
     (copy / "frames/test" / failure.steps[0].file).write_bytes(b"another picture")
     assert aitia_command("report", copy).code == 0 and aitia_command("compare", copy, copy).code == 0
     reports = copy / "reports/test"
@@ -311,6 +316,8 @@ def test_illustrate_draws_further_failures_and_as_few_as_asked(copy: Path, sched
     commands.illustrate(copy, 1, scheduler=scheduler)
     one = FrameIndex.read(frames)
     assert one is not None and len(one.failures) == 1
-    assert one.files == {path.name for path in frames.iterdir()} - {"index.json"}, "files that are not shown are removed"
+    assert one.files == {path.name for path in frames.iterdir()} - {"index.json"}, (
+        "files that no page shows are removed"
+    )
     commands.evaluate(copy, scheduler=scheduler)
     assert FrameIndex.read(frames) == one, "how many were asked for is remembered"

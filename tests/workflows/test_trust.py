@@ -51,7 +51,9 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def written(run: Path, **changes: Any) -> tuple[RunFolder, Manifest]:
     """Return a run folder and the manifest that it has."""
     task = {"name": "t", "env": "their_env:make", "target": "auto"}
-    manifest = Manifest(**{"task": task, "hashes": {}, "seeds": [0], "task_folder": str(run.parent / "code"), **changes})
+    manifest = Manifest(
+        **{"task": task, "hashes": {}, "seeds": [0], "task_folder": str(run.parent / "code"), **changes}
+    )
     folder = RunFolder(run)
     manifest.write(folder)
     return folder, Manifest.read(folder)
