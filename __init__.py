@@ -2,8 +2,8 @@
 
 Every command of the command line is a function here with the same name and arguments: `aitia.train`,
 `aitia.evaluate`, `aitia.attribute`, `aitia.verify`, `aitia.report`, `aitia.run`, `aitia.demo`, `aitia.validate`,
-`aitia.suite`, `aitia.compare`, `aitia.illustrate`. They are loaded when first used, so that `import aitia` costs
-nothing.
+`aitia.suite`, `aitia.compare`, `aitia.illustrate`, `aitia.check`. They are loaded when first used, so that
+`import aitia` costs nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 _COMMANDS = (
-    "attribute", "compare", "demo", "evaluate", "illustrate", "report", "run", "suite", "train", "validate", "verify",
+    "attribute", "check", "compare", "demo", "evaluate", "illustrate", "report", "run", "suite", "train", "validate",
+    "verify",
 )  # fmt: skip
 __all__ = ["__version__", *_COMMANDS]
 

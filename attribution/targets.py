@@ -82,6 +82,15 @@ class TargetSteps:
         """F."""
         return len(self.ids)
 
+    def of(self, chosen: NDArray[np.int64]) -> TargetSteps:
+        """Return the steps of some failures, in ascending order."""
+        steps = np.isin(self.failure, chosen)
+        return TargetSteps(
+            tuple(self.ids[i] for i in chosen), tuple(self.kinds[i] for i in chosen),
+            np.searchsorted(chosen, self.failure[steps]), self.observations[steps], self.actions[steps],
+            self.labels[steps], self.decisive[steps], self.user, self.given.whole_episodes(steps),
+        )  # fmt: skip
+
     def values(self, outputs: Outputs) -> Tensor:
         """Return f of each failure, [F], from what the policy says of all steps."""
         if self.user is not None:

@@ -21,7 +21,7 @@ def is_checked(name: str) -> bool:
     parts = name.split("/")
     if parts[0] == "frames":
         return parts[-1] == "index.json"  # pictures are named by theirs
-    return parts[0] in _KEPT or parts[:2] == [".parts", "reward_sums"]
+    return parts[0] in _KEPT or parts[:2] in ([".parts", "reward_sums"], [".parts", "learning"])
 
 
 def noting(folder: RunFolder, note: Callable[[str, str], None]) -> Callable[[Path, Path], None]:

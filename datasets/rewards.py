@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .errors import RunFolderError
-from .schema import NO_CONTEXT, metadata_of, with_metadata
+from .schema import GROUP_NAMES, NO_CONTEXT, metadata_of, with_metadata
 from .store import RunFolder, read_table, read_table_schema, write_table
 
 WRONG_REWARD = 1e-9  # a training reward is wrong if it differs from the intended one by more than this
@@ -178,6 +178,7 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
         "reward_high": repr(max(extremes)),
         "intended_known": str(intended_known).lower(),
         "whole": str(whole).lower(),
+        "group_names": GROUP_NAMES,
     }
     return with_metadata(pa.table(columns), metadata)
 

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from .errors import RunFolderError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: run.json knows the code that a run was made with
 RANDOM_POLICY_SEED = -1
 COMPONENT_PREFIX = "component_"
 NO_CONTEXT = "all"
+GROUP_NAMES = "2"  # how states and actions are named as groups; 0.1 did not say, and named them otherwise
 
 REPLAY_DRAWS = pa.schema(
     [
@@ -64,7 +65,7 @@ GROUP_EFFECTS = pa.schema(
         ("lambda", pa.float64()),
         ("effect", pa.float64()),  # sum of (intended - paid) * tau; null without an intended reward
         ("effect_raw", pa.float64()),
-        ("effect_value", pa.float64()),  # through the value loss
+        ("effect_value", pa.float64()),  # through the value loss; null of an estimator that does not compute it
         ("transitions", pa.int64()),
         ("reward_events", pa.int64()),
         ("estimator", pa.string()),
@@ -119,7 +120,8 @@ TOP_TRANSITIONS = pa.schema(
         ("s", pa.float64()),
         ("reward", pa.float64()),
         ("intended_reward", pa.float64()),
-        ("context", pa.string()),
+        ("group", pa.string()),
+        ("context", pa.string()),  # of the environment; null: it tells none
         ("action", pa.string()),  # in words, or numbers
         ("estimator", pa.string()),
     ]
@@ -142,6 +144,25 @@ MASKS = pa.schema(
     ]
 )
 
+LEARNING = pa.schema(
+    [
+        ("seed", pa.int32()),
+        ("window", pa.int32()),
+        ("outcome", pa.string()),
+        ("episodes", pa.int64()),  # of the training, that ended so in this window
+        ("reward", pa.float64()),  # sum of their returns as paid
+    ]
+)
+
+BANK_LEARNING = pa.schema(
+    [
+        ("member", pa.string()),
+        ("window", pa.int32()),
+        ("outcome", pa.string()),
+        ("episodes", pa.int64()),  # of its training, that ended so in this window
+    ]
+)
+
 BANK_OUTCOMES = pa.schema(
     [
         ("member", pa.string()),
@@ -151,6 +172,14 @@ BANK_OUTCOMES = pa.schema(
         ("outcome", pa.string()),
     ]
 )
+
+
+def current_top_transitions(table: pa.Table) -> pa.Table:
+    """Return top transitions as they are written now; version 0.1 kept the group, of whatever kind, in `context`."""
+    if "context" in table.column_names and "group" not in table.column_names:
+        position = table.column_names.index("context")
+        table = table.add_column(position, "group", table["context"])
+    return table
 
 
 def metadata_of(schema: pa.Schema) -> dict[str, str]:

@@ -15,6 +15,7 @@ from ..datasets.outcomes import Outcomes, PlayCounts
 from ..datasets.remote import exist, relative_link
 from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
 from ..datasets.store import write_json, write_table
+from ..datasets.words import counted
 from ..training.edits_file import Edits
 from .evidence import ensemble_rates
 from .pages import write_page
@@ -238,7 +239,8 @@ def _in_words(found: Mapping[str, Any]) -> list[str]:
         told.append(f"{text} {_moved(rate)}.")
     counts = found["failures"]["counts"]
     told.append(
-        f"Of {counts['a']} failures of A, {counts['no_longer']} are none in B ({counts['no_longer_desired']} of them "
+        f"Of {counted(counts['a'], 'failure')} of A, {counts['no_longer']} are none in B "
+        f"({counts['no_longer_desired']} of them "
         f"end as desired) and {counts['still']} still are; {counts['new']} are new in B."
     )
     return told
@@ -252,7 +254,7 @@ def _moved(rate: Mapping[str, Any]) -> str:
     if change.low is None or change.high is None:
         return f"was {ends}; one paired seed gives no interval of the difference"
     way = rate["change"] or ("did not change" if change.low == change.high == 0 else "did not clearly change")
-    return f"{way}: {ends}, {in_points(change)} over {rate['seeds']} paired seeds"
+    return f"{way}: {ends}, {in_points(change)} over {counted(rate['seeds'], 'paired seed')}"
 
 
 def in_points(change: Interval) -> str:

@@ -33,18 +33,20 @@ def write_chart(folder: Path, chart: Chart) -> None:
     write_text(folder / f"{chart.name}.js", script)  # pages from disk cannot read JSON files, scripts they can
     spec = _in_light_colours(chart.spec)
     config = {**spec["config"], "font": "sans-serif"}  # system-ui cannot be measured outside a browser
-    still = vl_convert.vegalite_to_svg({**spec, "config": config, "width": _STILL_WIDTH, "padding": _STILL_PADDING})
+    size = {} if "facet" in spec else {"width": _STILL_WIDTH}  # panels have a width of their own
+    still = vl_convert.vegalite_to_svg({**spec, "config": config, **size, "padding": _STILL_PADDING})
     write_text(folder / f"{chart.name}.svg", still)
 
 
 def write_library(folder: Path) -> None:
-    """Write Vega, Vega-Lite and Vega-Embed as one file, which all pages of a set share."""
+    """Write Vega, Vega-Lite and Vega-Embed as one file, which all pages of a set share, with their licences."""
     write_text(folder / LIBRARY, _library())
 
 
 @lru_cache(maxsize=1)
 def _library() -> str:
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    licences = files(__package__).joinpath("templates/vega-licences.txt").read_text(encoding="utf-8")
+    return f"/*!\n{licences}*/\n" + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def style_sheet() -> str:

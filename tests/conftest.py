@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from command_line import Finished
+from shared_cluster import shared_cluster
 from small_task import SMALL_TASK
 
 from aitia.datasets.rewards import reward_summary, wrong_groups
@@ -17,7 +18,6 @@ from aitia.datasets.store import RunFolder
 from aitia.training.edits_file import Edits, write_edits
 from aitia.workflows import commands
 from aitia.workflows.cli import main
-from aitia.workflows.schedulers import start_cluster
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,7 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
     """Address of a Dask cluster of two processes."""
-    with start_cluster(2) as cluster:
+    with shared_cluster() as cluster:
         yield str(cluster.scheduler_address)
 
 

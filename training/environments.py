@@ -180,7 +180,7 @@ def probe(spec: EnvSpec, masked: bool = False) -> EnvProfile:
         action_space = require_action_space(env.action_space, where)
         form = ObservationForm(env.observation_space)
         reader = InfoReader(choices(action_space), where)
-        draw = _random_actions(env, masked, where)
+        draw = random_actions(env, masked, where)
         env.reset(seed=0)
         episodes = 0
         for _ in range(_PROBE_STEPS):
@@ -204,7 +204,7 @@ def probe(spec: EnvSpec, masked: bool = False) -> EnvProfile:
         env.close()
 
 
-def _random_actions(env: Env, masked: bool, where: str) -> Callable[[], Any]:
+def random_actions(env: Env, masked: bool, where: str) -> Callable[[], Any]:
     """Return what draws random actions, the same ones every time."""
     if not masked:
         env.action_space.seed(0)
@@ -217,7 +217,7 @@ def _repeats(env: Env, form: ObservationForm, masked: bool) -> bool:
     """Return whether the same seed and actions give the same observations and rewards."""
     heard: list[list[Any]] = [[], []]
     for told in heard:
-        draw = _random_actions(env, masked, "the environment")
+        draw = random_actions(env, masked, "the environment")
         observation, _ = env.reset(seed=1)
         told.append(flat_numbers(form.batch([observation])))
         for _ in range(_REPEATED_STEPS):

@@ -13,12 +13,13 @@ from ..datasets.errors import InputError
 from ..datasets.remote import as_path, local_path, remove_folder
 from ..datasets.store import RunFolder
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
+from .check import check_task
 from .compare import compare_stage
 from .pictures import Illustrated, draw_failures, draw_training
 from .report import report_stage
-from .runs import begin_run, open_for_computing, open_run
+from .runs import beginning, computing, open_run
 from .suite import suite_stage
-from .task import TEST_SET
+from .task import TEST_SET, load_task
 from .train import evaluate_stage, train_stage
 from .validate import DEFAULT_MASKS, validate_stage
 from .verify import verify_stage
@@ -37,6 +38,7 @@ def train(
     edits: str | Path | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
 ) -> None:
     """Train the ensemble of a task, recording every transition and every window's parameters.
 
@@ -47,14 +49,36 @@ def train(
         edits: an edits file (docs/task-file.md): rewards to correct while training; None: rewards as paid.
         workers: processes of a local Dask cluster; None: one a core.
         scheduler: address of an existing Dask cluster, instead of a local one.
+        accept_changes: continue a run although code or versions changed since it was begun; `run.json` keeps what did.
 
     Raises:
         InputError: bad input; nothing is left half-written.
     """
-    with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
-        run = begin_run(task, out, edits)
-        with run.timed("train"):
-            train_stage(run, pool)
+    with (
+        _new_run_removed_on_bad_input(out),
+        beginning(task, out, "aitia train", edits, accept_changes) as run,
+        Workers(workers, scheduler) as pool,
+        run.timed("train"),
+    ):
+        train_stage(run, pool)
+
+
+def check(task: str | Path, edits: str | Path | None = None, workers: int | None = None) -> dict[str, Any]:
+    """Say in seconds what a task will do, what its environment does not tell, and how long it takes.
+
+    Args:
+        task: the task file.
+        edits: an edits file, as of `train`.
+        workers: processes that would work; None: one a core.
+
+    Returns:
+        Observations, keys told, outcomes seen, seeds, steps, groups, trainings, an estimate of minutes and bytes with
+        what it was measured from, and `warnings`.
+
+    Raises:
+        InputError: bad input.
+    """
+    return check_task(load_task(task, edits), workers)
 
 
 def evaluate(
@@ -62,6 +86,7 @@ def evaluate(
     set: str = TEST_SET,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
     trust: bool = False,
 ) -> None:
     """Play the episodes of an evaluation set with every agent of a run, and with a random policy; draw some failures.
@@ -69,11 +94,14 @@ def evaluate(
     Args:
         run: a trained run folder.
         set: name of the evaluation set.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
         trust: run the code that the run's task names, although the run was made elsewhere; remembered.
     """
-    opened = open_for_computing(run, trust)
-    with Workers(workers, scheduler) as pool, opened.timed("evaluate"):
+    with (
+        computing(run, "aitia evaluate", accept_changes, trust) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("evaluate"),
+    ):
         evaluate_stage(opened, set, pool)
         draw_failures(opened, set, None, pool)
 
@@ -85,6 +113,7 @@ def attribute(
     estimator: str = DEFAULT_ESTIMATOR,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
     trust: bool = False,
 ) -> None:
     """Attribute failures of an evaluation set to training rewards.
@@ -95,11 +124,14 @@ def attribute(
         failure: ids of failures; none given: all.
         estimator: a name (`aitia.attribution.registry`); `auto`: exact TRAK, or TRAK projected where the policy
             or the window leaves no choice. Verdicts use what `auto` chooses.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """
-    opened = open_for_computing(run, trust)
-    with Workers(workers, scheduler) as pool, opened.timed("attribute"):
+    with (
+        computing(run, "aitia attribute", accept_changes, trust) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("attribute"),
+    ):
         attribute_stage(opened, set, failure, estimator, pool)
         draw_training(opened, set, pool)
 
@@ -109,6 +141,7 @@ def verify(
     set: str = TEST_SET,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
     trust: bool = False,
 ) -> None:
     """Train again with corrected rewards: the counterfactual bank of an evaluation set.
@@ -116,11 +149,14 @@ def verify(
     Args:
         run: an attributed run folder.
         set: name of the evaluation set.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """
-    opened = open_for_computing(run, trust)
-    with Workers(workers, scheduler) as pool, opened.timed("verify"):
+    with (
+        computing(run, "aitia verify", accept_changes, trust) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("verify"),
+    ):
         verify_stage(opened, set, pool)
 
 
@@ -130,6 +166,7 @@ def illustrate(
     set: str = TEST_SET,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
     trust: bool = False,
 ) -> None:
     """Draw failures of an evaluation set and the training states that their pages show; `report` embeds them.
@@ -138,11 +175,14 @@ def illustrate(
         run: an evaluated run folder; without `attribute` only the failing episodes are drawn.
         number: how many failures have pictures, spread evenly over all; those that are drawn already stay.
         set: name of the evaluation set.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """
-    opened = open_for_computing(run, trust)
-    with Workers(workers, scheduler) as pool, opened.timed("illustrate"):
+    with (
+        computing(run, "aitia illustrate", accept_changes, trust) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("illustrate"),
+    ):
         draw_failures(opened, set, number, pool)
         draw_training(opened, set, pool)
 
@@ -185,6 +225,7 @@ def validate(
     masks: int = DEFAULT_MASKS,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Ask whether predictions foretell retraining: LDS with its noise ceiling, interactive and replayed.
@@ -193,14 +234,17 @@ def validate(
         run: an attributed run folder; every estimator that attributed all failures is scored.
         set: name of the evaluation set.
         masks: random correction sets; each is trained again and replayed with every paired seed.
-        workers, scheduler: see `train`.
+        workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
 
     Returns:
         The contents of `validation/SET/validation.json`.
     """
-    opened = open_for_computing(run, trust)
-    with Workers(workers, scheduler) as pool, opened.timed("validate"):
+    with (
+        computing(run, "aitia validate", accept_changes, trust) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("validate"),
+    ):
         return validate_stage(opened, set, masks, pool)
 
 
@@ -225,19 +269,20 @@ def run(
     edits: str | Path | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run all stages of a task, on every evaluation set it has.
 
     Args:
         task: the task file.
         out: the run folder.
-        edits, workers, scheduler: see `train`.
+        edits, workers, scheduler, accept_changes: see `train`.
 
     Returns:
         The summary of each evaluation set.
     """
     with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
-        return _run(task, out, pool, edits=edits)
+        return _run(task, out, pool, edits=edits, accept_changes=accept_changes)
 
 
 def demo(
@@ -285,21 +330,22 @@ def _run(
     pool: Workers,
     illustrated: Illustrated | None = None,
     edits: str | Path | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    opened = begin_run(task, out, edits)
-    with opened.timed("train"):
-        train_stage(opened, pool)
-    summaries = {}
-    for name in (TEST_SET, *opened.task.sets):
-        with opened.timed("evaluate"):
-            evaluate_stage(opened, name, pool)
-            draw_failures(opened, name, illustrated, pool)
-        with opened.timed("attribute"):
-            attribute_stage(opened, name, (), DEFAULT_ESTIMATOR, pool)
-            draw_training(opened, name, pool)
-        with opened.timed("verify"):
-            verify_stage(opened, name, pool)
-        summaries[name] = report_stage(opened, name)
+    with beginning(task, out, "aitia run", edits, accept_changes) as opened:
+        with opened.timed("train"):
+            train_stage(opened, pool)
+        summaries = {}
+        for name in (TEST_SET, *opened.task.sets):
+            with opened.timed("evaluate"):
+                evaluate_stage(opened, name, pool)
+                draw_failures(opened, name, illustrated, pool)
+            with opened.timed("attribute"):
+                attribute_stage(opened, name, (), DEFAULT_ESTIMATOR, pool)
+                draw_training(opened, name, pool)
+            with opened.timed("verify"):
+                verify_stage(opened, name, pool)
+            summaries[name] = report_stage(opened, name)
     return summaries
 
 

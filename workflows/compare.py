@@ -14,6 +14,7 @@ from ..datasets.manifest import installed_versions, source_git_sha
 from ..datasets.rebuilt import foreign, rebuilt
 from ..datasets.remote import as_path
 from ..datasets.store import RunFolder, read_json, read_table
+from ..datasets.words import counted
 from ..reports.compare import ComparedRun, compare_runs, write_comparison
 from ..training.evaluation import EvaluationSpec
 from .runs import Run, open_run
@@ -121,6 +122,7 @@ def _require_all_pairs(spec: EvaluationSpec, seeds: int, pairs: pa.Table) -> Non
     expected = seeds * spec.episodes * spec.repeats
     if pairs.num_rows != expected:
         raise RunFolderError(
-            f"{pairs.num_rows} plays could be paired, expected {expected} ({seeds} seeds, {spec.episodes} episodes, "
-            f"{spec.repeats} repeats): an evaluation is not of its run's task. Run `aitia evaluate` for both again"
+            f"{counted(pairs.num_rows, 'play')} could be paired, expected {expected} ({counted(seeds, 'seed')}, "
+            f"{counted(spec.episodes, 'episode')}, {counted(spec.repeats, 'repeat')}): an evaluation is not of "
+            "its run's task. Run `aitia evaluate` for both again"
         )

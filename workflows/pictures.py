@@ -29,7 +29,7 @@ from ..datasets.frames import (
     TrainingStep,
 )
 from ..datasets.outcomes import failure_ids
-from ..datasets.schema import metadata_of
+from ..datasets.schema import current_top_transitions, metadata_of
 from ..datasets.store import RunFolder, read_table
 from ..training.agents import env_seed
 from ..training.environments import describe
@@ -116,7 +116,7 @@ def draw_training(run: Run, set_name: str, workers: Workers) -> None:
     index = FrameIndex.read(folder)
     if index is None or not path.exists():
         return
-    top = read_table(path).filter(pc.field("estimator") == estimator_of(run.task).name)
+    top = current_top_transitions(read_table(path)).filter(pc.field("estimator") == estimator_of(run.task).name)
     shown = [shown_rewards(top.filter(pc.field("failure") == failure)) for failure in index.failures]
     wanted = {moment_of(row) for found in shown for rows in found for row in rows}
     whole = {moment_of(row) for found in shown for row in episode_rows(found)}

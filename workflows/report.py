@@ -18,6 +18,7 @@ from ..attribution.targets import target_kinds
 from ..datasets.checksums import Checked, check
 from ..datasets.errors import InputError
 from ..datasets.frames import FrameIndex
+from ..datasets.learning import bank_outcomes, learning_path, training_outcomes
 from ..datasets.manifest import installed_versions
 from ..datasets.outcomes import failure_ids
 from ..datasets.rebuilt import foreign, rebuilt
@@ -25,7 +26,7 @@ from ..datasets.remote import as_path, relative_link, remote
 from ..datasets.rewards import intended_known, reward_sums_path
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
-from ..reports.advice import explain
+from ..reports.advice import Costs, explain
 from ..reports.corrections import write_corrections
 from ..reports.evidence import Bank
 from ..reports.findings import (
@@ -37,6 +38,7 @@ from ..reports.findings import (
     own_rates,
     summarise,
 )
+from ..reports.learning import find_learning
 from ..reports.pages import (
     ClusterContext,
     FailureView,
@@ -45,6 +47,8 @@ from ..reports.pages import (
     write_failure_page,
     write_index_page,
 )
+from ..reports.place import Place
+from ..reports.preference import find_preference
 from ..reports.statistics import percent
 from ..reports.timeline import Timeline
 from .adopt import recording_notes
@@ -52,6 +56,7 @@ from .attribute import attributed_tables, window_effects
 from .bank import read_bank
 from .cluster_report import ClusterReport, SetTables, report_cluster
 from .clusters import find_clusters, whole_set
+from .episodes import failing_steps, table_of
 from .recorded import NOT_RECORDED, EnvironmentRecord, environment_record, recorded_estimator, recorded_rewards
 from .runs import NOT_REPEATABLE, Run
 from .shown import Drawn, ShownRewards, shown_rewards
@@ -132,6 +137,7 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
     rewards = recorded_rewards(folder, task)
     bank = read_bank(folder, set_name, task.seeds)
+    trainings = {seed: training_outcomes(folder, seed) for seed in task.seeds}
     names = failure_ids(task.outcomes.failures(episodes))
     estimator, reason = recorded_estimator(folder, run.manifest, set_name)
     attributed = attributed_tables(folder, set_name, names, estimator)
@@ -140,6 +146,7 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
         attributed["groups"],
         read_table(folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator),
         Timeline(window_effects(folder, set_name, estimator)), estimator, _noise_ceiling(folder, set_name),
+        find_learning(trainings, bank, bank_outcomes(folder, set_name), task.outcomes), _costs(run, bank),
     )  # fmt: skip
     whole = report_cluster(tables, whole_set(names))
     split = [] if whole.findings.decision.of_set else find_clusters(task, attributed["groups"], names)
@@ -152,13 +159,19 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     entries = [_entry(failures, name, cluster_of[name], found[cluster_of[name]].findings) for name in names]
     views = {name: _failure_view(failures, name, drawn) for name in names}
     changed = _changed(run, set_name, drawn)
-    page = _page_context(run, set_name, whole, clusters, tables, reason, changed, relative_link(folder.root, final))
+    page = _page_context(run, set_name, whole, clusters, tables, reason, changed, final)
     for entry in entries:
         write_failure_page(out, page, entry, views[entry["failure"]])
-    thumbnails = {name: view.frames[0].asset for name, view in views.items() if view.frames and view.frames[0].asset}
+    thumbnails = {name: view.pictures[0].asset for name, view in views.items() if view.pictures}
     seconds = {**run.manifest.seconds, "report": round((datetime.now(UTC) - began).total_seconds(), 2)}
     findings = {number: report.findings for number, report in enumerate(found)}
-    summary = summarise(whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds)
+    preference = None
+    if whole.findings.evidence.largest_error is None:
+        preference = find_preference(trainings, episodes, task.outcomes)
+    summary = summarise(
+        whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds, tables.learning,
+        preference,
+    )  # fmt: skip
     summary["changed_by_hand"] = changed.changed
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
@@ -174,8 +187,9 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     decided_by = deciding(whole.findings, findings, summary["verdict"])
     told_by = next((report for report in found if report.findings is decided_by), whole)
     write_index_page(
-        out, page, summary, entries, thumbnails, explain(told_by.findings, told_by.around, summary["verdict"])
-    )
+        out, page, summary, entries, thumbnails, explain(told_by.findings, told_by.around, summary["verdict"]),
+        tables.learning, preference,
+    )  # fmt: skip
     write_json(out / "summary.json", summary)
     return summary
 
@@ -185,9 +199,10 @@ def _changed(run: Run, set_name: str, drawn: Drawn) -> Checked:
     folder, task = run.folder, run.task
     paths = [folder.evaluation_path(set_name, name) for name in ("episodes", "steps", "references")]
     paths += [folder.influence_path(set_name, name) for name in ("groups", "transitions", "windows", "null")]
-    paths += [folder.bank_path(set_name, name) for name in ("masks", "outcomes")]
+    paths += [folder.bank_path(set_name, name) for name in ("masks", "outcomes", "learning")]
     paths += [folder.validation_path(set_name), folder.frames_folder(set_name) / "index.json"]
     paths += [reward_sums_path(folder, seed, task.group_by) for seed in task.seeds]
+    paths += [learning_path(folder, seed) for seed in task.seeds]
     found = check(folder, run.manifest.checksums, paths)
     changed = [*found.changed, *(f"frames/{set_name}/{name}" for name in drawn.damaged)]
     if changed:
@@ -203,7 +218,7 @@ def _page_context(
     tables: SetTables,
     reason: str,
     checked: Checked,
-    run_link: str,
+    final: Path,
 ) -> PageContext:
     provenance = {
         **installed_versions(),
@@ -219,9 +234,18 @@ def _page_context(
     ]  # fmt: skip
     return PageContext(
         run.task.resolved(), set_name, _unit(run.task), whole.findings, clusters, told, provenance,
-        edits_in_words(run, rewards.__getitem__), None if whole.correction is None else whole.edits_file, run_link,
-        checked.changed,
+        edits_in_words(run, rewards.__getitem__), None if whole.correction is None else whole.edits_file,
+        relative_link(run.folder.root, final),
+        checked.changed, place_of(run, set_name, final),
     )  # fmt: skip
+
+
+def place_of(run: Run, set_name: str, reports: Path) -> Place:
+    """Return where a run, its task file and its pages are, for commands that can be pasted."""
+    manifest, folder = run.manifest, run.folder
+    known = manifest.task_folder is not None and manifest.task_file is not None
+    task = str(Path(manifest.task_folder or "") / (manifest.task_file or "")) if known else None
+    return Place(str(folder.root), str(reports), set_name, task)
 
 
 def _unchecked(checked: Checked) -> list[str]:
@@ -234,7 +258,7 @@ def _unchecked(checked: Checked) -> list[str]:
 def _told(record: EnvironmentRecord | None, rewards: Sequence[pa.Table]) -> list[str]:
     """Say in words what the environment does not tell, and what follows."""
     follows = {
-        "context": "The environment tells no context: all transitions form one group.",
+        "context": f"The environment tells no context{_as_one_group(rewards)}.",
         "action_labels": "The environment tells no action labels: targets are the log-odds of the actions taken.",
         "untampered_reward": "The environment tells no untampered reward: tampering could not be checked.",
     }
@@ -269,6 +293,12 @@ def _undeclared(task: Task, episodes: pa.Table) -> list[str]:
     return told
 
 
+def _as_one_group(rewards: Sequence[pa.Table]) -> str:
+    """Say what follows from a missing context where it does: other groupings make several groups without one."""
+    groups = {group for table in rewards for group in table["group"].to_pylist()}
+    return ": all transitions form one group" if len(groups) == 1 else ""
+
+
 def _unit(task: Task) -> str:
     """Return what the groups are called."""
     return f"groups ({_PLURAL[task.group_by]})"
@@ -278,6 +308,15 @@ def _trainings(task: Task, bank: Bank | None) -> int:
     """Return the number of agents trained: the ensemble and the bank's members beside it."""
     members = bank.masks.filter(pc.field("order") != "none").num_rows if bank is not None else 0
     return len(task.seeds) + members
+
+
+def _costs(run: Run, bank: Bank | None) -> Costs:
+    """Return what the trainings of a run cost so far."""
+    retrained = [] if bank is None else bank.masks.filter(pc.field("order") != "none")["seed"].to_pylist()
+    seconds = run.manifest.seconds
+    return Costs(
+        len(run.task.seeds), len(retrained), len(set(retrained)), seconds.get("train", 0.0), seconds.get("verify", 0.0)
+    )
 
 
 def _noise_ceiling(folder: RunFolder, set_name: str) -> float | None:
@@ -297,6 +336,7 @@ class _FailureTables:
         top: by failure, its most influential transitions.
         kinds: by failure, what the attribution's target was.
         timeline: influence over training time.
+        steps: by failure, the steps of its episode.
     """
 
     episodes: dict[str, dict[str, Any]]
@@ -306,6 +346,7 @@ class _FailureTables:
     top: dict[str, pa.Table]
     kinds: dict[str, str]
     timeline: Timeline
+    steps: dict[str, pa.Table]
 
 
 def _failure_tables(folder: RunFolder, tables: SetTables, top: pa.Table) -> _FailureTables:
@@ -324,6 +365,7 @@ def _failure_tables(folder: RunFolder, tables: SetTables, top: pa.Table) -> _Fai
         {name: top.take(pa.array(mine)) for name, mine in rows.items()},
         target_kinds(steps, failed, task.target),
         tables.timeline,
+        failing_steps(folder, tables.set_name, failure_ids(failed)),
     )
 
 
@@ -345,4 +387,5 @@ def _failure_view(tables: _FailureTables, name: str, drawn: Drawn) -> FailureVie
     }.get(kind, kind)
     shown = shown_rewards(tables.top[name]) if name in tables.top else ShownRewards([], [])
     corrections, influential, episodes = drawn.training(name, shown)
-    return FailureView(frames, reason, target, corrections, influential, episodes, tables.timeline.of([name]))
+    steps = table_of(tables.steps, name, drawn.action_name, frames)
+    return FailureView(frames, reason, target, corrections, influential, episodes, tables.timeline.of([name]), steps)

@@ -40,7 +40,7 @@ def shown_rewards(top: pa.Table) -> ShownRewards:
 def _distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     seen: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        seen.setdefault((row["context"], row["action"]), row)
+        seen.setdefault((row["group"], row["action"]), row)
     return list(seen.values())[:_SHOWN_REWARDS]
 
 
@@ -96,7 +96,7 @@ class Drawn:
             return [], "This failure was not chosen for pictures; aitia illustrate RUN all draws every one."
         views = [(self._asset(step.file), self._text(step.file), step) for step in found.steps]
         frames = [
-            FrameView(asset or "", step.caption, step.decisive, text)
+            FrameView(asset or "", step.caption, step.decisive, text, step.step)
             for asset, text, step in views
             if asset is not None or text is not None
         ]
@@ -114,10 +114,13 @@ class Drawn:
         ]
         return TrainingViews(corrections, influential, episodes)
 
+    def action_name(self, text: str) -> str:
+        """Return the name of an action given as text; the text itself where no name is known."""
+        return text if self._record is None else self._record.action_name(text)
+
     def _reward(self, row: Mapping[str, Any], drawn: bool) -> RewardView:
-        name = row["action"] if self._record is None else self._record.action_name(row["action"])
         return RewardView(
-            row["context"], name, row["seed"], row["window"], row["env"], row["step"], row["reward"],
+            row["group"], self.action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"], row["reward"],
             row["intended_reward"], row["tau"], row["effect"],
             self._asset(self._states.get(moment_of(row))) if drawn else None,
         )  # fmt: skip
