@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -26,6 +27,8 @@ _LARGEST_SIDE = 512  # pixels; larger pictures are reduced
 _MOST_CHARACTERS = 10_000  # of a text
 _LARGEST_FILE = 4 << 20
 _DIGITS = 32
+_HIGHLIGHT = re.compile(r"\x1b\[[0-9;]*m([^\x1b\n]*)\x1b\[0?m")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 Frame = NDArray[np.uint8] | str
 FileName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.(png|txt)$")]
@@ -150,7 +153,7 @@ class FrameWriter:
     def write(self, frame: Frame) -> tuple[str, int]:
         """Write a picture, uint8 [height, width, 3], or a text; return the file's name and its bytes."""
         if isinstance(frame, str):
-            return self._write(frame[:_MOST_CHARACTERS].encode("utf-8", "replace"), ".txt")
+            return self._write(_plain(frame)[:_MOST_CHARACTERS].encode("utf-8", "replace"), ".txt")
         key = hashlib.sha256(frame.tobytes() + str(frame.shape).encode()).hexdigest()
         if key not in self._known:
             image, buffer = Image.fromarray(frame), io.BytesIO()
@@ -165,6 +168,11 @@ class FrameWriter:
         if not path.exists():
             write_bytes(path, data)
         return name, len(data)
+
+
+def _plain(text: str) -> str:
+    """Return a text without terminal escapes; what they highlight (where the agent is) stands in brackets."""
+    return _CONTROL.sub("", _HIGHLIGHT.sub(r"[\1]", text))
 
 
 def read_frame(folder: Path, name: str) -> bytes | None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+from .errors import RunFolderError
+
 SCHEMA_VERSION = 2  # 2: run.json knows the code that a run was made with
 RANDOM_POLICY_SEED = -1
 COMPONENT_PREFIX = "component_"
@@ -197,5 +199,11 @@ def seed_and_episode(failure: str) -> tuple[int, int]:
 
 
 def failure_id(seed: int, episode: int) -> str:
-    """Return the stable id of a failure, `SEED-EPISODE`."""
+    """Return the stable id of a failure, `SEED-EPISODE`, of which files are named.
+
+    Raises:
+        RunFolderError: they are no numbers: the table that they are from was not written by aitia.
+    """
+    if not (isinstance(seed, int) and isinstance(episode, int)):
+        raise RunFolderError(f"a table names the failure {seed!r}, {episode!r}, expected two whole numbers")
     return f"{seed}-{episode}"

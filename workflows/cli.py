@@ -43,10 +43,8 @@ def _no_more_taken(ctx: click.Context, param: click.Parameter, value: str | None
 
 def _unused(command: Command) -> Command:
     """Take, and ignore, the options of stages that compute: a script may give them to every stage."""
-    wrapped: Any = command
-    for name in ("--scheduler", "--workers"):
-        wrapped = click.option(name, hidden=True)(wrapped)
-    return cast(Command, wrapped)
+    wrapped: Any = click.option("--scheduler", hidden=True)(command)
+    return cast(Command, click.option("--workers", type=click.IntRange(min=1), hidden=True)(wrapped))
 
 
 def _computing(command: Command) -> Command:

@@ -62,8 +62,8 @@ def require_trusted(folder: RunFolder, manifest: Manifest, trust: bool) -> None:
     raise InputError(
         f"{folder.root} was not made by you on this machine (or its task, or the code it names, was changed since), "
         f"and this command runs the code that its run.json names: {named}, with modules from {manifest.task_folder}. "
-        "Look at them, and give --trust to run them (it is remembered), or your own task file: `aitia run TASK.yaml --out "
-        "RUN`. Reading it (`aitia report`, `aitia compare`) runs nothing of it"
+        "Look at them, and give --trust to run them (it is remembered), or your own task file: `aitia run TASK.yaml "
+        "--out RUN`. Reading it (`aitia report`, `aitia compare`) runs nothing of it"
     )
 
 
@@ -168,5 +168,5 @@ def _require_private(folder: Path) -> None:
         OSError: somebody could.
     """
     about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+    if os.name == "posix" and (about.st_uid != os.getuid() or about.st_mode & 0o022):
         raise PermissionError(f"{folder} belongs to another user, or others can write there")
