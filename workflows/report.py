@@ -320,7 +320,7 @@ def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _Fai
         attributed["transitions"],
         load_targets(folder, task, set_name, list(failures)),
         Timeline(window_effects(folder, task, set_name)),
-        failing_steps(folder, set_name, list(failures)),
+        failing_steps(read_table(folder.evaluation_path(set_name, "steps")), list(failures)),
     )
 
 
