@@ -149,7 +149,7 @@ def _counts(table: pa.Table, declared: Outcomes) -> _Counts:
     kind = dict.fromkeys(declared.desired, 0) | dict.fromkeys(declared.misbehaved, 1)
     windows, place = np.unique(table["window"].to_numpy().astype(np.int64), return_inverse=True)
     episodes = np.zeros((len(windows), len(KINDS)))
-    column = [kind.get(outcome, 2) for outcome in table["outcome"].to_pylist()]
+    column = np.array([kind.get(outcome, 2) for outcome in table["outcome"].to_pylist()], dtype=np.int64)
     np.add.at(episodes, (place, column), table["episodes"].to_numpy())
     return _Counts(windows, episodes)
 
