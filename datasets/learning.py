@@ -21,13 +21,13 @@ def training_outcomes(folder: RunFolder, seed: int) -> pa.Table:
     Raises:
         RunFolderError: a window is missing or damaged.
     """
-    path = _path(folder, seed)
+    path = learning_path(folder, seed)
     return read_table(path) if path.exists() else _read_off(folder, seed)
 
 
 def keep_training_outcomes(folder: RunFolder, seed: int) -> None:
     """Keep `training_outcomes`, so that they are computed once."""
-    if not (path := _path(folder, seed)).exists():
+    if not (path := learning_path(folder, seed)).exists():
         write_table(path, _read_off(folder, seed))
 
 
@@ -37,7 +37,8 @@ def bank_outcomes(folder: RunFolder, set_name: str) -> pa.Table:
     return read_table(path) if path.exists() else BANK_LEARNING.empty_table()
 
 
-def _path(folder: RunFolder, seed: int) -> Path:
+def learning_path(folder: RunFolder, seed: int) -> Path:
+    """Return where `training_outcomes` are kept."""
     return folder.parts_folder("learning", "training") / f"seed={seed}.parquet"
 
 

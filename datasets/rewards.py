@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .errors import RunFolderError
-from .schema import NO_CONTEXT, metadata_of, with_metadata
+from .schema import GROUP_NAMES, NO_CONTEXT, metadata_of, with_metadata
 from .store import RunFolder, read_table, read_table_schema, write_table
 
 WRONG_REWARD = 1e-9  # a training reward is wrong if it differs from the intended one by more than this
@@ -97,14 +97,28 @@ def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT
     Raises:
         RunFolderError: a window is missing or damaged.
     """
-    path = folder.parts_folder("reward_sums", grouping.name) / f"seed={seed}.parquet"
+    path = reward_sums_path(folder, seed, grouping.name)
     if not path.exists():
-        missing = folder.missing_files(seed)
-        if missing:
-            raise missing_file(missing[0])
-        windows = [folder.transitions_path(seed, w) for w in range(folder.window_count(seed))]
-        write_table(path, _summarise(windows, seed, grouping))
+        write_table(path, sum_rewards(folder, seed, grouping))
     return read_table(path)
+
+
+def reward_sums_path(folder: RunFolder, seed: int, grouping: str) -> Path:
+    """Return where `reward_summary` keeps what a seed's training paid; `grouping` is the task's `group_by`."""
+    return folder.parts_folder("reward_sums", grouping) / f"seed={seed}.parquet"
+
+
+def sum_rewards(folder: RunFolder, seed: int, grouping: Grouping) -> pa.Table:
+    """Return what `reward_summary` does, computed anew and not kept.
+
+    Raises:
+        RunFolderError: a window is missing or damaged.
+    """
+    missing = folder.missing_files(seed)
+    if missing:
+        raise missing_file(missing[0])
+    windows = [folder.transitions_path(seed, w) for w in range(folder.window_count(seed))]
+    return _summarise(windows, seed, grouping)
 
 
 def missing_file(path: Path) -> RunFolderError:
@@ -164,6 +178,7 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
         "reward_high": repr(max(extremes)),
         "intended_known": str(intended_known).lower(),
         "whole": str(whole).lower(),
+        "group_names": GROUP_NAMES,
     }
     return with_metadata(pa.table(columns), metadata)
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: run.json knows the code that a run was made with
 RANDOM_POLICY_SEED = -1
 COMPONENT_PREFIX = "component_"
 NO_CONTEXT = "all"
+GROUP_NAMES = "2"  # how states and actions are named as groups; 0.1 did not say, and named them otherwise
 
 REPLAY_DRAWS = pa.schema(
     [
@@ -62,7 +63,7 @@ GROUP_EFFECTS = pa.schema(
         ("lambda", pa.float64()),
         ("effect", pa.float64()),  # sum of (intended - paid) * tau; null without an intended reward
         ("effect_raw", pa.float64()),
-        ("effect_value", pa.float64()),  # through the value loss
+        ("effect_value", pa.float64()),  # through the value loss; null of an estimator that does not compute it
         ("transitions", pa.int64()),
         ("reward_events", pa.int64()),
         ("estimator", pa.string()),
@@ -117,7 +118,8 @@ TOP_TRANSITIONS = pa.schema(
         ("s", pa.float64()),
         ("reward", pa.float64()),
         ("intended_reward", pa.float64()),
-        ("context", pa.string()),
+        ("group", pa.string()),
+        ("context", pa.string()),  # of the environment; null: it tells none
         ("action", pa.string()),  # in words, or numbers
         ("estimator", pa.string()),
     ]
@@ -168,6 +170,14 @@ BANK_OUTCOMES = pa.schema(
         ("outcome", pa.string()),
     ]
 )
+
+
+def current_top_transitions(table: pa.Table) -> pa.Table:
+    """Return top transitions as they are written now; version 0.1 kept the group, of whatever kind, in `context`."""
+    if "context" in table.column_names and "group" not in table.column_names:
+        position = table.column_names.index("context")
+        table = table.add_column(position, "group", table["context"])
+    return table
 
 
 def metadata_of(schema: pa.Schema) -> dict[str, str]:

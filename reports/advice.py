@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..datasets.words import counted
 from .findings import SetFindings
 from .learning import AS_PAID, Learning, change_in_words
 from .statistics import Interval, percent, rate_interval, seeds_for_lower_end
@@ -311,7 +312,7 @@ def _correct(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
         return ("Correct the rewards of the most suspected groups first, and train again.",)
     left = "" if around.correction is None else f", which leaves {around.correction.as_percent()} misbehaving"
     which = "every wrong reward" if findings.decision.verdict is Verdict.MIXED else "the smallest verified set"
-    return (f"Correct the rewards of {around.corrected} groups ({which}{left}): edits.yaml lists them.",)
+    return (f"Correct the rewards of {counted(around.corrected, 'group')} ({which}{left}): edits.yaml lists them.",)
 
 
 def _vary(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
@@ -366,7 +367,8 @@ def _more_seeds(findings: SetFindings) -> str:
                 "that has it."
             )
         return (
-            f"Train more seeds: with this rate and spread {max(needed, limits.seeds)} seeds in all (now {seeds}) would "
+            f"Train more seeds: with this rate and spread {counted(max(needed, limits.seeds), 'seed')} in all "
+            f"(now {seeds}) would "
             "lift the lower end. Raise seeds in the task and run it again; what is finished is kept."
         )
     if not evidence.corrected:
@@ -375,7 +377,7 @@ def _more_seeds(findings: SetFindings) -> str:
     again = "Raise seeds and verify.seeds in the task and run it again; what is finished is kept."
     paired = len(evidence.paired()[0])
     if margin is None or paired < limits.seeds:
-        return f"Train at least {limits.seeds} paired seeds that play competently (now {paired}). {again}"
+        return f"Train at least {counted(limits.seeds, 'paired seed')} that play competently (now {paired}). {again}"
     many = "more than 1000" if margin.seeds is None else f"about {margin.seeds}"
     return (
         f"Train more seeds: {many} in all (now {paired}) would decide whether it removes {margin.label}, with a power "

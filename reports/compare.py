@@ -15,6 +15,7 @@ from ..datasets.outcomes import Outcomes, PlayCounts
 from ..datasets.remote import exist, relative_link
 from ..datasets.schema import RANDOM_POLICY_SEED, failure_id
 from ..datasets.store import write_json, write_table
+from ..datasets.words import counted
 from ..training.edits_file import Edits
 from .evidence import ensemble_rates
 from .pages import write_page
@@ -42,6 +43,7 @@ class ComparedRun:
         episodes: the episodes table of the evaluation set.
         summary: its `summary.json`; None before a report.
         reports: the folder of its report.
+        changed: tables of it whose contents are not those that aitia wrote.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ComparedRun:
     episodes: pa.Table
     summary: Mapping[str, Any] | None
     reports: Path
+    changed: Sequence[str] = ()
 
     @property
     def seeds(self) -> set[int]:
@@ -236,7 +239,8 @@ def _in_words(found: Mapping[str, Any]) -> list[str]:
         told.append(f"{text} {_moved(rate)}.")
     counts = found["failures"]["counts"]
     told.append(
-        f"Of {counts['a']} failures of A, {counts['no_longer']} are none in B ({counts['no_longer_desired']} of them "
+        f"Of {counted(counts['a'], 'failure')} of A, {counts['no_longer']} are none in B "
+        f"({counts['no_longer_desired']} of them "
         f"end as desired) and {counts['still']} still are; {counts['new']} are new in B."
     )
     return told
@@ -250,7 +254,7 @@ def _moved(rate: Mapping[str, Any]) -> str:
     if change.low is None or change.high is None:
         return f"was {ends}; one paired seed gives no interval of the difference"
     way = rate["change"] or ("did not change" if change.low == change.high == 0 else "did not clearly change")
-    return f"{way}: {ends}, {in_points(change)} over {rate['seeds']} paired seeds"
+    return f"{way}: {ends}, {in_points(change)} over {counted(rate['seeds'], 'paired seed')}"
 
 
 def in_points(change: Interval) -> str:
@@ -262,15 +266,17 @@ def in_points(change: Interval) -> str:
 
 
 def write_comparison(
-    folder: Path, runs: Sequence[ComparedRun], found: Mapping[str, Any], pairs: pa.Table, provenance: Mapping[str, str]
-) -> None:
+    folder: Path, runs: Sequence[ComparedRun], found: Mapping[str, Any], pairs: pa.Table,
+    provenance: Mapping[str, str], shown_in: Path | None = None,
+) -> None:  # fmt: skip
     """Write `compare.json`, `pairs.parquet` and `index.html`.
 
     Args:
-        folder: where to; links to the reports of both runs are relative to it.
+        folder: where to.
         runs: A and B.
         found, pairs: of `compare_runs`.
         provenance: versions, git SHA and time of the comparison.
+        shown_in: where the folder is going to be, from which links lead to the reports of both runs; None: it stays.
     """
     write_json(folder / "compare.json", found)
     write_table(folder / "pairs.parquet", pairs)
@@ -280,13 +286,15 @@ def write_comparison(
         mine |= {entry["failure"]: run.reports / "failures" / f"{entry['failure']}.html" for entry in entries}
     links = [
         {
-            name: relative_link(path, folder)
+            name: relative_link(path, shown_in or folder)
             for (name, path), there in zip(mine.items(), exist(list(mine.values())), strict=True)
             if there
         }
         for mine in pages
     ]
+    changed = [f"{run.name}/{name}" for run in runs for name in run.changed]
     write_page(
-        folder, "index.html", "compare.html", page={"provenance": provenance}, found=found, entries=entries,
-        links=links, env=runs[0].task["env"], points=lambda change: in_points(Interval(**change)),
+        folder, "index.html", "compare.html", page={"provenance": provenance, "changed": changed},
+        found=found, entries=entries, links=links, env=runs[0].task["env"],
+        points=lambda change: in_points(Interval(**change)),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pyarrow.compute as pc
 
+from ..datasets.words import counted
 from ..training.edits_file import Edits, GroupBy, write_edits
 from .evidence import Bank
 from .findings import SetFindings
@@ -103,7 +104,8 @@ def write_corrections(
     if earlier is not None:
         if values is None and earlier.correct and earlier.grouping == grouping and isinstance(earlier.groups, list):
             groups += earlier.groups
-            comments.append(f"The last {len(earlier.groups)} groups are those that this run was trained with already.")
+            last = counted(len(earlier.groups), "group")
+            comments.append(f"Of the end of the list, {last}: this run was trained with that already.")
         else:
             comments.append(f"To be made after those that this run was trained with, which stand elsewhere: {earlier}.")
     correct: Literal["intended"] | None = "intended" if values is None else None

@@ -179,7 +179,7 @@ class Ease:
         transitions, reward_events, episodes, groups: shares, read off the curve by linear interpolation
             between the two verified sets around half of the drop (episodes: None of arbitrary edits).
         by_component: whether groups are reward components.
-        kind: `concentrated` or `diffuse`.
+        kind: `concentrated` or `diffuse`; None: everything is one group, and not few of its reward events suffice.
         verified: the smallest verified correction that reaches half of the drop; None of arbitrary edits.
     """
 
@@ -187,7 +187,7 @@ class Ease:
     reward_events: float
     episodes: float | None
     groups: float
-    kind: str
+    kind: str | None
     verified: CurvePoint | None
     by_component: bool = False
 
@@ -233,7 +233,8 @@ def ease(
     whole = np.array(all_units(summaries))
     shares = np.divide(units, whole, out=np.zeros(len(whole)), where=whole > 0)
     transitions, events, episodes, groups = shares.tolist()
-    kind = "concentrated" if min(events, groups) <= thresholds.few else "diffuse"
+    diffuse = "diffuse" if whole[-1] > 1 else None  # of one group there are neither few nor many
+    kind = "concentrated" if min(events, groups) <= thresholds.few else diffuse
     return Ease(transitions, events, episodes, groups, kind, nested[index], group_by == "component")
 
 

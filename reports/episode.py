@@ -7,7 +7,7 @@ drew itself with (`render_mode="ansi"`) stands beside its step.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,20 +102,23 @@ class EpisodeTable:
 
 
 def episode_table(
-    steps: pa.Table, name_of: Callable[[str], str], drawn: Sequence[str] = (), most: int = MOST_LINES
+    steps: pa.Table,
+    name_of: Callable[[str], str],
+    drawn: Mapping[int, str] | None = None,
+    most: int = MOST_LINES,
 ) -> EpisodeTable:
     """Return the table of an episode.
 
     Args:
         steps: its rows of the steps table, T of them in their order, with the schema metadata.
         name_of: gives an action (`action_text`) its name.
-        drawn: text that the environment drew of each state and of the last, T + 1; empty: it draws none.
+        drawn: text that the environment drew, by the step that began in it (T: the last state); None: it draws none.
         most: lines that are shown.
 
     Raises:
         RunFolderError: a step has no value, or not as many probabilities as the others.
     """
-    actions = decode_actions(steps)
+    texts, actions = drawn or {}, decode_actions(steps)
     observations = decode_arrays(steps["observation"], array_format(steps.schema, "observation"))
     columns = {name: steps[name].to_pylist() for name in ("log_prob", "value", "reward", "probabilities")
                if name in steps.column_names}  # fmt: skip
@@ -131,7 +134,7 @@ def episode_table(
     for t in range(steps.num_rows):
         line = StepLine(
             t, t, name_of(action_text(actions[t])), tuple(said[t] or ()), columns["log_prob"][t], columns["value"][t],
-            rewards[t], in_short(observations, t), bool(decisive[t]), pieces(drawn[t]) if drawn else (),
+            rewards[t], in_short(observations, t), bool(decisive[t]), pieces(texts.get(t, "")),
         )  # fmt: skip
         look = (
             looks[t].tobytes(), line.action, line.drawn, line.decisive, line.reward, f"{line.value:.3g}",
@@ -146,7 +149,7 @@ def episode_table(
     left_out = steps.num_rows - sum(line.last - line.first + 1 for line in shown)
     names = tuple(name_of(str(i)) for i in range(len(lines[0].probabilities))) if lines else ()
     complete = all(value is not None for value in rewards)
-    return EpisodeTable(names, tuple(shown), left_out, complete, pieces(drawn[-1]) if drawn else ())
+    return EpisodeTable(names, tuple(shown), left_out, complete, pieces(texts.get(steps.num_rows, "")))
 
 
 def _labels(steps: pa.Table) -> np.ndarray[Any, np.dtype[np.int8]]:

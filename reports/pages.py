@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,10 +10,13 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
+from ..datasets.plain import ISOLATED, ISOLATED_END, isolated
 from ..datasets.store import write_text
+from ..datasets.words import counted
 from .advice import Explanation
 from .chart import Chart
 from .charts import correction_curve, factorial_shares, failure_counts, shares
@@ -30,20 +34,22 @@ from .words import DIFFERING, RULES
 
 SCRIPTS = ("failures.js", "figures.js", "strip.js")
 _SHOWN_PICTURES = 12
+_NO_TEXT = re.compile(r"(<(?:script|style|title)\b.*?</(?:script|style|title)>|<[^>]*>)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class FrameView:
-    """One picture of a failing episode: file name in `assets/frames`, caption, and whether it is decisive.
+    """One state of a failing episode: picture in `assets/frames`, caption, whether it is decisive.
 
     `text`: what the environment drew as text (`render_mode="ansi"`) instead of a picture; it stands in the table of
-    steps. None: a picture.
+    steps. None: a picture. `step`: of the episode; the state in which it ended has the number of its steps.
     """
 
     asset: str
     caption: str
     decisive: bool
     text: str | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,8 @@ class PageContext:
         provenance: versions, git SHA and the like.
         edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
         correction: file with the rewards to correct for the whole set; None where there is nothing to correct.
+        run: the run folder, relative to the folder of the reports.
+        changed: tables of the run whose contents are not those that aitia wrote.
         place: where the run is, for commands that can be pasted; None: not known.
     """
 
@@ -178,6 +186,8 @@ class PageContext:
     provenance: Mapping[str, str]
     edits: str | None = None
     correction: str | None = None
+    run: str = "../.."
+    changed: Sequence[str] = ()
     place: Place | None = None
 
     def curve_of(self, cluster: ClusterContext) -> Chart | None:
@@ -187,11 +197,11 @@ class PageContext:
 
     def influence_file(self, table: str) -> str:
         """Return a table of the influence, relative to the folder of the reports."""
-        return f"../../influence/{self.set_name}/{table}.parquet"
+        return f"{self.run}/influence/{quote(self.set_name)}/{table}.parquet"
 
     def window_file(self, reward: RewardView) -> str:
         """Return the transitions of the window of a training reward, relative to the folder of the reports."""
-        return f"../../transitions/seed={reward.seed}/window={reward.window:05d}.parquet"
+        return f"{self.run}/transitions/seed={reward.seed}/window={reward.window:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -223,8 +233,8 @@ def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any]
     if view.episodes:
         steps = [[(step.number, step.reward, step.intended) for step in episode.steps] for episode in view.episodes]
         charts["episodes"] = episode_rewards(steps, page.influence_file("transitions"))
-    text = _templates().get_template("failure.html").render(
-        page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../",
+    text = _rendered(
+        "failure.html", page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../",
         framing=_where_framings_differ([entry]),
     )  # fmt: skip
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
@@ -242,9 +252,9 @@ def write_cluster_page(
         charts["curve"] = curve
     for chart in charts.values():
         write_chart(folder / "assets", chart)
-    text = _templates().get_template("cluster.html").render(
-        page=page, cluster=cluster, view=view, charts=charts, root="../", budget=_cheapest_budget(cluster.findings),
-        table=_failures_table(entries, frozenset(), "../"), entries=entries,
+    text = _rendered(
+        "cluster.html", page=page, cluster=cluster, view=view, charts=charts, root="../",
+        budget=_cheapest_budget(cluster.findings), table=_failures_table(entries, frozenset(), "../"), entries=entries,
     )  # fmt: skip
     write_text(folder / cluster.page, text)
 
@@ -304,7 +314,14 @@ def write_index_page(
 def write_page(folder: Path, name: str, template: str, **values: Any) -> None:
     """Write a page of a folder from a template, and the style sheet."""
     write_text(folder / "assets" / "style.css", style_sheet())
-    write_text(folder / name, _templates().get_template(template).render(root="", **values))
+    write_text(folder / name, _rendered(template, root="", **values))
+
+
+def _rendered(template: str, **values: Any) -> str:
+    """Return a page; in its text, what is written from right to left stands in an element of its own."""
+    parts = _NO_TEXT.split(_templates().get_template(template).render(**values))
+    parts[::2] = [text.replace(ISOLATED, "<bdi>").replace(ISOLATED_END, "</bdi>") for text in parts[::2]]
+    return "".join(parts)
 
 
 def _of(cluster: ClusterContext, chart: Chart) -> Chart:
@@ -368,7 +385,8 @@ def _cheapest_budget(findings: SetFindings) -> str | None:
         f"Half of what correcting everything removes is removed by correcting about {found.groups:.1%} of all "
         f"groups, {found.reward_events:.1%} of all reward events, {found.transitions:.1%} of all transitions "
         f"(between two verified sets, by linear interpolation). The smallest verified set that reaches it has "
-        f"{point.corrected.groups:.0f} groups and {point.corrected.reward_events:.0f} reward events a run."
+        f"{counted(point.corrected.groups, 'group')} and "
+        f"{counted(point.corrected.reward_events, 'reward event')} a run."
     )
 
 
@@ -382,6 +400,7 @@ def _templates() -> Environment:
         loader=FunctionLoader(_resource),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
+        finalize=lambda value: isolated(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -391,6 +410,7 @@ def _templates() -> Environment:
     environment.filters["between"] = _between
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2g}"
+    environment.filters["counted"] = counted
     environment.filters["cell"] = lambda value: "–" if value is None else _cell(value)
     environment.filters["island"] = island
     return environment

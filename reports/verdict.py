@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..datasets.rewards import WRONG_REWARD
+from ..datasets.words import counted
 from .statistics import NOTHING, Interval, exceeds_zero, percent, rate_interval, seeds_needed, share_interval
 
 Basis = Literal["corrective", "arbitrary"]
@@ -207,7 +208,8 @@ def decide(evidence: Evidence, thresholds: Thresholds) -> Decision:
         return found(
             Verdict.UNDETERMINED, 4, None,
             f"The misbehaviour does not recur reliably: {whole.as_percent()} of the competent plays misbehave over "
-            f"{len(evidence.uncorrected)} seeds, and the lower end is under {thresholds.recurs:.0%}. The cause of a "
+            f"{counted(len(evidence.uncorrected), 'seed')}, and the lower end is under "
+            f"{thresholds.recurs:.0%}. The cause of a "
             "rare or unsteady failure cannot be read off a few retrainings; train more seeds.",
         )  # fmt: skip
     if evidence.largest_error is None:
@@ -295,9 +297,10 @@ def by_arbitrary_edits(evidence: Evidence, thresholds: Thresholds) -> tuple[Verd
         if exceeds_zero(above) or not removal(evidence, trial.placebo, thresholds).keeps_competence:
             return Verdict.OUTER, (
                 known,
-                f"Editing {trial.groups} groups ({trial.transitions:.0f} transitions a run, {trial.share:.1%} of "
+                f"Editing {counted(trial.groups, 'group')} ({counted(trial.transitions, 'transition')} a run, "
+                f"{trial.share:.1%} of "
                 f"their kind) leaves {_mean_rate(trial.edited)} of the competent plays misbehaving, with competence "
-                f"kept; random edits of {trial.placebo_transitions:.0f} transitions and the same size leave "
+                f"kept; random edits of {counted(trial.placebo_transitions, 'transition')} and the same size leave "
                 f"{_mean_rate(trial.placebo)}: few rewards cause the misbehaviour.",
             )
     kept = [(trial, effect) for trial, effect in found if effect.keeps_competence]
@@ -305,10 +308,11 @@ def by_arbitrary_edits(evidence: Evidence, thresholds: Thresholds) -> tuple[Verd
         trial, lost = kept[-1][0], "; larger sets cost competence" if kept[-1][0] is not found[-1][0] else ""
         return Verdict.INNER, (
             known,
-            f"The largest set that keeps competence ({trial.groups} groups, {trial.transitions:.0f} transitions a "
+            f"The largest set that keeps competence ({counted(trial.groups, 'group')}, "
+            f"{counted(trial.transitions, 'transition')} a "
             f"run{lost}) leaves {_mean_rate(trial.edited)} misbehaving: no such edit of the rewards prevents it.",
         )
-    tried = ", ".join(f"{trial.groups} groups: {_mean_rate(trial.edited)}" for trial, _ in found)
+    tried = ", ".join(f"{counted(trial.groups, 'group')}: {_mean_rate(trial.edited)}" for trial, _ in found)
     why = "no set with competence kept decides" if kept else "every set costs competence, or has too few seeds"
     if any(effect.removes for _, effect in found):
         why = "edits remove it, but only large ones do, or random ones of the same size do as well"
@@ -401,7 +405,7 @@ def _nearest(below_outer: list[float], above_inner: list[float], thresholds: Thr
 def _open_reason(below_outer: list[float], above_inner: list[float], thresholds: Thresholds) -> str:
     """Say the spread, and how many seeds would decide."""
     label, margin, spread, needed = _nearest(below_outer, above_inner, thresholds)
-    more = f"about {needed} seeds" if needed is not None else "more than 1000 seeds"
+    more = f"about {counted(needed, 'seed')}" if needed is not None else "more than 1000 seeds"
     return (
         f"The seeds do not decide. The nearest is {label}, by a margin of {margin:.3f} with a spread of "
         f"{spread:.3f} between seeds; {more} in all would decide with a power of 90%. "

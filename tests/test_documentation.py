@@ -34,10 +34,10 @@ def test_every_query_gives_a_table(small_run: Path) -> None:
         code = query.replace("runs/arrow-maze-outer", str(small_run))
         exec(compile(code, "queries.md", "exec"), namespace)
         tables[query] = namespace.pop("table")
-    assert len(tables) == 8
+    assert len(tables) == 9
     for query, table in tables.items():
         assert len(table) > 0, query
-    by_context, windows, episodes, groups, failures, members, rewards, observations = tables.values()
+    by_context, windows, episodes, groups, failures, members, rewards, rows, observations = tables.values()
     assert by_context["transitions"].sum() == 5 * 4096 and 0 < by_context["wrong"].sum() < 5 * 4096
     assert windows["window"].to_list() == list(range(8)) and set(windows["seeds"]) == {5}
     assert {"arrow", "corner"} <= set(episodes["outcome"])
@@ -46,6 +46,7 @@ def test_every_query_gives_a_table(small_run: Path) -> None:
     rates = members.set_index(["order", "size"])["misbehaviour"]
     assert rates["all"].iloc[0] < 0.2 < 0.5 < rates["none"].iloc[0]
     assert len(rewards) == 20 and rewards["tau"].abs().is_monotonic_decreasing
+    assert rows["group"].nunique() == 3 and (rows["paid"] != rows["intended"]).any()
     assert observations["count"].unique().tolist() == [512.0]
 
 

@@ -13,11 +13,27 @@ from torch import Tensor
 
 from ..datasets.arrays import Array
 from ..datasets.errors import InputError
+from ..datasets.words import counted
 from .spaces import as_tensors
 
 Inputs = Tensor | dict[str, Tensor]
 _TOLERANCE = 1e-3  # of log pi, absolute and relative: float32 in batches of another size, networks of images included
 _BATCH = 4096
+
+# Makes an actor-critic module of one's own a `RecordedPolicy`; a test runs these lines as they stand, and
+# docs/recording.md shows them. They are written for `module(observations) -> (logits, values)`.
+ADAPTER = """\
+class Recorded(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module  # module(observations) -> (logits [N, A], values [N] or [N, 1])
+
+    def log_prob(self, observations, actions):  # Gaussian: Normal(mean, std).log_prob(actions).sum(-1)
+        return torch.distributions.Categorical(logits=self.module(observations)[0]).log_prob(actions)
+
+    def value(self, observations):
+        return self.module(observations)[1].reshape(-1)
+"""
 
 
 class RecordedPolicy(Protocol):
@@ -83,7 +99,7 @@ def require_agreement(given: Array, computed: NDArray[np.float64], where: str, c
         InputError: they differ by more than 1e-3; names the row that differs most.
     """
     if len(computed) != len(given):
-        raise InputError(f"{where}: the policy gave {len(computed)} log-probabilities for {len(given)} rows")
+        raise InputError(f"{where}: the policy gave {len(computed)} log-probabilities for {counted(len(given), 'row')}")
     excess = np.abs(computed - given) - _TOLERANCE * (1.0 + np.abs(given))
     if len(given) and not (excess <= 0.0).all():
         worst = int(np.argmax(np.nan_to_num(excess, nan=np.inf)))

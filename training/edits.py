@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..datasets.errors import EnvironmentError_, InputError
 from ..datasets.rewards import BY_CONTEXT, WRONG_REWARD, Grouping, editable
 from .environments import Env
+from .groups import require_current_names
 
 CORRECTED = "aitia.corrected"  # info key: whether the edit changed the reward
 UNEDITED = "aitia.unedited"  # info key: what the environment itself paid, where an edit applies
@@ -37,6 +38,10 @@ class RewardEdit:
     grouping: Grouping = BY_CONTEXT
     values: Mapping[str, float] | None = None
     first: RewardEdit | None = None
+
+    def __post_init__(self) -> None:
+        if self.groups and self.grouping.name == "transition":
+            require_current_names(self.groups)
 
     @property
     def layers(self) -> tuple[RewardEdit, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from .spaces import ObservationForm, Space, as_tensors, choices, env_action
 _SLOTS = 64
 _BLOCK = 16  # rows that a matrix product takes together
 _MOST_STEPS = 100_000
+_MOST_PLAYS = 10_000_000  # of an agent in one set
 
 
 class EvaluationSpec(BaseModel):
@@ -48,9 +49,18 @@ class EvaluationSpec(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
-    episodes: int = Field(default=128, ge=1)
-    repeats: int = Field(default=16, ge=1)
+    episodes: int = Field(default=128, ge=1, le=1_000_000)
+    repeats: int = Field(default=16, ge=1, le=10_000)
     deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _so_many_plays(self) -> EvaluationSpec:
+        if self.episodes * self.repeats > _MOST_PLAYS:
+            raise ValueError(
+                f"{self.episodes:,} episodes of {self.repeats:,} repeats were given, expected at most {_MOST_PLAYS:,} "
+                "plays an agent"
+            )
+        return self
 
 
 class Play(NamedTuple):

@@ -7,9 +7,10 @@ joined by +). `cluster`: k-means on a policy's latent features of the state. `tr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,20 +19,24 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays, row_bytes
+from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays
 from ..datasets.errors import EnvironmentError_, InputError
 from ..datasets.rewards import reward_events
 from ..datasets.schema import COMPONENT_PREFIX
 from ..datasets.store import read_tensors, write_tensors
 from .agents import latent_features
 from .environments import EnvSpec, describe
-from .spaces import action_text, env_action
+from .spaces import choices, env_action
 
 NO_COMPONENT = "none"
 CLUSTERS = 32
-_HASH_BYTES = 4
+_HASH_BYTES = 16  # of 10^9 distinct transitions two share 128 bits with a probability of 10^-21
 _FIT_ROWS = 20_000
 _FIT_SEED = 0
+
+_SHOWN_NUMBERS = 8  # of an observation with more, a group's name has none
+_BETWEEN = " / "
+_NAME_OF_0_1 = re.compile(r"([^\n]*/)?[^/\n]*/[0-9a-f]{8}")
 
 
 class ByComponent:
@@ -79,7 +84,12 @@ def _joined(names: Any) -> str:
 
 
 class ByTransition:
-    """This very state and action: context, action and a digest of both.
+    """This very state and action, by a name that can be read: `17 / obs 14 / left`.
+
+    A name has the context where one is told, the observation and the action. Numbers are written to three digits, of
+    observations with more than a few numbers none. Where that tells less than all bytes of observation and action,
+    their digest follows (`obs [0.123, -1.4] #1f..`), so two transitions share a name only if they are the same. Names
+    are made of the transition alone, the same in every process.
 
     Args:
         env: the training environment.
@@ -89,6 +99,9 @@ class ByTransition:
 
     def __init__(self, env: EnvSpec) -> None:
         self._facts = describe(env)
+        names, count = self._facts.action_names, choices(self._facts.action_space)
+        named = len(names) == count == len(set(names)) and not any(_BETWEEN in name for name in names)
+        self._action_names = names if named else ()
 
     def columns(self, known: Sequence[str]) -> list[str]:
         """Return the columns of the transitions that `of_table` needs."""
@@ -96,20 +109,73 @@ class ByTransition:
 
     def of_table(self, table: pa.Table) -> NDArray[np.str_]:
         """Return the group of each transition, [N]."""
-        observations = row_bytes(decode_arrays(table["observation"], array_format(table.schema, "observation")))
-        actions, contexts = decode_actions(table), table["context"].to_pylist()
-        return np.array([self._label(*row) for row in zip(observations, actions, contexts, strict=True)])
+        observations = decode_arrays(table["observation"], array_format(table.schema, "observation"))
+        known: dict[tuple[bytes, bytes, str | None], str] = {}
+        found = []
+        for observation, action, context in zip(
+            observations, decode_actions(table), table["context"].to_pylist(), strict=True
+        ):
+            key = (observation.tobytes(), action.tobytes(), context)
+            if key not in known:
+                known[key] = self._label(observation, action, context)
+            found.append(known[key])
+        return np.array(found)
 
     def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
         """Return the group of one transition of the environment."""
-        kept = self._facts.form.batch([observation])
         context = info.get("context")
-        return self._label(row_bytes(kept)[0], action, None if context is None else str(context))
+        kept = self._facts.form.batch([observation])[0]
+        return self._label(kept, action, None if context is None else str(context))
 
-    def _label(self, observation: NDArray[np.uint8], action: Any, context: str | None) -> str:
+    def _label(self, observation: Any, action: Any, context: str | None) -> str:
         sent = np.asarray(env_action(self._facts.action_space, action))
+        seen, done = _observation_text(observation), _numbers_text(sent)
+        exact = seen.exact and done.exact
         digest = hashlib.blake2b(observation.tobytes() + sent.tobytes(), digest_size=_HASH_BYTES).hexdigest()
-        return "/".join([*([] if context is None else [context]), action_text(sent), digest])
+        parts = ["obs", *([seen.text] if seen.text else []), *([] if exact else [f"#{digest}"])]
+        chosen = self._action_names[int(sent)] if self._action_names else done.text
+        return _BETWEEN.join([*([] if context is None else [context]), " ".join(parts), chosen])
+
+
+class _Text(NamedTuple):
+    """Numbers as text, and whether it tells them exactly."""
+
+    text: str
+    exact: bool
+
+
+def _observation_text(observation: Any) -> _Text:
+    """Return an observation as kept (a numpy row, structured for a Dict) as text; none where it has many numbers."""
+    if observation.dtype.names is None:
+        return _numbers_text(observation) if observation.size <= _SHOWN_NUMBERS else _Text("", False)
+    parts = {name: np.asarray(observation[name]) for name in observation.dtype.names}
+    if sum(part.size for part in parts.values()) > _SHOWN_NUMBERS:
+        return _Text("", False)
+    found = {name: _numbers_text(part) for name, part in parts.items()}
+    text = ", ".join(f"{name} {part.text}" for name, part in found.items())
+    return _Text(text, all(part.exact for part in found.values()))
+
+
+def _numbers_text(values: Array) -> _Text:
+    flat = values.reshape(-1)
+    floats = np.issubdtype(flat.dtype, np.floating)
+    texts = [f"{number:.3g}" if floats else str(int(number)) for number in flat.tolist()]
+    exact = not floats or np.array_equal(np.array(texts, np.float64).astype(flat.dtype), flat)
+    return _Text(texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]", exact)
+
+
+def require_current_names(groups: Collection[str]) -> None:
+    """Check that groups by transition have names of this version: no transition would be in one of 0.1.
+
+    Raises:
+        InputError: names the first that has not.
+    """
+    for group in groups:
+        if _NAME_OF_0_1.fullmatch(group):
+            raise InputError(
+                f"the group `{group}` is named as aitia 0.1 named states and actions; expected a name such as "
+                "`17 / obs 14 / left`. Attribute the run again (aitia attribute RUN) and take the names from it"
+            )
 
 
 class ByCluster:

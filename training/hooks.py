@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets.errors import EnvironmentError_, TaskError, nearest
+from ..datasets.words import counted
 from .contract import KNOWN_KEYS
 
 Columns = Mapping[str, Any]
@@ -164,7 +165,7 @@ class HookedEnv(gym.Wrapper[Any, Any, Any, Any]):
         except TypeError:
             given = -1
         if isinstance(values, str) or given != count:
-            shown = f"{given} values" if given >= 0 and not isinstance(values, str) else f"{values!r}"
+            shown = counted(given, "value") if given >= 0 and not isinstance(values, str) else f"{values!r}"
             raise EnvironmentError_(
                 f"{self._where} returned {shown} for `{key}`, expected {count}: one for each row it was given"
             )

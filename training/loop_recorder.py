@@ -24,12 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from ..datasets.arrays import Array, pack
 from ..datasets.errors import InputError
 from ..datasets.store import RunFolder
-from .agreement import log_probs, require_agreement, values
+from ..datasets.words import counted
+from .agreement import ADAPTER, log_probs, require_agreement, values
 from .buffers import UNUSED_ROW
 from .feed import FedRecorder, action_space_of, env_info
 from .recorder import _flat, log
@@ -39,6 +41,11 @@ _CAUSES = (
     "Did the parameters change since the first step of the window (call update() after every round of updates)? Is "
     "the policy in another mode (dropout, batch norm)? Was the action clipped, or the observation changed, before it "
     "was recorded?"
+)
+
+_HOW = (
+    "A module of your own is accepted in eight lines, as policy=Recorded(module), with log_prob=recorded.log_prob(...) "
+    f"in step():\n\n{ADAPTER}"
 )
 
 
@@ -79,11 +86,12 @@ class LoopRecorder:
         algorithm: str = "loop",
         first_timestep: int = 0,
     ) -> None:
-        speaks = hasattr(policy, "log_prob") or hasattr(policy, "evaluate_actions")
-        if not isinstance(policy, nn.Module) or not speaks:
+        if not isinstance(policy, nn.Module) or not (
+            _says(policy, "log_prob") or isinstance(policy, ActorCriticPolicy)
+        ):
             raise InputError(
-                f"policy: {type(policy).__name__} was given, expected a torch.nn.Module with the method "
-                "log_prob(observations, actions) -> [N]; see aitia.training.agreement.RecordedPolicy"
+                f"policy: {type(policy).__name__} was given, expected a torch.nn.Module with the methods "
+                f"log_prob(observations, actions) -> [N] and value(observations) -> [N]. {_HOW}"
             )
         self._recorder = FedRecorder(out, seed)
         self._recorder.algorithm = algorithm
@@ -119,7 +127,7 @@ class LoopRecorder:
             raise InputError("nothing was recorded: expected recorder.update() after every round of updates")
         else:
             if self._actions:
-                log.warning("the last %d steps are not recorded: no update() followed them", len(self._actions))
+                log.warning("not recorded, for no update() followed: the last %s", counted(len(self._actions), "step"))
             self._recorder.finish()
 
     def step(
@@ -239,8 +247,14 @@ class LoopRecorder:
             buffer.values = np.stack(known)
         elif known or advantages is None:
             raise InputError(
-                f"{len(known)} of {len(self._actions)} steps of a window were given a value; expected one with every "
+                f"{len(known)} of {counted(len(self._actions), 'step')} of a window were given a value; "
+                "expected one with every "
                 "step, or with none and update(advantages=...)"
+            )
+        if advantages is None and not (_says(self._policy, "value") or isinstance(self._policy, ActorCriticPolicy)):
+            raise InputError(
+                f"update() was called without advantages, but {type(self._policy).__name__} has no method "
+                f"value(observations) -> [N], by which they are estimated; expected one of both. {_HOW}"
             )
         if advantages is None:
             self._estimate(buffer)
@@ -260,6 +274,10 @@ class LoopRecorder:
                 buffer.rewards[step, env] += self._gamma * value
         last = values(self._collecting, _packed(self._last))
         buffer.compute_returns_and_advantage(torch.as_tensor(last, dtype=torch.float32), self._recorder.ended)
+
+
+def _says(policy: nn.Module, method: str) -> bool:
+    return callable(getattr(policy, method, None))
 
 
 def _array(value: Any) -> Array:

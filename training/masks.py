@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.errors import EnvironmentError_
+from ..datasets.words import counted
 from .choices import category_sizes, random_choices
 
 METHOD = "action_masks"  # sb3-contrib's name
@@ -40,7 +41,7 @@ def action_mask(env: gym.Env[Any, Any], where: str) -> NDArray[np.bool_]:
         ) from error
     mask = np.asarray(method(), dtype=bool).reshape(-1)
     if len(mask) != sum(sizes):
-        raise EnvironmentError_(f"{where}: `{METHOD}` returned {len(mask)} values, {expected}")
+        raise EnvironmentError_(f"{where}: `{METHOD}` returned {counted(len(mask), 'value')}, {expected}")
     if not all(part.any() for part in np.split(mask, np.cumsum(sizes)[:-1])):
         raise EnvironmentError_(f"{where}: `{METHOD}` returned {mask.tolist()}, which allows no action")
     return mask

@@ -34,6 +34,7 @@ from ..datasets import schema
 from ..datasets.errors import InputError
 from ..datasets.remote import remove_folder
 from ..datasets.store import RunFolder, publish_folder, write_table
+from ..datasets.words import counted
 from .recorder import Recorder, _Rows, _Window
 
 DEFAULT_WINDOW = 2048
@@ -146,7 +147,8 @@ class OffPolicyRecorder(Recorder):
             )
         if old.size() > 0:
             raise InputError(
-                f"the replay buffer already holds {old.size()} steps that were not recorded; expected a new model, "
+                f"the replay buffer already holds {counted(old.size(), 'step')} that were not recorded; "
+                "expected a new model, "
                 "recorded from its first step"
             )
         self._begin(old.n_envs)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from ..datasets.words import counted
 from .agents import _SCHEDULED
 
 SCRIPT, AITIA = "script", "aitia"  # who trained: `trained_by` of the final checkpoint
-_PROGRESS = (1.0, 0.5, 0.0)  # remaining share of the training at which a schedule is written down
+PROGRESS = (1.0, 0.5, 0.0)  # remaining share of the training at which a schedule is written down
 
 
 class EarlierTraining(NamedTuple):
@@ -40,7 +41,11 @@ class EarlierTraining(NamedTuple):
     @property
     def amount(self) -> str:
         """How much it was, in words."""
-        return f"{self.timesteps:,} steps" if self.timesteps else f"{self.updates:,} updates (steps not known)"
+        return (
+            counted(self.timesteps, "step")
+            if self.timesteps
+            else f"{counted(self.updates, 'update')} (steps not known)"
+        )
 
     def what_follows(self) -> str:
         """Say what is missing, and what that means for attribution."""
@@ -67,5 +72,5 @@ def comparable(name: str, value: Any) -> Any:
         return float(value)
     if name not in _SCHEDULED or not callable(value):
         return value
-    values = [float(value(progress)) for progress in _PROGRESS]
+    values = [float(value(progress)) for progress in PROGRESS]
     return values[0] if len(set(values)) == 1 else values

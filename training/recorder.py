@@ -6,15 +6,20 @@ Three lines in a script of your own::
     model.learn(100_000, callback=recorder)
     recorder.published          # True: runs/mine/transitions and runs/mine/checkpoints are whole
 
+and `runs/mine/task.yaml` describes the training, for `aitia run` to take it over.
+
 A window is one on-policy rollout together with the parameters that collected it. Its transitions are
 written once the window's update is done, for only then is it known which minibatch used which row.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,15 +37,20 @@ from torch import Tensor, as_tensor
 from ..datasets import schema
 from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays, pack
 from ..datasets.errors import AitiaError, EnvironmentError_, InputError
-from ..datasets.remote import remove_folder
+from ..datasets.lock import held_locally
+from ..datasets.remote import remote, remove_folder
 from ..datasets.store import RunFolder, begin_folder, publish_folder, write_table, write_tensors
 from .buffers import Membership, action_masks, first_lstm_states, known_buffers, rebuilt
 from .contract import InfoReader, Told
 from .edits import CORRECTED, UNEDITED
 from .provenance import SCRIPT, EarlierTraining, recorded_hyperparameters
+from .recorded_agent import AgentBlock, agent_block
+from .recorded_task import Seen, write_task
 from .spaces import ObservationForm
+from .threads import hint_at_threads
 
 log = logging.getLogger("aitia")
+RECORDING_LOCK = "lock"  # in the folder aside: held while a script records
 
 
 @dataclass
@@ -49,6 +59,7 @@ class _Rows:
 
     reward: list[NDArray[np.float64]] = field(default_factory=list)
     scale: list[NDArray[np.float64]] = field(default_factory=list)
+    unclipped_scale: list[NDArray[np.float64]] = field(default_factory=list)
     episode: list[NDArray[np.int64]] = field(default_factory=list)
     t: list[NDArray[np.int64]] = field(default_factory=list)
     done: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -99,8 +110,10 @@ class Recorder(BaseCallback):
         # a folder of this attempt's own: a training that was given up may still be running on a cluster
         self._aside = self.folder.parts_folder("train", f"seed={seed}-{uuid.uuid4().hex[:8]}")
         self._staged = RunFolder(self._aside)
+        self._held = contextlib.ExitStack()
         self._windows = 0
         self._corrected = 0
+        self._outcomes: Counter[str] = Counter()
         self._pending: _Window | None = None
 
     def _init_callback(self) -> None:
@@ -133,7 +146,9 @@ class Recorder(BaseCallback):
         self._earlier = EarlierTraining(int(model.num_timesteps), int(getattr(model, "_n_updates", 0)))
         if self._earlier:
             log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
+        hint_at_threads(model.policy)
         self._staged = RunFolder(begin_folder(self._aside))
+        self._hold()
         env = model.get_env()
         assert env is not None
         self._normalize = unwrap_vec_normalize(env)
@@ -167,6 +182,7 @@ class Recorder(BaseCallback):
         rows = self._rows
         rows.reward.append(reward)
         rows.scale.append(self._reward_scale(reward))
+        rows.unclipped_scale.append(np.full(self._n_envs, self._unclipped_scale()))
         rows.done.append(dones)
         rows.truncated.append(np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones)
         for index in np.flatnonzero(dones):
@@ -185,18 +201,31 @@ class Recorder(BaseCallback):
     def _read(self, index: int, info: dict[str, Any], reward: NDArray[np.float64], dones: NDArray[np.bool_]) -> Told:
         self._corrected += bool(info.get(CORRECTED, False))
         try:  # the contract is about what the environment pays, not about what an edit made of it
-            return self._reader.read(info, info.get(UNEDITED, float(reward[index])), bool(dones[index]))
+            told = self._reader.read(info, info.get(UNEDITED, float(reward[index])), bool(dones[index]))
         except EnvironmentError_ as error:
             step = len(self._rows.reward) - 1
             raise EnvironmentError_(f"window {self._windows}, env {index}, step {step}: {error}") from error
+        if told.outcome is not None:
+            self._outcomes[told.outcome] += 1
+        return told
 
     def _reward_scale(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what VecNormalize multiplied each reward with: 1 without it, 0 where it clipped."""
+        scale = self._unclipped_scale()
+        return np.where(np.abs(reward * scale) >= self._clip_reward, 0.0, scale)
+
+    def _unclipped_scale(self) -> float:
+        """Return what VecNormalize multiplies rewards with before it clips them; 1 without it."""
         normalize = self._normalize
         if normalize is None or not normalize.norm_reward:
-            return np.ones(self._n_envs)
-        scale = 1.0 / np.sqrt(float(normalize.ret_rms.var) + normalize.epsilon)
-        return np.where(np.abs(reward * scale) >= normalize.clip_reward, 0.0, scale)
+            return 1.0
+        return 1.0 / float(np.sqrt(float(normalize.ret_rms.var) + normalize.epsilon))
+
+    @property
+    def _clip_reward(self) -> float:
+        """What VecNormalize clips rewards at; infinite without it."""
+        normalize = self._normalize
+        return float(normalize.clip_reward) if normalize is not None and normalize.norm_reward else np.inf
 
     def _on_rollout_end(self) -> None:
         buffer = self._model.rollout_buffer
@@ -248,6 +277,8 @@ class Recorder(BaseCallback):
             "terminated": pa.array(done & ~truncated),
             "truncated": pa.array(truncated),
         }  # fmt: skip
+        if np.isfinite(self._clip_reward):
+            columns["unclipped_scale"] = pa.array(_flat(rows.unclipped_scale))
         masks, states = action_masks(buffer), first_lstm_states(buffer)
         if masks is not None:
             columns["action_mask"] = encode_arrays(_flat(masks))
@@ -320,6 +351,7 @@ class Recorder(BaseCallback):
             "vf_coef": repr(float(getattr(self.model, "vf_coef", 0.5))),
             "normalize_advantage": str(bool(getattr(self.model, "normalize_advantage", False))).lower(),
             **self._earlier.metadata(),
+            **({"clip_reward": repr(self._clip_reward)} if np.isfinite(self._clip_reward) else {}),
             **array_metadata("observation", array_format_of(self._observations(buffer))),
             **encode_actions(self._actions(buffer))[1],
             **({} if masks is None else array_metadata("action_mask", array_format_of(_flat(masks)))),
@@ -351,18 +383,44 @@ class Recorder(BaseCallback):
         publish_folder(self._staged.checkpoints_folder(self.seed), self.folder.checkpoints_folder(self.seed))
         self.discard()
         self.published = True
+        self._write_task()
+
+    def _agent(self) -> AgentBlock | None:
+        """Return the `agent` block of a task that trains like this; None where no task can, or aitia trains."""
+        model = self.model
+        if not isinstance(model, OnPolicyAlgorithm) or self.trained_by != SCRIPT:
+            return None
+        rows, asked, trained = model.n_steps * model.n_envs, model._total_timesteps, model.num_timesteps
+        return agent_block(model, asked if math.ceil(asked / rows) * rows == trained else trained)
+
+    def _write_task(self) -> None:
+        """Leave a task file next to a recording that is whole, whatever comes of it."""
+        try:
+            agent = self._agent()
+            if agent is not None:
+                env = self.model.get_env()
+                write_task(self.folder, self.seed, agent, env, Seen(self._outcomes, self._corrected))
+        except Exception as error:  # environments of any make are asked how they were made
+            log.warning("%s: no task file was written: %s: %s", self.folder.root, type(error).__name__, error)
 
     def _about(self) -> dict[str, str]:
         """Return what the final checkpoint says of how it was trained."""
-        found = json.dumps(recorded_hyperparameters(self.model))
+        found, agent = json.dumps(recorded_hyperparameters(self.model)), self._agent()
         return {
             "algorithm": type(self.model).__name__,
             "corrected": str(self._corrected),
             "hyperparameters": found,
             "trained_by": self.trained_by,
+            **({} if agent is None else {"agent": json.dumps(agent.values)}),
         }
+
+    def _hold(self) -> None:
+        """Let commands see that a script is at work here, until it has finished or its process has ended."""
+        if self.trained_by == SCRIPT and remote(self._aside) is None:
+            self._held.enter_context(held_locally(self._aside / RECORDING_LOCK, self._aside, "a script"))
 
     def discard(self) -> None:
         """Remove what a training left aside."""
+        self._held.close()
         remove_folder(self._staged.root)
         remove_folder(self._aside)

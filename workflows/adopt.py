@@ -10,16 +10,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import yaml
 from gymnasium import spaces
 
 from ..datasets.arrays import Array, array_format, array_format_of, array_metadata, decode_actions, decode_arrays
 from ..datasets.errors import InputError, RunFolderError
 from ..datasets.schema import metadata_of
 from ..datasets.store import RunFolder, read_table, read_table_schema, read_tensor_metadata, read_tensors
+from ..datasets.words import counted
 from ..training.agents import load_policy, new_policy
 from ..training.agreement import log_probs, require_agreement
 from ..training.environments import probe
-from ..training.provenance import SCRIPT, EarlierTraining, comparable
+from ..training.provenance import PROGRESS, SCRIPT, EarlierTraining, comparable
+from ..training.recorded_agent import FILL_IN, said_schedule
+from ..training.recorded_task import TASK_FILE
 from ..training.spaces import ObservationForm
 from .task import Task
 
@@ -28,6 +32,7 @@ _OF_TABLES = ("n_steps", "gamma", "gae_lambda", "vf_coef", "normalize_advantage"
 _ROWS_SAY_ALL = ("PPO", "A2C")  # nothing but observation and action is needed to compute log pi
 _TOLD = ("intended_reward", "untampered_reward", "context")
 _CHECKED_ROWS = 512
+_ENVIRONMENT = "write the `env`, `train_kwargs` and `hooks` of the script"
 _CAUSES = (
     "The task's policy computes something else than the one that was trained: compare policy_kwargs (activation_fn, "
     "features_extractor_class, normalize_images) and the wrappers of the environment with the script"
@@ -61,9 +66,7 @@ def require_adoptable(folder: RunFolder, task: Task) -> None:
             f"{folder.root} holds recordings of seeds {there}, the task has {task.seeds}; expected one in common. "
             "Change `seeds` in the task, or give another --out"
         )
-    for seed in task.seeds:
-        if seed in there:
-            require_fits(folder, task, seed)
+    require_fits(folder, task, *(seed for seed in task.seeds if seed in there))
     log.info("%s: kept as a script recorded them: seeds %s", folder.root, [s for s in task.seeds if s in there])
 
 
@@ -73,9 +76,10 @@ def require_scripts_fit(folder: RunFolder, task: Task) -> None:
     Raises:
         RunFolderError: one is not whole, or does not fit the task: it would be trained again, or explain nothing.
     """
-    for seed in _of_scripts(folder, task.seeds):
+    seeds = _of_scripts(folder, task.seeds)
+    for seed in seeds:
         _require_whole(folder, seed)
-        require_fits(folder, task, seed)
+    require_fits(folder, task, *seeds)
 
 
 def _of_scripts(folder: RunFolder, seeds: Sequence[int]) -> list[int]:
@@ -93,14 +97,31 @@ def _require_whole(folder: RunFolder, seed: int) -> None:
         )
 
 
-def require_fits(folder: RunFolder, task: Task, seed: int) -> None:
-    """Check that a whole recording is a training of the task's agent in the task's environment.
+def require_fits(folder: RunFolder, task: Task, *seeds: int) -> None:
+    """Check that whole recordings are trainings of the task's agent in the task's environment.
 
     Raises:
-        RunFolderError: names the difference.
+        RunFolderError: lists every difference, what was recorded, what the task has, and the line to write.
     """
-    agent, same = task.agent, _Comparison(folder, seed)
+    seeds_of: dict[str, list[int]] = {}
+    for seed in seeds:
+        for difference in _differences(folder, task, seed):
+            seeds_of.setdefault(difference, []).append(seed)
+    if seeds_of:
+        listed = [f"{_seeds(mine)} {_was(mine)} recorded with {difference}" for difference, mine in seeds_of.items()]
+        raise RunFolderError(
+            f"{folder.root} differs from the task in {counted(len(listed), 'thing')}; expected the "
+            "same, for corrected agents are trained as the task says:\n"
+            + "\n".join(listed)
+            + f"\nChange the task (a recording writes one, {folder.root / TASK_FILE}), or give another --out"
+        )
+
+
+def _differences(folder: RunFolder, task: Task, seed: int) -> list[str]:
+    """Return how a whole recording differs from the task."""
+    agent = task.agent
     about, windows = read_tensor_metadata(folder.final_path(seed)), range(folder.window_count(seed))
+    same = _Comparison(json.loads(about.get("agent", "{}")), {})
     tables = [metadata_of(read_table_schema(folder.transitions_path(seed, window))) for window in windows]
     same.require("algorithm", about.get("algorithm"), agent.algorithm)
     for table in tables:
@@ -111,41 +132,79 @@ def require_fits(folder: RunFolder, task: Task, seed: int) -> None:
         if name in agent.parameters:
             same.require(name, value, comparable(name, agent.hyperparameter(name)))
     for name, expected in _forms(task).items():
-        same.require(name, tables[0].get(name), expected)
+        same.require(name, tables[0].get(name), expected, _ENVIRONMENT)
     corrected = int(about.get("corrected", 0))
-    same.require("--edits", f"{corrected} corrected rewards" if corrected else "none", str(task.edits or "none"))
+    edits = f"{corrected} corrected rewards" if corrected else "none"
+    same.require(
+        "--edits", edits, str(task.edits or "none"), "give the --edits FILE of the script, none where it has none"
+    )
     first, told = read_table(folder.transitions_path(seed, 0), _TOLD), probe(task.training_env, task.agent.masked).keys
     for name in _TOLD:
-        same.require(f"info[{name!r}]", _said(first[name].null_count == 0), _said(name in told))
+        same.require(f"info[{name!r}]", _said(first[name].null_count == 0), _said(name in told), _ENVIRONMENT)
     parameters = read_tensors(folder.checkpoint_path(seed, 0))
-    same.require("VecNormalize", any(name.startswith("vecnormalize.") for name in parameters), False)
+    normalised = any(name.startswith("vecnormalize.") for name in parameters)
+    same.require("VecNormalize", normalised, False, "no line: a task cannot say it. Record without it")
     policy = new_policy(agent, task.training_env).state_dict()
-    for name in dict.fromkeys([*policy, *parameters]):
-        recorded, given = (_shape(found.get(name)) for found in (parameters, policy))
-        same.require(f"the parameter {name}", recorded, given)
-    if agent.algorithm in _ROWS_SAY_ALL:
-        for window in {windows[0], windows[-1]}:
-            _require_same_probabilities(folder, task, seed, window)
-    earlier, rows = EarlierTraining.of(tables[0]), agent.n_envs * int(tables[0].get("n_steps", 1))
+    own = [name for name in parameters if not name.startswith("vecnormalize.")]
+    shapes = {n: (_shape(parameters.get(n)), _shape(policy.get(n))) for n in dict.fromkeys([*policy, *own])}
+    others = [name for name, (recorded, given) in shapes.items() if recorded != given]
+    for name in others[:1]:
+        more = f"{len(others)} parameters differ: " if len(others) > 1 else ""
+        same.require(f"the parameter {name}", *shapes[name], f"{more}{same.policy_line}")
+    if agent.algorithm in _ROWS_SAY_ALL and not same.found:
+        for window in dict.fromkeys((windows[0], windows[-1])):
+            difference = _other_probabilities(folder, task, seed, window)
+            if difference is not None:
+                same.found[f"probabilities of window {window}"] = difference
+    earlier, rows = EarlierTraining.of(tables[0]), int(tables[0]["n_envs"]) * int(tables[0].get("n_steps", 1))
     if earlier.timesteps or not earlier:
         trained = earlier.timesteps + sum(int(table["n_envs"]) * int(table["n_steps"]) for table in tables)
         same.require("total_timesteps", trained, math.ceil(agent.total_timesteps / rows) * rows)
+    return list(same.found.values())
 
 
 class _Comparison(NamedTuple):
-    """Compares a recording with a task."""
+    """Compares a recording with a task.
 
-    folder: RunFolder
-    seed: int
+    Attributes:
+        agent: the `agent` block that the recording wrote down; empty of recordings of 0.1.
+        found: the differences in words, by name.
+    """
 
-    def require(self, name: str, recorded: Any, given: Any) -> None:
-        """Raise a RunFolderError where what was recorded is not what the task says."""
-        if recorded != given:
-            raise RunFolderError(
-                f"seed {self.seed} in {self.folder.root} was recorded with {name} {recorded}, the task has {given}; "
-                "expected the same, for corrected agents are trained as the task says. Write into the task what the "
-                "script did, or give another --out"
-            )
+    agent: Mapping[str, Any]
+    found: dict[str, str]
+
+    def require(self, name: str, recorded: Any, given: Any, write: str | None = None) -> None:
+        """Note a difference, once a name; `write` is what to do about it, None: the line of the `agent` block."""
+        if recorded != given and name not in self.found:
+            how = self._line(name, recorded) if write is None else write
+            self.found[name] = f"{name} {recorded}, the task has {given}; {how}"
+
+    @property
+    def policy_line(self) -> str:
+        """What to write about the policy."""
+        if not self.agent:
+            return "write the `policy` and `policy_kwargs` of the script"
+        given = self.agent["hyperparameters"].get("policy_kwargs", {})
+        if self.agent["policy"] == FILL_IN:
+            return "no line: a task has no such policy class"
+        policy = _line_of("policy", self.agent["policy"])
+        return f"write `{policy}` (agent) and `{_line_of('policy_kwargs', given)}` (agent.hyperparameters)"
+
+    def _line(self, name: str, recorded: Any) -> str:
+        if name in ("algorithm", "n_envs", "total_timesteps"):
+            return f"write `{_line_of(name, self.agent.get(name, recorded))}` (agent)"
+        value = said_schedule(PROGRESS, recorded) if isinstance(recorded, list) else recorded
+        value = self.agent.get("hyperparameters", {}).get(name, value)
+        if value == FILL_IN or (value is None and recorded is not None):
+            return "no line: a task has numbers and schedules such as lin_0.001. Record with one of these"
+        return f"write `{_line_of(name, value)}` (agent.hyperparameters)"
+
+
+def _line_of(name: str, value: Any) -> str:
+    """Return a line of a task file."""
+    text = yaml.safe_dump({name: value}, default_flow_style=True, sort_keys=False, width=math.inf)
+    return text.strip().removeprefix("{").removesuffix("}")
 
 
 def _said(told: bool) -> str:
@@ -172,8 +231,9 @@ def _forms(task: Task) -> dict[str, str | None]:
         env.close()
 
 
-def _require_same_probabilities(folder: RunFolder, task: Task, seed: int, window: int) -> None:
-    """Check that the task's policy, with the recorded parameters, gives recorded actions the recorded log pi."""
+def _other_probabilities(folder: RunFolder, task: Task, seed: int, window: int) -> str | None:
+    """Return how the task's policy, with the recorded parameters, gives recorded actions another log pi; None: it does
+    not."""
     path = folder.transitions_path(seed, window)
     policy = load_policy(task.agent, task.training_env, read_tensors(folder.checkpoint_path(seed, window)))
     table = read_table(path, ["observation", "action", "log_prob"])
@@ -183,7 +243,8 @@ def _require_same_probabilities(folder: RunFolder, task: Task, seed: int, window
         computed = log_probs(policy, observations, decode_actions(chosen))
         require_agreement(chosen["log_prob"].to_numpy(), computed, str(path), _CAUSES)
     except InputError as error:
-        raise RunFolderError(str(error)) from error
+        return f"other probabilities: {error}"
+    return None
 
 
 def recording_notes(folder: RunFolder, seeds: Sequence[int]) -> list[str]:
@@ -205,6 +266,10 @@ def recording_notes(folder: RunFolder, seeds: Sequence[int]) -> list[str]:
                 "trained on this task too."
             )
     return notes
+
+
+def _was(numbers: Sequence[int]) -> str:
+    return "were" if len(numbers) > 1 else "was"
 
 
 def _seeds(numbers: Sequence[int]) -> str:

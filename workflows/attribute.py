@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..attribution.estimators import Estimator
 from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, Leaders, attribute_window, keep_top
-from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
+from ..attribution.registry import AUTO, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
 from ..attribution.window import read_window
@@ -27,27 +27,35 @@ from ..datasets.errors import InputError, nearest
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
 from ..datasets.remote import exist, remove_folder, stamp
-from ..datasets.rewards import Grouping, intended_known, reward_summary
+from ..datasets.rewards import Grouping, intended_known, reward_summary, reward_sums_path
 from ..datasets.schema import (
     GROUP_EFFECTS,
+    GROUP_NAMES,
     NULL_EFFECTS,
     TOP_TRANSITIONS,
     UNIT_EFFECTS,
     WINDOW_EFFECTS,
+    current_top_transitions,
+    metadata_of,
 )
 from ..datasets.store import (
     RunFolder,
     read_table,
+    read_table_schema,
     read_tensor_metadata,
     read_tensors,
     write_table,
     write_tensors,
 )
-from ..training.agents import load_policy, new_policy
+from ..datasets.words import counted
+from ..training.agents import load_policy
 from ..training.replayed import Replay, ReplayedWindow
-from .groups import load_grouping
+from .groups import ensure_groups, load_grouping
 from .influence_tables import Addition, covered_by_all
+from .outcomes import require_outcomes
+from .recorded import estimator_of
 from .runs import Run
+from .sources import target_hashes
 from .task import Task
 from .workers import Workers
 
@@ -71,11 +79,12 @@ class WindowPiece:
     seed: int
     window: int
     call: str  # one that computes: tops of its windows may be compared with each other
+    key: str  # see `attribution_key`
 
     @cached_property
     def folder(self) -> Path:
         """Folder of the finished pieces of one call: they fit only the same failures, target and seeds."""
-        call = digest([self.failures, self.estimator, attribution_key(self.task)])[:16]
+        call = digest([self.failures, self.estimator, self.key])[:16]
         return RunFolder(self.root).parts_folder("influence", self.set_name, call)
 
     @property
@@ -94,9 +103,11 @@ class WindowPiece:
         return self.sums_path.exists() and self.top_path.exists()
 
 
-def attribution_key(task: Task) -> str:
+def attribution_key(run: Run) -> str:
     """Return the digest of what all attributions of a run share: rows with another key are out of date."""
-    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K])[:16]
+    task, code = run.task, target_hashes(run.task, run.manifest.task_folder)
+    named = [GROUP_NAMES] if task.group_by == "transition" else []
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
 
 
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
@@ -118,21 +129,27 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     find_estimator(estimator)
     run.require_trained()
     known = failures_of(run, set_name)
+    if known:
+        require_outcomes(run)
     there, named = frozenset(known), frozenset(failures)
     for name in failures:
         if name not in there:
             raise InputError(
-                f"--failure {name} was given; {run.folder.root} has {len(known)} failures in set `{set_name}` "
+                f"--failure {name} was given; {run.folder.root} has {counted(len(known), 'failure')} in set "
+                f"`{set_name}` "
                 f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
             )
     paths = [run.folder.influence_path(set_name, name) for name in _TABLES]
-    done = covered_by_all(paths, attribution_key(run.task), estimator)
+    key = attribution_key(run)
+    done = covered_by_all(paths, key, estimator)
     chosen = tuple(name for name in known if name not in (done or ()) and (name in named or not named))
     if done is not None and not chosen:
         return
+    summaries = _summaries(run, workers)
+    _require_few_groups(max(table.num_rows for table in summaries), len(chosen))
     call = uuid.uuid4().hex
     pieces = [
-        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window, call)
+        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window, call, key)
         for seed in run.task.seeds
         for window in range(run.folder.window_count(seed))
     ]
@@ -145,8 +162,38 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
             workers.map(_attribute_replayed, [found for found in by_seed if found], name)
         else:
             workers.map(_attribute_window, waiting, name)
-    _merge(run, known, pieces)
+    _merge(run, known, pieces, summaries)
     remove_folder(pieces[0].folder)
+
+
+@dataclass(frozen=True)
+class _SummaryPiece:
+    """The sums of what one seed's training paid."""
+
+    root: Path
+    task: Task
+    seed: int
+
+
+def _summarise(piece: _SummaryPiece) -> None:
+    reward_summary(RunFolder(piece.root), piece.seed, load_grouping(RunFolder(piece.root), piece.task))
+
+
+def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
+    """Return the rows of each seed's reward summary that are summed over windows: groups that can have an effect."""
+    ensure_groups(run.folder, run.task)
+    grouping, root = load_grouping(run.folder, run.task), run.folder.root
+    paths = {seed: reward_sums_path(run.folder, seed, grouping.name) for seed in run.task.seeds}
+    for path in [path for path in paths.values() if grouping.name == "transition" and path.exists()]:
+        if metadata_of(read_table_schema(path)).get("group_names") != GROUP_NAMES:
+            path.unlink()  # of 0.1, which named transitions otherwise
+    open_seeds = [seed for seed, path in paths.items() if not path.exists()]
+    workers.map(_summarise, [_SummaryPiece(root, run.task, seed) for seed in open_seeds], f"sum {run.task.name}")
+    run.note_files([paths[seed] for seed in open_seeds])
+    found = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
+    if grouping.name == "transition":  # every state would be a group of its own
+        found = [table.filter(pc.field("wrong_transitions") > 0) for table in found]
+    return found
 
 
 def failures_of(run: Run, set_name: str) -> list[str]:
@@ -164,40 +211,35 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
-def estimator_of(task: Task) -> Chosen:
-    """Return the estimator that `auto` means for a task, on which its verdicts rest, and why."""
-    window = int(task.agent.hyperparameter("n_steps")) * task.agent.n_envs
-    return choose_estimator(new_policy(task.agent, task.training_env), window)
-
-
-def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the influence tables of the task's own estimator: `groups` (at the default damping) and `transitions`.
+def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str], estimator: str) -> dict[str, pa.Table]:
+    """Return the influence tables of an estimator: `groups` (at the default damping) and `transitions`.
 
     Raises:
         InputError: some of the failures were not attributed.
     """
-    own = pc.field("estimator") == estimator_of(task).name
+    own = pc.field("estimator") == estimator
     sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
     tables = {
         "groups": sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)),
-        "transitions": read_table(folder.influence_path(set_name, "transitions")).filter(own),
+        "transitions": current_top_transitions(read_table(folder.influence_path(set_name, "transitions"))).filter(own),
     }
     known = _failures_in(*tables.values())
     missing = [name for name in failures if name not in known]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(failures)} failures were not attributed (the first is {missing[0]}); run "
+            f"{len(missing)} of {counted(len(failures), 'failure')} were not attributed (the first is "
+            f"{missing[0]}); run "
             f"`aitia attribute {folder.root} --set {set_name}` first"
         )
     return tables
 
 
-def window_effects(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
-    """Return the effects of windows, of the task's own estimator; no rows where an earlier version attributed."""
+def window_effects(folder: RunFolder, set_name: str, estimator: str) -> pa.Table:
+    """Return the effects of windows, of one estimator; no rows where an earlier version attributed."""
     path = folder.influence_path(set_name, "windows")
     if not path.exists():
         return WINDOW_EFFECTS.empty_table()
-    return read_table(path).filter(pc.field("estimator") == estimator_of(task).name)
+    return read_table(path).filter(pc.field("estimator") == estimator)
 
 
 def _failures_in(*tables: pa.Table) -> set[str]:
@@ -257,23 +299,19 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
         name: torch.from_numpy(values).to(precision) for name, values in influence.sums.effects.items() if values.any()
     }
     sums |= {"null": torch.from_numpy(influence.sums.null), "units": torch.from_numpy(influence.units.sums)}
-    names = {"groups": influence.sums.groups, "units": influence.units.groups}
+    unknown = [name for name in EFFECTS if name not in influence.sums.effects]  # of a tensor that is not there: zero
+    names = {"groups": influence.sums.groups, "units": influence.units.groups, "unknown": unknown}
     write_tensors(piece.sums_path, sums, {key: json.dumps(groups) for key, groups in names.items()})
     leaders.add((piece.seed, piece.window), influence.top)
 
 
-def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> None:
+def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece], summaries: Sequence[pa.Table]) -> None:
     """Sum the pieces of a call over windows, keep the top transitions, and add what is still up to date."""
-    grouping = load_grouping(run.folder, run.task)
     set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator
     top = TOP_TRANSITIONS.empty_table()
     tables, windows, null, units = [], [], [], []
-    for seed in run.task.seeds:
+    for seed, summary in zip(run.task.seeds, summaries, strict=True):
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
-        summary = reward_summary(run.folder, seed, grouping)
-        if grouping.name == "transition":  # every state would be a group of its own
-            summary = summary.filter(pc.field("wrong_transitions") > 0)
-        _require_few_groups(summary.num_rows, len(failures))
         sums = _sum_windows(mine, summary["group"].to_pylist(), len(failures))
         tables.append(_merge_sums(sums, summary, seed, failures, estimator))
         windows.append(_merge_windows(sums if intended_known([summary]) else None, seed, failures, estimator))
@@ -281,7 +319,7 @@ def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece]) -> Non
         units.append(_merge_units(sums, seed, estimator))
         top = keep_top(pa.concat_tables([top, *_top_of_windows(mine)]), TOP_K)
     merged = {"transitions": top, "groups": pa.concat_tables(tables), "windows": pa.concat_tables(windows)}
-    new = Addition(attribution_key(run.task), estimator, failures, known)
+    new = Addition(pieces[0].key, estimator, failures, known)
     for name, found in merged.items():
         new.write_rows(run.folder.influence_path(set_name, name), found)
     for name, parts in (("null", null), ("units", units)):
@@ -296,7 +334,8 @@ def _require_few_groups(groups: int, failures: int) -> None:
     """
     if groups * failures * len(LAMBDAS) > _MOST_SUMS:
         raise InputError(
-            f"{groups} groups and {failures} failures make {groups * failures * len(LAMBDAS):,} sums a seed, expected "
+            f"{counted(groups, 'group')} and {counted(failures, 'failure')} make "
+            f"{groups * failures * len(LAMBDAS):,} sums a seed, expected "
             f"at most {_MOST_SUMS:,}: use group_by: cluster, or name fewer failures with --failure"
         )
 
@@ -305,7 +344,7 @@ class _SeedSums(NamedTuple):
     """Sums over the windows of one seed's training.
 
     Attributes:
-        effects: by name (`EFFECTS`), [L, F, G].
+        effects: by name (`EFFECTS`), [L, F, G]; without those that the estimator does not compute.
         windows: sum over all groups of each window at the default damping, [W, F].
         null: of permuted influence, [D, G].
         units: by group, [4].
@@ -325,6 +364,8 @@ def _sum_windows(pieces: Sequence[WindowPiece], groups: Sequence[str], failures:
     for index, piece in enumerate(pieces):
         names, tensors = read_tensor_metadata(piece.sums_path), read_tensors(piece.sums_path)
         where = [position[name] for name in json.loads(names["groups"])]
+        for name in json.loads(names.get("unknown", "[]")):
+            effects.pop(name, None)
         for name, total in effects.items():
             if name in tensors:
                 total[:, :, where] += tensors[name].numpy()
@@ -341,7 +382,7 @@ def _top_of_windows(pieces: Sequence[WindowPiece]) -> list[pa.Table]:
     held: list[pa.Table] = []
     rows = 0
     for piece in pieces:
-        held.append(read_table(piece.top_path).cast(TOP_TRANSITIONS))
+        held.append(current_top_transitions(read_table(piece.top_path)).cast(TOP_TRANSITIONS))
         rows += held[-1].num_rows
         if rows > _HELD_TOPS * TOP_K * len(piece.failures):
             held = [keep_top(pa.concat_tables(held), TOP_K)]
@@ -412,13 +453,17 @@ def _merge_sums(sums: _SeedSums, summary: pa.Table, seed: int, failures: tuple[s
     def counts(name: str) -> pa.Array:
         return pa.array(summary[name].to_numpy()[group])
 
+    def effects(name: str) -> pa.Array:
+        total = sums.effects.get(name)
+        return pa.nulls(rows, pa.float64()) if total is None else pa.array(total.reshape(-1), mask=no_effect)
+
     return pa.table(
         {
             "failure": pa.DictionaryArray.from_arrays(pa.array(failure), pa.array(failures, pa.string())),
             "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
             "seed": pa.array(np.full(rows, seed, np.int32)),
             "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in sums.effects.items()},
+            **{name: effects(name) for name in EFFECTS},
             "transitions": counts("transitions"),
             "reward_events": counts("reward_events"),
             "estimator": pa.repeat(estimator, rows),

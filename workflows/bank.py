@@ -25,6 +25,7 @@ from ..datasets.remote import exist
 from ..datasets.rewards import Grouping, reward_summary
 from ..datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS, metadata_of, with_metadata
 from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table, write_tensors
+from ..datasets.words import counted
 from ..reports.evidence import Bank, collect_evidence
 from ..reports.verdict import Decision, Evidence, decide
 from ..training.agents import load_policy
@@ -141,7 +142,8 @@ class BankBuilder:
         played, wanted = episode_count(self.episodes), run.task.evaluation.episodes
         if played < wanted:
             raise RunFolderError(
-                f"the set `{set_name}` of {run.folder.root} was played with {played} episodes, the task has {wanted}: "
+                f"the set `{set_name}` of {run.folder.root} was played with {counted(played, 'episode')}, the "
+                f"task has {wanted}: "
                 f"run `aitia evaluate {run.folder.root} --set {set_name}` first, then `aitia attribute`"
             )
 

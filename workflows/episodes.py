@@ -10,6 +10,7 @@ import pyarrow as pa
 from ..datasets.errors import RunFolderError
 from ..datasets.schema import seed_and_episode
 from ..reports.episode import EpisodeTable, episode_table
+from ..reports.pages import FrameView
 
 _COLUMNS = (
     "seed", "episode", "t", "observation", "action", "action_labels", "log_prob", "value", "reward", "probabilities",
@@ -40,16 +41,15 @@ def failing_steps(steps: pa.Table, failures: Sequence[str]) -> dict[str, pa.Tabl
     return found
 
 
-def table_of(steps: Mapping[str, pa.Table], failure: str, name_of: Callable[[str], str], texts: Sequence[str | None]
-             ) -> EpisodeTable:  # fmt: skip
+def table_of(
+    steps: Mapping[str, pa.Table], failure: str, name_of: Callable[[str], str], frames: Sequence[FrameView]
+) -> EpisodeTable:
     """Return the table of a failing episode.
 
     Args:
         steps: of all failures.
         failure: its id.
         name_of: gives an action its name.
-        texts: what was drawn of each state and of the last as text; empty or None: pictures, or nothing.
+        frames: what was drawn of its states, of which those that are text stand in the table.
     """
-    mine = steps[failure]
-    drawn = [text for text in texts if text is not None]
-    return episode_table(mine, name_of, drawn if len(drawn) == mine.num_rows + 1 else ())
+    return episode_table(steps[failure], name_of, {f.step: f.text for f in frames if f.text is not None})

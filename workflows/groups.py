@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..datasets.errors import InputError, nearest
 from ..datasets.rewards import BY_CONTEXT, Grouping
-from ..datasets.store import RunFolder, read_table, read_tensors
+from ..datasets.store import RunFolder, read_table, read_table_schema, read_tensors
 from ..training.agents import load_policy, new_policy
 from ..training.groups import ByCluster, ByComponent, ByTransition, fit_sample
+from .runs import open_run
 from .task import Task
 
 _FIT_WINDOWS = 8  # of each seed, evenly over its training
+_PLACE = ("seed", "window", "env", "step")  # these four name one transition
 _COLUMNS = ("observation", "reward", "intended_reward")
 
 
@@ -20,19 +27,65 @@ def clusters_path(folder: RunFolder) -> Path:
 
 
 def load_grouping(folder: RunFolder, task: Task) -> Grouping:
-    """Return the grouping of a trained run. Clusters are fitted where there are none yet: call it before workers do.
+    """Return the grouping of a trained run, whose state clusters a stage has fitted before (`ensure_groups`).
 
-    They are of the latent features of the first seed's final policy, on reward events of every seed.
+    Raises:
+        RunFolderError: there are no clusters yet.
     """
     if task.group_by == "component":
         return ByComponent()
     if task.group_by == "transition":
         return ByTransition(task.training_env)
     if task.group_by == "cluster":
-        if not clusters_path(folder).exists():
-            _fit(folder, task)
         return ByCluster.load(clusters_path(folder), task.training_env, new_policy(task.agent, task.training_env))
     return BY_CONTEXT
+
+
+def ensure_groups(folder: RunFolder, task: Task) -> None:
+    """Fit the state clusters of a trained run where the task wants them and there are none; never called by workers.
+
+    They are of the latent features of the first seed's final policy, on reward events of every seed.
+    """
+    if task.group_by == "cluster" and not clusters_path(folder).exists():
+        _fit(folder, task)
+
+
+def group_rows(run: str | Path, groups: Collection[str] | None = None) -> pa.Table:
+    """Return which rows of the transitions are in which group: `seed, window, env, step, group`, one row a transition.
+
+    One window is held at a time. What `group` of the influence tables, of `bank/SET/masks.parquet` and of an edits file
+    names is joined to the transitions by it, with any `group_by`.
+
+    Args:
+        run: a trained run folder. Its environment is made, for the names of actions.
+        groups: whose rows to return; None: all.
+
+    Raises:
+        InputError: a group that no transition is in.
+        RunFolderError: not a trained run.
+    """
+    opened = open_run(run)
+    opened.require_trained()
+    folder, grouping = opened.folder, load_grouping(opened.folder, opened.task)
+    wanted, tables = None if groups is None else pa.array(sorted({*groups}), pa.string()), []
+    for seed in opened.task.seeds:
+        for window in range(folder.window_count(seed)):
+            path = folder.transitions_path(seed, window)
+            needed = dict.fromkeys([*_PLACE, *grouping.columns(read_table_schema(path).names)])
+            table = read_table(path, list(needed))
+            names = pa.array(grouping.of_table(table), pa.string())
+            found = table.select(_PLACE).append_column("group", names.dictionary_encode()).replace_schema_metadata(None)
+            tables.append(found if wanted is None else found.filter(pc.is_in(names, wanted)))
+    rows = pa.concat_tables(tables).unify_dictionaries()
+    met = set(pc.unique(rows["group"]).to_pylist())
+    missing = [] if wanted is None else [group for group in wanted.to_pylist() if group not in met]
+    if missing:
+        known = {name for chunk in rows["group"].chunks for name in chunk.dictionary.to_pylist()}
+        raise InputError(
+            f"the group `{missing[0]}` was given, but no transition of {folder.root} is in it (group_by: "
+            f"{opened.task.group_by}).{nearest(missing[0], known)}"
+        )
+    return rows
 
 
 def _fit(folder: RunFolder, task: Task) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..datasets.schema import metadata_of, with_metadata
+from ..datasets.schema import current_top_transitions, metadata_of, with_metadata
 from ..datasets.store import read_table, read_table_schema, write_table
 
 _MEANS = ("effect", "tau", "reward_tau")  # over failures; a row that is not there is 0
@@ -61,7 +61,8 @@ class Addition:
         if earlier is not None:
             failure = pc.field("failure").cast(pa.string())
             replaced = failure.isin(list(self.failures)) & (pc.field("estimator") == self.estimator)
-            tables.insert(0, read_table(path).filter(failure.isin(list(self.known)) & ~replaced))
+            rows = current_top_transitions(read_table(path))  # what other tables hold stays as it is
+            tables.insert(0, rows.filter(failure.isin(list(self.known)) & ~replaced))
         mine = (earlier or {}).get(self.estimator, [])
         self._write(path, tables, {**(earlier or {}), self.estimator: [*mine, *self.failures]})
 

@@ -22,6 +22,7 @@ from ..datasets.outcomes import PlayCounts
 from ..datasets.remote import exist
 from ..datasets.rewards import reward_summary, wrong_groups
 from ..datasets.store import RunFolder, read_table, read_tensors, write_json, write_table, write_tensors
+from ..datasets.words import counted
 from ..reports.statistics import Interval, mean_interval
 from ..reports.validation import linear_datamodeling_score, noise_ceiling, rank_correlations
 from ..training.agents import load_policy
@@ -31,8 +32,9 @@ from ..training.evaluation import evaluate_policy
 from ..training.replayed import replay
 from ..training.spaces import as_tensors
 from ..training.stack_training import members_at_once, train_members
-from .attribute import estimator_of, failures_of, load_targets
+from .attribute import failures_of, load_targets
 from .groups import load_grouping
+from .recorded import estimator_of
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -89,7 +91,8 @@ def validate_stage(run: Run, set_name: str, masks: int, workers: Workers) -> dic
         raise InputError(f"--masks {masks} was given, expected at least {LEAST_MASKS}: a correlation needs them")
     if not failures or len(wrong) < 2:
         raise InputError(
-            f"{folder.root} has {len(failures)} failures in set `{set_name}` and {len(wrong)} groups with wrong "
+            f"{folder.root} has {counted(len(failures), 'failure')} in set `{set_name}` and "
+            f"{counted(len(wrong), 'group')} with wrong "
             "rewards: expected failures and at least 2 such groups, or there is nothing to validate"
         )
     effects = _effects(run, set_name, failures)

@@ -23,7 +23,12 @@ from distributed.scheduler import KilledWorker
 from tqdm import tqdm
 
 from ..datasets.errors import ClusterError, InputError
+from ..datasets.manifest import Manifest
+from ..datasets.plain import one_line
 from ..datasets.store import RunFolder
+from ..datasets.words import counted
+from .changes import remember_modules, require_current_modules
+from .processes import begin_importing
 from .schedulers import NoSchedulerError, connect, prepare_workers, start_cluster
 
 Piece = TypeVar("Piece")
@@ -54,6 +59,17 @@ class Workers:
         self._scheduler = scheduler
         self._cluster: LocalCluster | None = None
         self._client: Client | None = None
+        self._owned = contextlib.ExitStack()
+
+    @property
+    def count(self) -> int:
+        """Processes of a local cluster; of an existing scheduler as many as this machine has cores."""
+        return self._count
+
+    def begin_importing(self) -> None:
+        """Let the process that local workers are forked from import what they need; the caller goes on."""
+        if self._scheduler is None:
+            begin_importing()
 
     def __enter__(self) -> Workers:
         return self
@@ -63,8 +79,7 @@ class Workers:
     ) -> None:
         if self._client is not None:
             self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        self._owned.close()
 
     def map(self, function: Callable[[Piece], Result], pieces: Sequence[Piece], label: str) -> list[Result]:
         """Run `function` on every piece and return the results in the order of the pieces.
@@ -158,25 +173,32 @@ class Workers:
             if self._scheduler is not None:
                 self._client = connect(self._scheduler, seconds)
             else:
-                self._cluster = self._cluster or start_cluster(self._count)
+                self._cluster = self._cluster or self._owned.enter_context(start_cluster(self._count))
                 self._client = Client(self._cluster, set_as_default=False)
             prepare_workers(self._client)
         return self._client
 
 
 def _run_there(function: Callable[[Piece], Result], piece: Piece) -> Result:
-    """Run a piece on a worker that may be on another machine.
+    """Run a piece on a worker that may be on another machine, and has perhaps run pieces of other commands.
 
     Raises:
-        InputError: it does not see the run folder.
+        InputError: it does not see the run folder, or has imported older versions of the run's modules.
     """
     root = getattr(_first(piece), "root", None)
-    if root is not None and not RunFolder(root).manifest_path.exists():
+    if root is None:
+        return function(piece)
+    folder = RunFolder(root)
+    if not folder.manifest_path.exists():
         raise InputError(
             f"a Dask worker on {socket.gethostname()} does not see the run folder {root}. Expected storage that every "
             "machine reaches under the same name: a shared folder, or an address such as s3://BUCKET/RUN"
         )
-    return function(piece)
+    manifest = Manifest.read(folder)
+    require_current_modules(manifest)
+    result = function(piece)
+    remember_modules(manifest)
+    return result
 
 
 def _raise(error: BaseException, piece: object, label: str) -> None:
@@ -188,7 +210,8 @@ def _raise(error: BaseException, piece: object, label: str) -> None:
     if not isinstance(error, KilledWorker):
         raise error
     raise ClusterError(
-        f"{label}: the worker was killed {error.allowed_failures + 1} times while it had {_in_words(piece)} to do. "
+        f"{label}: the worker was killed {counted(error.allowed_failures + 1, 'time')} while it had "
+        f"{_in_words(piece)} to do. "
         "Most likely it ran out of memory: give a smaller --workers (fewer pieces at once), or workers with more "
         f"memory. {_CONTINUES}"
     ) from error
@@ -214,7 +237,7 @@ class Progress:
     def __init__(self, label: str, total: int) -> None:
         self._label, self._total, self._done = label, total, 0
         self._began = self._logged = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit="piece", leave=True) if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total, desc=one_line(label), unit="piece", leave=True) if sys.stderr.isatty() else None
         if self._bar is None:
             log.info("%s: 0/%d", label, total)
 

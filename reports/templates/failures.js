@@ -66,7 +66,7 @@ function build(box) {
       return make("td", {}, make("a", { href: folder + encodeURIComponent(value) + ".html", textContent: text }));
     }))));
     const range = kept.length ? `, ${first + 1} to ${first + some.length} shown` : "";
-    status.textContent = `${kept.length} of ${rows.length} failures${range}`;
+    status.textContent = `${kept.length} of ${rows.length} failure${rows.length === 1 ? "" : "s"}${range}`;
     back.disabled = page === 0;
     on.disabled = page === pages - 1;
     place.textContent = `page ${page + 1} of ${pages}`;

@@ -148,8 +148,8 @@ def test_merging_windows_keeps_the_top_of_all() -> None:
                     "failure": ["0-0", "0-1"] * 20, "seed": [0] * 40, "window": [window] * 40, "step": range(40),
                     "env": [0] * 40, "tau": tau, "tau_raw": tau, "tau_value": tau, "s": tau,
                     "reward": [1.0] * 40,
-                    "intended_reward": generator.choice([0.0, 1.0], 40), "context": ["a"] * 40, "action": ["0"] * 40,
-                    "estimator": ["trak"] * 40,
+                    "intended_reward": generator.choice([0.0, 1.0], 40), "group": ["a"] * 40,
+                    "context": ["a"] * 40, "action": ["0"] * 40, "estimator": ["trak"] * 40,
                 }
             ).cast(TOP_TRANSITIONS)
         )  # fmt: skip

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from aitia.datasets.arrays import array_format_of, array_metadata, encode_arrays
+from aitia.datasets.frames import FrameWriter
 from aitia.datasets.outcomes import Outcomes
 from aitia.datasets.schema import BANK_LEARNING, EPISODES, LEARNING, with_metadata
 from aitia.datasets.store import write_json
 from aitia.reports.advice import Surroundings, explain
 from aitia.reports.curve import CurvePoint, Units
 from aitia.reports.episode import episode_table
-from aitia.reports.figures import write_frame
 from aitia.reports.findings import PredictionFindings, SetFindings, summarise
 from aitia.reports.framing import RewardScale
 from aitia.reports.goals import Competence, Goal, Goals
@@ -120,7 +120,7 @@ def write_report(
         contexts[number] = ClusterContext(number, other, explain(other, Surroundings()), None, line)
     page = PageContext(
         _task(text), "test", "groups (contexts)", findings, contexts, [f"told {text}"], _PROVENANCE, None, "edits.yaml",
-        Place("/runs/made run", "/runs/made run/reports/test", "test", f"/tasks/made{text}.yaml"),
+        place=Place("/runs/made run", "/runs/made run/reports/test", "test", f"/tasks/made{text}.yaml"),
     )  # fmt: skip
     entries = [
         _entry(n, groups, text)
@@ -128,7 +128,7 @@ def write_report(
         for n in range(failures)
     ]
     frames = [np.full((24, 24, 3), shade, np.uint8) for shade in (40, 120, 200)]
-    assets = [write_frame(folder / "assets" / "frames", frame) for frame in frames]
+    assets = [FrameWriter(folder / "assets" / "frames").write(frame)[0] for frame in frames]
     for entry in entries[:pages]:
         write_failure_page(folder, page, entry, _view(assets, groups, line, text, drawn))
     thumbnails = {entry["failure"]: assets[0] for entry in entries[:pages]}
@@ -195,12 +195,12 @@ def _entry(number: int, groups: list[str], text: str) -> dict[str, Any]:
 
 def _view(assets: list[str], groups: list[str], line: list[Stretch], text: str, drawn: bool) -> FailureView:
     frames = [
-        FrameView(asset, f"{t}: down{text}", t == 1, None if drawn else f"room {t} \x1b[41mA\x1b[0m{text}\n")
+        FrameView(asset, f"{t}: down{text}", t == 1, None if drawn else f"room {t} \x1b[41mA\x1b[0m{text}\n", t)
         for t, asset in enumerate(assets)
     ]
     reward = RewardView(groups[0], f"up{text}", 0, 3, 1, 7, 0.0, 1.0, -0.3, -0.3, assets[0])
     steps = [StepView(t, f"up{text}", 0.0, float(t == 2), asset) for t, asset in enumerate(assets)]
-    texts = [frame.text for frame in frames if frame.text is not None]
+    texts = {frame.step: frame.text for frame in frames if frame.text is not None}
     table = episode_table(made_steps(2), lambda action: f"{action}{text}", texts)
     return FailureView(frames, text, f"target {text}", [reward], [reward], [EpisodeView(reward, steps, 3)], line, table)
 

@@ -128,6 +128,14 @@ def test_a_reward_wrong_everywhere_is_diffuse_and_only_outer_has_an_ease() -> No
     assert ease(Verdict.INNER, curve, list(everywhere.values()), Thresholds()) is None
 
 
+def test_neither_few_nor_many_is_said_of_one_group() -> None:
+    whole = {seed: reward_table(["all"], 1) for seed in SEEDS}
+    bank = make_bank({("none", 0): 18, ("all", 1): 0}, ["all"])
+    found = ease(Verdict.OUTER, correction_curve(bank, whole, DECLARED), list(whole.values()), Thresholds())
+    assert found is not None and found.groups == 1.0 and found.kind is None
+    assert found.as_dict()["kind"] is None
+
+
 def test_own_rates_are_those_of_the_very_episode() -> None:
     plays = {(seed, "test"): ["corner", "arrow", "timeout"] for seed in SEEDS}
     rates = own_rates(episodes_table({**plays, (-1, "test"): ["arrow"] * 3}), BANK, DECLARED)

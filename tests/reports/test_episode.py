@@ -29,7 +29,7 @@ def test_equal_steps_in_a_row_fold_and_a_difference_of_any_kind_ends_the_line() 
     }.items():
         found = episode_table(made_steps(40, **{column: pa.array(values)}), NAMES.__getitem__)
         assert [(line.first, line.last) for line in found.lines] == [(0, 11), (12, 39)], column
-    drawn = ["a"] * 3 + ["b"] * 38
+    drawn = dict(enumerate(["a"] * 3 + ["b"] * 38))
     assert [line.last for line in episode_table(made_steps(40), NAMES.__getitem__, drawn).lines] == [2, 39]
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from aitia.datasets.errors import EnvironmentError_, InputError
 from aitia.datasets.rewards import BY_CONTEXT, Grouping
 from aitia.datasets.store import RunFolder, read_tensors
 from aitia.training.agents import AgentSpec, load_policy, new_policy
 from aitia.training.edits import CorrectedRewards, RewardEdit
+from aitia.training.edits_file import Edits, read_edits, write_edits
 from aitia.training.ensemble import train_recorded
 from aitia.training.environments import Env, EnvSpec
 from aitia.training.groups import ByCluster, ByComponent, ByTransition, fit_sample
@@ -106,3 +113,71 @@ def test_components_that_are_not_told_are_an_error() -> None:
         ByComponent().of_table(table)
     with pytest.raises(EnvironmentError_, match="reward_components"):
         ByComponent().of_step(None, 0, {})
+
+
+def _transitions(env: EnvSpec, folder: Path, policy: str = "MlpPolicy") -> pa.Table:
+    train_recorded(AGENT.model_copy(update={"policy": policy}), env, 0, RunFolder(folder))
+    return pq.ParquetFile(RunFolder(folder).transitions_path(0, 0)).read()
+
+
+def test_names_of_states_and_actions_can_be_read(tmp_path: Path) -> None:
+    names = set(ByTransition(ENV).of_table(_transitions(ENV, tmp_path / "corridor")).tolist())
+    assert {"obs [0.5, 1] / 0", "obs [0.5, 1] / 1"} <= names, "exact numbers need no digest"
+    maze = EnvSpec("aitia/ArrowMaze-v0")
+    found = ByTransition(maze).of_table(_transitions(maze, tmp_path / "maze")).tolist()
+    assert all(re.fullmatch(r"\d+ / obs \[[\d., ]+\]( #[0-9a-f]+)? / (up|down|left|right)", name) for name in found)
+    table = TableEnv()
+    assert table.metadata["action_names"] == ["left", "right"]
+    discrete = EnvSpec("test_groups_environments:TableEnv")
+    sys.modules["test_groups_environments"] = sys.modules[__name__]
+    assert ByTransition(discrete).of_step(14, 0, {}) == "obs 14 / left"
+    assert ByTransition(discrete).of_step(14, 1, {"context": 3}) == "3 / obs 14 / right"
+
+
+class TableEnv(gym.Env[Any, Any]):
+    """Discrete observations and named actions."""
+
+    metadata: ClassVar[dict[str, Any]] = {"action_names": ["left", "right"], "render_modes": []}
+    observation_space = gym.spaces.Discrete(20)
+    action_space = gym.spaces.Discrete(2)
+
+
+def test_two_states_that_read_alike_are_two_groups_and_long_ones_have_a_digest() -> None:
+    grouping = ByTransition(BOX)
+    near = [np.array([0.25, value], np.float32) for value in (0.123401, 0.123402)]
+    action = np.array([0.5, 0.5], np.float32)
+    first, second = (grouping.of_step(state, action, {}) for state in near)
+    assert first != second and first.startswith("obs [0.25, 0.123] #") and first.endswith(" / [0.5, 0.5]")
+    assert first == grouping.of_step(near[0], action, {}), "stable"
+    image = ByTransition(EnvSpec("toy_environments:Kinds", {"observe": "dict", "act": "multi"}))
+    env = EnvSpec("toy_environments:Kinds", {"observe": "dict", "act": "multi"}).make()
+    observation, _ = env.reset(seed=0)
+    name = image.of_step(observation, np.array([1, 2]), {"context": "a / obs b"})
+    assert re.fullmatch(r"a / obs b / obs #[0-9a-f]+ / \[1, 2\]", name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    arrays(np.float32, 2, elements=st.floats(-2, 2, width=32)),
+    arrays(np.float32, 2, elements=st.floats(-2, 2, width=32)),
+)
+def test_names_are_equal_only_of_equal_transitions(first: Any, second: Any) -> None:
+    action = np.array([0.5, 0.5], np.float32)
+    same = ByTransition(BOX).of_step(first, action, {}) == ByTransition(BOX).of_step(second, action, {})
+    assert same == (first.tobytes() == second.tobytes())
+
+
+def test_names_come_back_from_an_edits_file(tmp_path: Path) -> None:
+    table = _transitions(BOX, tmp_path / "run")
+    names = sorted(set(ByTransition(BOX).of_table(table).tolist()))
+    write_edits(tmp_path / "edits.yaml", Edits(grouping="transition", groups=names[:3], correct="intended"))
+    edit = read_edits(tmp_path / "edits.yaml").edit(BOX)
+    assert edit.groups == frozenset(names[:3])
+    changed = edit.rewards(table) != table["reward"].to_numpy()
+    np.testing.assert_array_equal(changed, np.isin(ByTransition(BOX).of_table(table), names[:3]))
+
+
+def test_names_of_version_0_1_are_refused_as_no_transition_has_them() -> None:
+    old = Edits(grouping="transition", groups=["17/[0.5, 1]/0a1b2c3d"], correct="intended")
+    with pytest.raises(InputError, match=r"0\.1 named states and actions(.|\n)*Attribute the run again"):
+        old.edit(BOX)

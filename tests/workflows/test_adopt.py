@@ -186,10 +186,8 @@ def test_a_training_recorded_from_its_middle_says_so_everywhere(
     loaded = PPO.load(tmp_path / "half.zip", _env(), device="cpu")
     with caplog.at_level(logging.WARNING, "aitia"):
         loaded.learn(64, callback=Recorder(tmp_path / "run", 0), reset_num_timesteps=False)
-    assert [record.message for record in caplog.records] == [
-        message for message in caplog.messages if "begins after 64 steps of training" in message
-    ]
-    assert len(caplog.records) == 1
+    said = [message for message in caplog.messages if "task.yaml" not in message]
+    assert len(said) == 1 and "begins after 64 steps of training" in said[0]
     folder = _begin(tmp_path).folder  # 64 earlier steps and 64 recorded ones are the task's 100, rounded up
     assert "seed 0 begins after 64 steps" in recording_notes(folder, [0])[1]
     assert not recorded_whole([reward_summary(folder, 0)]), "rule 6 (no wrong reward) would speak for all of it"

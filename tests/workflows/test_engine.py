@@ -17,8 +17,9 @@ from command_line import Finished
 from aitia.attribution.order import area_under_curve, attribution_order, effect_table
 from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.workflows import commands
-from aitia.workflows.attribute import estimator_of, failures_of
+from aitia.workflows.attribute import failures_of
 from aitia.workflows.groups import load_grouping
+from aitia.workflows.recorded import estimator_of
 from aitia.workflows.runs import open_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fast_jl.*")]

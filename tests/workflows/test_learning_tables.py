@@ -77,7 +77,7 @@ def test_a_run_of_an_earlier_version_is_reported_and_grows(
         without(path, "reward", "probabilities")
     (run / "bank/test/learning.parquet").unlink()
     shutil.rmtree(run / ".parts/learning")
-    summary = commands.report(run, scheduler=scheduler, illustrate=1)
+    summary = commands.report(run)
     assert summary["verdict"] == "outer" and summary["learning"]
     page = (run / "reports/test/index.html").read_text()
     assert "an earlier version trained them" in page

@@ -43,7 +43,7 @@ def test_the_run_folder_is_the_contracts(small_run: Path) -> None:
     ):  # fmt: skip
         assert (small_run / name).is_file(), name
     manifest = json.loads((small_run / "run.json").read_text())
-    assert manifest["seeds"] == [0, 1, 2, 3, 4] and manifest["schema_version"] == 1
+    assert manifest["seeds"] == [0, 1, 2, 3, 4] and manifest["schema_version"] == 2
     assert {"python", "torch", "stable-baselines3"} <= manifest["versions"].keys()
     assert set(manifest["seconds"]) == {"train", "evaluate", "attribute", "verify", "report"}
     assert not list(small_run.rglob("*.tmp"))

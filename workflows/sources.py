@@ -1,0 +1,132 @@
+"""The source code that a task names, found and hashed without running any of it.
+
+A task names modules (`env`, `hooks`, `target`, `causes`, `verify.sets`) that lie beside it or on the import path. Their
+source, and that of what they import, decides what a run holds as much as the task itself: its hashes are kept in
+`run.json`. Installed packages and aitia itself are known by their versions.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from .task import Task
+
+_MOST_FILES = 2_000  # a task beside a large code base: more are not followed
+
+
+def source_hashes(task: Task, folder: str | Path | None) -> dict[str, str]:
+    """Return the SHA-256 of the source of every module that a task names, and of what these import, by module.
+
+    Nothing is imported or run. Modules of the standard library, installed packages and aitia are left out.
+
+    Args:
+        task: the task.
+        folder: that of the task file: modules in it can be named; None: not known.
+    """
+    return _hashes([task.env, task.hooks, task.target, task.causes, *task.verify.sets.values()], folder)
+
+
+def target_hashes(task: Task, folder: str | Path | None) -> dict[str, str]:
+    """Return the same of the target alone: what attributions depend on and trainings do not."""
+    return _hashes([task.target], folder)
+
+
+def changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Say which modules' source differs; those that only one of the two knows are named by another task."""
+    return [f"the source of module `{name}` changed" for name in sorted(old) if new.get(name, old[name]) != old[name]]
+
+
+def _hashes(named: Iterable[object], folder: str | Path | None) -> dict[str, str]:
+    modules = sorted({value.partition(":")[0] for value in named if isinstance(value, str) and ":" in value})
+    path = [*sys.path, *([str(folder)] if folder is not None else [])]
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in _sources(modules, path).items()}
+
+
+def _sources(modules: list[str], path: Sequence[str]) -> dict[str, Path]:
+    """Return the files of modules and of all that they import, directly or not, by module."""
+    waiting, seen = list(modules), set(modules)
+    found: dict[str, Path] = {}
+    while waiting and len(found) < _MOST_FILES:
+        name = waiting.pop(0)
+        spec = _find(name, path)
+        if spec is None or spec.origin is None or not _is_own(Path(spec.origin)):
+            continue
+        found[name] = Path(spec.origin)
+        package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+        new = [module for module in dict.fromkeys(_imports(found[name], package)) if module not in seen]
+        seen.update(new)
+        waiting += new
+    return found
+
+
+def _find(name: str, path: Sequence[str]) -> ModuleSpec | None:
+    """Find a module without importing it or the packages it is in; None: there is no such file."""
+    where: Sequence[str] | None = path
+    spec = None
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        if where is None or not all(part.isidentifier() for part in parts):
+            return None
+        spec = PathFinder.find_spec(".".join(parts[:depth]), list(where))
+        if spec is None:
+            return None
+        where = spec.submodule_search_locations
+    return spec
+
+
+@lru_cache(maxsize=1)
+def _others() -> tuple[Path, ...]:
+    """Return the folders whose modules are somebody else's: the standard library, installed packages, aitia."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    found = [*(sysconfig.get_path(name) for name in names), *site.getsitepackages(), site.getusersitepackages()]
+    return (*(Path(name).resolve() for name in found), Path(__file__).resolve().parent.parent)
+
+
+def _is_own(file: Path) -> bool:
+    """Return whether a file is source code of the user's."""
+    if file.suffix != ".py" or not file.is_file():
+        return False
+    whole = file.resolve()
+    *installed, ours = _others()
+    rooms = ("attribution", "training", "datasets", "reports", "workflows")
+    if whole.is_relative_to(ours) and whole.relative_to(ours).parts[0] in (*rooms, "__init__.py", "__main__.py"):
+        return False  # only the package itself: examples and tests lie beside it in a checkout
+    return not any(whole.is_relative_to(folder) for folder in installed)
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """Yield the modules that a file may import, its own packages included, in the order of the file."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # whoever imports it is told so
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            names = [] if base is None else [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str | None:
+    """Return the module that `from ... import` names; None: above the topmost package."""
+    if not node.level:
+        return node.module
+    parts = package.split(".") if package else []
+    if node.level - 1 >= len(parts):
+        return None
+    base = parts[: len(parts) - (node.level - 1)]
+    return ".".join([*base, *([node.module] if node.module else [])])
