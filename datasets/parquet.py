@@ -84,8 +84,9 @@ def _bounds(metadata: Any, data: mmap.mmap, columns: Sequence[str] | None) -> di
         for group in range(metadata.num_row_groups):
             chunk = metadata.row_group(group).column(leaf)
             start, dictionary, values = chunk.data_page_offset, 0, 0
-            if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-                start = chunk.dictionary_page_offset
+            first = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
+            if first and (start == 0 or first < start):  # 0: a chunk without rows has a dictionary only
+                start = first
             for page in _pages(data, start, chunk.total_compressed_size):
                 if page.is_dictionary:
                     dictionary += page.size

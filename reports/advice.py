@@ -285,8 +285,8 @@ def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...
         return (f"{step}.",)
     seeds = _seeds_wanted(findings)
     return (
-        f"{step}. Twice as many would cost {around.costs.longer()}; {seeds} more seed{'s' if seeds != 1 else ''} would cost "
-        f"{around.costs.more_seeds(seeds)}.",
+        f"{step}. Twice as many would cost {around.costs.longer()}; {seeds} more seed{'s' if seeds != 1 else ''} would "
+        f"cost {around.costs.more_seeds(seeds)}.",
     )
 
 

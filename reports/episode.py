@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ..attribution.targets import decisive_steps
 from ..datasets.arrays import Array, array_format, decode_actions, decode_arrays, fields, row_bytes
+from ..datasets.errors import RunFolderError
 from ..datasets.schema import metadata_of
 from ..training.spaces import action_text
 
@@ -113,6 +114,9 @@ def episode_table(
         name_of: gives an action (`action_text`) its name.
         drawn: text that the environment drew, by the step that began in it (T: the last state); None: it draws none.
         most: lines that are shown.
+
+    Raises:
+        RunFolderError: a step has no value, or not as many probabilities as the others.
     """
     texts, actions = drawn or {}, decode_actions(steps)
     observations = decode_arrays(steps["observation"], array_format(steps.schema, "observation"))
@@ -120,6 +124,9 @@ def episode_table(
                if name in steps.column_names}  # fmt: skip
     missing = [None] * steps.num_rows
     rewards, said = (columns.get(name, missing) for name in ("reward", "probabilities"))
+    whole = all(isinstance(x, float) for name in ("log_prob", "value") for x in columns[name])
+    if not whole or len({len(x or ()) for x in said}) > 1 or any(None in x for x in said if x is not None):
+        raise RunFolderError("the steps of an episode are damaged: values, log pi or probabilities are missing")
     decisive = decisive_steps(_labels(steps), actions)
     looks = row_bytes(observations)
     lines: list[StepLine] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -128,22 +128,38 @@ def find_learning(
     return Learning(tuple(stages), tuple(changes), bool(members), bool(seeds[CORRECTED])) if stages else None
 
 
-def _counts(table: pa.Table, declared: Outcomes) -> NDArray[np.float64]:
-    """Return numbers of episodes by window and kind, [W, 3]."""
+class _Counts(NamedTuple):
+    """Numbers of episodes of one training: windows in which some ended, ascending [W], by kind [W, 3]."""
+
+    windows: NDArray[np.int64]
+    episodes: NDArray[np.float64]
+
+    @property
+    def length(self) -> int:
+        """The number of windows up to the last in which an episode ended."""
+        return int(self.windows[-1]) + 1
+
+    def between(self, first: int, end: int) -> NDArray[np.float64]:
+        """Return the sums over windows from `first` to before `end`, [3]."""
+        start, stop = np.searchsorted(self.windows, [first, end])
+        return np.asarray(self.episodes[start:stop].sum(axis=0))
+
+
+def _counts(table: pa.Table, declared: Outcomes) -> _Counts:
     kind = dict.fromkeys(declared.desired, 0) | dict.fromkeys(declared.misbehaved, 1)
-    windows = table["window"].to_numpy()
-    counts = np.zeros((int(windows.max()) + 1, len(KINDS)))
-    column = [kind.get(outcome, 2) for outcome in table["outcome"].to_pylist()]
-    np.add.at(counts, (windows, column), table["episodes"].to_numpy())
-    return counts
+    windows, place = np.unique(table["window"].to_numpy().astype(np.int64), return_inverse=True)
+    episodes = np.zeros((len(windows), len(KINDS)))
+    column = np.array([kind.get(outcome, 2) for outcome in table["outcome"].to_pylist()], dtype=np.int64)
+    np.add.at(episodes, (place, column), table["episodes"].to_numpy())
+    return _Counts(windows, episodes)
 
 
-def _stages(agents: str, counts: Sequence[NDArray[np.float64]]) -> list[Stage]:
-    windows = max(len(found) for found in counts)
+def _stages(agents: str, counts: Sequence[_Counts]) -> list[Stage]:
+    windows = max(found.length for found in counts)
     edges = np.unique(np.linspace(0, windows, min(windows, _MOST_STRETCHES) + 1).astype(int))
     stages = []
     for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        sums = [found[first:end].sum(axis=0) for found in counts]
+        sums = [found.between(first, end) for found in counts]
         rates = [found / found.sum() for found in sums if found.sum()]
         for index, kind in enumerate(KINDS):
             if rates:
@@ -152,7 +168,7 @@ def _stages(agents: str, counts: Sequence[NDArray[np.float64]]) -> list[Stage]:
     return stages
 
 
-def _changes(agents: str, counts: Sequence[NDArray[np.float64]]) -> list[Change]:
+def _changes(agents: str, counts: Sequence[_Counts]) -> list[Change]:
     found = [change for each in counts if (change := _change(each)) is not None]
     by_kind = np.array(found).reshape(-1, len(KINDS)).T
     return [
@@ -161,20 +177,19 @@ def _changes(agents: str, counts: Sequence[NDArray[np.float64]]) -> list[Change]
     ]
 
 
-def _change(counts: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _change(counts: _Counts) -> NDArray[np.float64] | None:
     """Return by how much each rate of one training changes over its last third, [3]; None with too few windows.
 
     A line is fitted by least squares, each window weighted by its episodes.
     """
-    start = len(counts) - max(len(counts) // _LAST, _FEWEST_WINDOWS)
-    windows = np.flatnonzero(counts.sum(axis=1))
-    windows = windows[windows >= max(start, 0)]
+    late = counts.windows >= counts.length - max(counts.length // _LAST, _FEWEST_WINDOWS)
+    windows = counts.windows[late]
     if len(windows) < _FEWEST_WINDOWS:
         return None
-    episodes = counts[windows].sum(axis=1)
+    episodes = counts.episodes[late].sum(axis=1)
     centred = windows - np.average(windows, weights=episodes)
     weighted = episodes * centred
-    rates = counts[windows] / episodes[:, None]
+    rates = counts.episodes[late] / episodes[:, None]
     slope = weighted @ rates / (weighted @ centred)
     return np.asarray(slope * (windows[-1] - windows[0]), dtype=np.float64)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
+from ..datasets.errors import RunFolderError
 from ..datasets.schema import seed_and_episode
-from ..datasets.store import RunFolder, read_table, read_table_schema
 from ..reports.episode import EpisodeTable, episode_table
 from ..reports.pages import FrameView
 
@@ -17,17 +17,17 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def failing_steps(folder: RunFolder, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
+def failing_steps(steps: pa.Table, failures: Sequence[str]) -> dict[str, pa.Table]:
     """Return the steps of failures, by id, each in its order; columns that an earlier version did not keep are absent.
 
     Args:
-        folder: the run folder.
-        set_name: the evaluation set.
+        steps: of an evaluation set, as written.
         failures: ids.
+
+    Raises:
+        RunFolderError: a failure has no steps.
     """
-    path = folder.evaluation_path(set_name, "steps")
-    there = read_table_schema(path)
-    table = read_table(path, [name for name in _COLUMNS if name in there.names])
+    table = steps.select([name for name in _COLUMNS if name in steps.column_names])
     seeds, episodes, t = (table[name].to_numpy() for name in ("seed", "episode", "t"))
     order = np.lexsort((t, episodes, seeds))
     keys = np.stack([seeds, episodes], axis=1)[order]
@@ -35,9 +35,9 @@ def failing_steps(folder: RunFolder, set_name: str, failures: Sequence[str]) -> 
     spans = {tuple(keys[start]): (start, end) for start, end in zip(begins, [*begins[1:], len(order)], strict=True)}
     found = {}
     for name in failures:
-        start, end = spans[seed_and_episode(name)]
-        rows = table.take(pa.array(order[start:end]))
-        found[name] = rows.replace_schema_metadata(there.metadata)
+        if (span := spans.get(seed_and_episode(name))) is None:
+            raise RunFolderError(f"the steps of failure {name} are missing, expected those of all: evaluate again")
+        found[name] = table.take(pa.array(order[slice(*span)])).combine_chunks()
     return found
 
 

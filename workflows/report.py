@@ -365,7 +365,7 @@ def _failure_tables(folder: RunFolder, tables: SetTables, top: pa.Table) -> _Fai
         {name: top.take(pa.array(mine)) for name, mine in rows.items()},
         target_kinds(steps, failed, task.target),
         tables.timeline,
-        failing_steps(folder, tables.set_name, failure_ids(failed)),
+        failing_steps(steps, failure_ids(failed)),
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from made_report import made_steps, write_report
 
 from aitia.datasets.arrays import Array, pack
+from aitia.datasets.errors import RunFolderError
 from aitia.reports.episode import Piece, episode_table, in_short, pieces
 
 NAMES = {"0": "left", "1": "right", "2": "wait"}
@@ -51,6 +52,19 @@ def test_a_table_of_an_earlier_version_is_shown_without_rewards_and_probabilitie
     found = episode_table(old, NAMES.__getitem__)
     assert not found.complete and found.actions == () and found.lines[0].reward is None
     assert found.lines[0].log_prob == -0.5
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"value": pa.array([0.5, None])},
+        {"probabilities": pa.array([[0.5, 0.5], [1.0]])},
+        {"probabilities": pa.array([[0.5, None], [0.5, 0.5]])},
+    ],
+)
+def test_damaged_steps_are_an_error_and_no_page(column: dict[str, pa.Array]) -> None:
+    with pytest.raises(RunFolderError, match="damaged"):
+        episode_table(made_steps(2, **column), NAMES.__getitem__)
 
 
 def test_of_many_actions_the_unlikely_ones_are_counted() -> None:

@@ -94,6 +94,12 @@ def test_corrected_agents_are_a_panel_of_their_own() -> None:
     assert "No agent was trained" in learning_chart(learning(line(1, 1))).caption
 
 
+def test_a_window_far_off_costs_no_memory() -> None:
+    far = made_training([(1, 1, 0), (2, 1, 0)]).set_column(1, "window", pa.array([-1, 0, 1, 2**31 - 1], pa.int32()))
+    found = find_learning({0: far}, None, NONE, DECLARED)
+    assert found is not None and found.stages[-1].last == 2**31 - 1
+
+
 def test_no_episode_that_ended_no_figure() -> None:
     assert find_learning({0: made_training([])}, None, NONE, DECLARED) is None
 

@@ -15,7 +15,7 @@ import pytest
 
 from aitia.datasets.arrays import decode_actions
 from aitia.datasets.schema import metadata_of, seed_and_episode
-from aitia.datasets.store import RunFolder
+from aitia.datasets.store import RunFolder, read_table
 from aitia.workflows import commands
 from aitia.workflows.episodes import failing_steps
 from aitia.workflows.plays import joined
@@ -38,7 +38,8 @@ def test_steps_hold_every_reward_and_the_probability_of_every_action(small_run: 
 
 def test_the_steps_of_a_failure_are_its_own_in_their_order(small_run: Path) -> None:
     ids = [path.stem for path in (small_run / "reports/test/failures").glob("*.html")]
-    for name, table in failing_steps(RunFolder(small_run), "test", ids).items():
+    steps = read_table(RunFolder(small_run).evaluation_path("test", "steps"))
+    for name, table in failing_steps(steps, ids).items():
         seed, episode = seed_and_episode(name)
         assert set(table["seed"].to_pylist()) == {seed} and set(table["episode"].to_pylist()) == {episode}
         assert table["t"].to_pylist() == list(range(table.num_rows)) and "actions" in metadata_of(table.schema)
