@@ -82,6 +82,8 @@ def _bounds(metadata: Any, data: mmap.mmap, columns: Sequence[str] | None) -> di
         width = described.length or _WIDTHS.get(described.physical_type)
         known = texts = 0
         for group in range(metadata.num_row_groups):
+            if not metadata.row_group(group).num_rows:
+                continue  # nothing of it is decoded; an empty table's column may have no page
             chunk = metadata.row_group(group).column(leaf)
             start, dictionary, values = chunk.data_page_offset, 0, 0
             first = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
