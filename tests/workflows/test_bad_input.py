@@ -106,7 +106,7 @@ def test_components_that_do_not_sum_in_one_seed_leave_the_others_whole(
     before = {path: path.stat().st_mtime_ns for path in whole}
     refused(
         aitia_command("train", write_task(**task, seeds=[0, 50]), *arguments),
-        "window 0, env 0, step", "reward_components", "sums to 0.5 but the reward is 1",
+        "window 0, env 1, step", "reward_components", "sums to 0.5 but the reward is 1",
     )  # fmt: skip
     after = [path for folder in ("transitions", "checkpoints") for path in (tmp_path / "run" / folder).rglob("*.*")]
     assert before == {path: path.stat().st_mtime_ns for path in after}
