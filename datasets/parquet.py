@@ -86,7 +86,8 @@ def _bounds(metadata: Any, data: mmap.mmap, columns: Sequence[str] | None) -> di
             start, dictionary, values = chunk.data_page_offset, 0, 0
             if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
                 start = chunk.dictionary_page_offset
-            for page in _pages(data, start, chunk.total_compressed_size):
+            stored = chunk.total_compressed_size if chunk.num_values else 0  # without values no page is read
+            for page in _pages(data, start, stored):
                 if page.is_dictionary:
                     dictionary += page.size
                 values += 0 if page.is_dictionary else page.values
