@@ -2,7 +2,8 @@
 
 Every command of the command line is a function here with the same name and arguments: `aitia.train`,
 `aitia.evaluate`, `aitia.attribute`, `aitia.verify`, `aitia.report`, `aitia.run`, `aitia.demo`, `aitia.validate`,
-`aitia.suite`, `aitia.compare`. They are loaded when first used, so that `import aitia` costs nothing.
+`aitia.suite`, `aitia.compare`, `aitia.illustrate`, `aitia.check`. They are loaded when first used, so that
+`import aitia` costs nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-_COMMANDS = ("attribute", "compare", "demo", "evaluate", "report", "run", "suite", "train", "validate", "verify")
+_COMMANDS = (
+    "attribute", "check", "compare", "demo", "evaluate", "illustrate", "report", "run", "suite", "train", "validate",
+    "verify",
+)  # fmt: skip
 __all__ = ["__version__", *_COMMANDS]
 
 

@@ -24,6 +24,7 @@ from scipy.sparse import csc_array
 
 Scores = NDArray[np.float64]
 _SB3_EPSILON = 1e-8
+_ROUNDING = 1e-12  # of a mean in float64, relative: equal float32 advantages are 0 apart, different ones 1e-7 or more
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Advantages:
         n_envs: number of environments; N / n_envs steps each.
         gamma, gae_lambda: of the algorithm.
         normalize: whether the algorithm centres and scales advantages.
-        reward_scale: float64 [N], factor between the paid reward and the one that was learned from.
+        reward_scale: float64 [N], factor between a change of the paid reward and that of the one learned from.
         minibatches: int32 [N, E], minibatch of each row in each epoch, -1 if unused; None: not recorded.
     """
 
@@ -57,6 +58,12 @@ class RewardInfluence(NamedTuple):
     tau_raw: Scores
 
 
+def spread(raw: NDArray[np.float64]) -> float:
+    """Return the standard deviation of advantages (ddof 1); exactly 0 where only rounding sets them apart."""
+    found = float(np.std(raw, ddof=1)) if len(raw) > 1 else 0.0
+    return found if found > _ROUNDING * float(np.abs(raw).max(initial=0.0)) else 0.0
+
+
 def reward_influence(scores: Scores, advantages: Advantages) -> RewardInfluence:
     """Return tau and tau_raw from the effect of one unit of (normalised) advantage.
 
@@ -68,7 +75,7 @@ def reward_influence(scores: Scores, advantages: Advantages) -> RewardInfluence:
         tau, tau_raw [N, F] a unit of reward as paid; both zero where all advantages are equal.
     """
     rows = len(scores)
-    scale = float(np.std(advantages.raw, ddof=1)) if advantages.normalize and rows > 1 else 1.0
+    scale = spread(advantages.raw) if advantages.normalize and rows > 1 else 1.0
     if scale == 0.0:
         return RewardInfluence(np.zeros_like(scores), np.zeros_like(scores))
     weight = advantages.reward_scale[:, None] / (rows * scale)
@@ -106,7 +113,7 @@ def summed_reward_influence(weights: Scores, advantages: Advantages) -> RewardIn
         For tau and for tau_raw, [N, G] each: its product with s [N, F] is that of `weights` with the influence.
     """
     rows = len(weights)
-    scale = float(np.std(advantages.raw, ddof=1)) if advantages.normalize and rows > 1 else 1.0
+    scale = spread(advantages.raw) if advantages.normalize and rows > 1 else 1.0
     if scale == 0.0:
         return RewardInfluence(np.zeros_like(weights), np.zeros_like(weights))
     summed = gae_sums(weights * advantages.reward_scale[:, None], advantages)
@@ -140,15 +147,17 @@ def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDA
     for epoch in minibatches.T:
         for number in range(int(epoch.max(initial=-1)) + 1):
             rows = np.flatnonzero(epoch == number)
-            count, spread = len(rows), float(np.std(raw[rows], ddof=1)) if len(rows) > 1 else 1.0
+            count, scale = len(rows), spread(raw[rows])
             weights += [0.0, 0.0]
-            columns += [(rows, np.ones(count)), (rows, (raw[rows] - raw[rows].mean()) / (spread + _SB3_EPSILON))]
+            columns += [(rows, np.ones(count)), (rows, (raw[rows] - raw[rows].mean()) / (scale + _SB3_EPSILON))]
             if count < 2:
                 diagonal[rows] += 1.0
-            elif spread > 0.0:
-                factor = 1.0 / (count * (spread + _SB3_EPSILON))
+            elif scale > 0.0:
+                factor = 1.0 / (count * (scale + _SB3_EPSILON))
                 diagonal[rows] += factor
                 weights[-2:] = [factor / count, factor / (count - 1)]
+    if not columns:  # `target_kl` stopped before the first update
+        return np.zeros_like(scores)
     outer = csc_array(
         (
             np.concatenate([values for _, values in columns]),

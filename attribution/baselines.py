@@ -39,7 +39,7 @@ class BlamedWindow(Prepared):
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the ranking for some failures; it does not depend on the damping."""
         tau = self._tau[:, failures]
-        return Influence(self._blame[:, failures], tau, tau, np.broadcast_to(0.0, tau.shape))
+        return Influence(self._blame[:, failures], tau, tau, None)
 
 
 class Baseline(Estimator):

@@ -40,13 +40,13 @@ class Influence(NamedTuple):
         tau: effect of one unit of reward, with the adjoint of advantage normalisation.
         tau_raw: without it.
         tau_value: effect of one unit of reward through the value loss: a second channel, zero where the value
-            loss moves no parameter that the failure's target depends on.
+            loss moves no parameter that the failure's target depends on; None: the estimator does not compute it.
     """
 
     scores: Scores
     tau: Scores
     tau_raw: Scores
-    tau_value: Scores
+    tau_value: Scores | None
 
 
 class InfluenceSums(NamedTuple):
@@ -54,7 +54,7 @@ class InfluenceSums(NamedTuple):
 
     tau: Scores
     tau_raw: Scores
-    tau_value: Scores
+    tau_value: Scores | None
 
 
 class Prepared(ABC):
@@ -76,8 +76,10 @@ class Prepared(ABC):
         parts = []
         for part in chunks(failures):
             found = self.influence(lam, part)
-            parts.append([weights[rows].T @ tau[rows] for tau in (found.tau, found.tau_raw, found.tau_value)])
-        return InfluenceSums(*(np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True)))
+            channels = [tau for tau in (found.tau, found.tau_raw, found.tau_value) if tau is not None]
+            parts.append([weights[rows].T @ tau[rows] for tau in channels])
+        tau, tau_raw, *value = (np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True))
+        return InfluenceSums(tau, tau_raw, value[0] if value else None)
 
 
 class Estimator(ABC):
@@ -111,10 +113,14 @@ class ScoredWindow(Prepared):
         window: the window.
         solve: maps a damping to scores of the window's distinct rows, [U, F].
         solve_value: the same for one unit of return; None: the value channel is zero.
+        value_known: whether the estimator computes the value channel at all.
     """
 
-    def __init__(self, window: Window, solve: Solve, solve_value: Solve | None = None) -> None:
+    def __init__(
+        self, window: Window, solve: Solve, solve_value: Solve | None = None, value_known: bool = True
+    ) -> None:
         self._window, self._solve, self._solve_value = window, solve, solve_value
+        self._value_known = value_known
         self._solved: tuple[float, Scores, Scores | None] | None = None
 
     def influence(self, lam: float, failures: slice) -> Influence:
@@ -124,7 +130,7 @@ class ScoredWindow(Prepared):
         _, policy, value = self._solved
         rows, advantages = self._window.rows.row, self._window.advantages
         scores = policy[:, failures][rows]
-        by_value = np.broadcast_to(0.0, scores.shape)
+        by_value = np.broadcast_to(0.0, scores.shape) if self._value_known else None
         if value is not None:
             by_value = value_influence(value[:, failures][rows], advantages)
         return Influence(scores, *reward_influence(scores, advantages), by_value)

@@ -84,8 +84,9 @@ class PlacesFactors:
 
     def _by_gradients(self, others: Sequence[PlacesFactors], width: int) -> list[Tensor]:
         """Form the gradients of a block of output channels at a time."""
-        channels, size, rows = self.derivatives.shape[1], self.derivatives.element_size(), len(self.inputs)
-        totals = [self.derivatives.new_zeros(rows, len(other.inputs)) for other in others]
+        channels, size = self.derivatives.shape[1], self.derivatives.element_size()
+        totals = [self.derivatives.new_zeros(len(self.inputs), len(other.inputs)) for other in others]
+        rows = max(len(part.inputs) for part in (self, *others))
         step = max(1, _BLOCK_BYTES // max(rows * width * size, 1))
         for start in range(0, channels, step):
             block = slice(start, min(start + step, channels))
@@ -294,6 +295,17 @@ def why_not_factored(policy: ActorCriticPolicy) -> str | None:
                 return f"`{name}` of the policy projects its hidden state, or reads backwards"
         elif own and not _is_factored(module) and not (module is policy and own == [SPREAD]):
             return f"`{name}` of the policy is a {type(module).__name__}"
+    return _tied_parameters(policy)
+
+
+def _tied_parameters(policy: nn.Module) -> str | None:
+    """Return which two layers use the same parameter: its gradient is a sum over both, and so has no factored form."""
+    owner: dict[nn.Parameter, str] = {}
+    for layer, module in policy.named_modules():  # each module once
+        for key, parameter in module.named_parameters(prefix=layer, recurse=False, remove_duplicate=False):
+            if parameter in owner:
+                return f"`{key}` and `{owner[parameter]}` of the policy are one parameter (tied weights)"
+            owner[parameter] = key
     return None
 
 

@@ -48,6 +48,13 @@ class Given:
         """Return what is given of some of the states, in any order: nothing of what came before."""
         return Given(None if self.mask is None else self.mask[chosen])
 
+    def whole_episodes(self, chosen: NDArray[np.bool_]) -> Given:
+        """Return what is given of some of the states, of which each that follows another comes with it."""
+        history = self.history
+        if history is not None:
+            history = History(history.first[chosen], None if history.states is None else history.states[chosen])
+        return Given(self.rows(np.flatnonzero(chosen)).mask, history)
+
 
 NOTHING_BESIDE = Given()
 COLUMNS = ("action_mask", "lstm_state")

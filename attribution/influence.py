@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.rewards import corrections, reward_events
 from ..training.spaces import action_text
+from .adjoint import Scores
 from .estimators import Estimator, Influence, chunks
 from .targets import TargetSteps
 from .trak import DEFAULT_LAMBDA, LAMBDAS
@@ -31,7 +32,7 @@ class GroupSums(NamedTuple):
     Attributes:
         groups: [G].
         effects: by name (`EFFECTS`), float64 [L, F, G], one plane a lambda: sums of dr * tau, dr * tau_raw and
-            dr * tau_value.
+            dr * tau_value; without `effect_value` where the estimator does not compute that channel.
         null: [D, G], mean effect over failures if the same wrong rewards had each other's influence: D random
             permutations of tau among them, at the default lambda.
     """
@@ -86,21 +87,24 @@ def attribute_window(
     prepared = estimator.prepare(window, policy, targets)
     wrong = _wrong_rows(window)
     shape = (len(LAMBDAS), targets.failures, len(wrong.groups))
-    effects = {name: np.zeros(shape) for name in EFFECTS}
+    effects: dict[str, NDArray[np.float64]] = {}
     mean = np.zeros(len(window.reward))
     tops: list[pa.Table] = []
     for part in chunks(targets.failures):
         influence = prepared.influence(DEFAULT_LAMBDA, part)
         for name, tau in zip(EFFECTS, (influence.tau, influence.tau_raw, influence.tau_value), strict=True):
-            effects[name][LAMBDAS.index(DEFAULT_LAMBDA), part] = (wrong.change[:, wrong.rows] @ tau[wrong.rows]).T
+            if tau is not None:
+                plane = effects.setdefault(name, np.zeros(shape))[LAMBDAS.index(DEFAULT_LAMBDA)]
+                plane[part] = (wrong.change[:, wrong.rows] @ tau[wrong.rows]).T
         mean += influence.tau.sum(axis=1) / targets.failures
         least = np.zeros((_KINDS, targets.failures)) if leaders is None else leaders.least
         tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k, least[:, part]))
-    for plane, lam in enumerate(LAMBDAS):
+    for index, lam in enumerate(LAMBDAS):
         if lam != DEFAULT_LAMBDA and wrong.groups:
             sums = prepared.sums(lam, wrong.change.T, targets.failures)
             for name, total in zip(EFFECTS, sums, strict=True):
-                effects[name][plane] = total.T
+                if total is not None:
+                    effects[name][index] = total.T
     generator = np.random.default_rng([_NULL_SEED, window.seed, window.number])
     change = wrong.change[:, wrong.rows]
     null = np.stack([change @ generator.permutation(mean[wrong.rows]) for _ in range(NULL_DRAWS)])
@@ -162,7 +166,7 @@ def _top_transitions(
             "env": pa.array((row // steps).astype(np.int32)),
             "tau": pa.array(influence.tau[row, failure_of]),
             "tau_raw": pa.array(influence.tau_raw[row, failure_of]),
-            "tau_value": pa.array(influence.tau_value[row, failure_of]),
+            "tau_value": _or_null(influence.tau_value, row, failure_of),
             "s": pa.array(influence.scores[row, failure_of]),
             "reward": pa.array(window.reward[row]),
             "intended_reward": pa.array(intended, from_pandas=True),
@@ -172,6 +176,11 @@ def _top_transitions(
             "estimator": pa.array([estimator] * len(row), pa.string()),
         }
     )
+
+
+def _or_null(tau: Scores | None, row: NDArray[np.integer], failure: NDArray[np.integer]) -> pa.Array:
+    """Return the influence of some rows on a failure each; null where the estimator does not compute the channel."""
+    return pa.nulls(len(row), pa.float64()) if tau is None else pa.array(tau[row, failure])
 
 
 class _Best(NamedTuple):

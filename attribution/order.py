@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ..datasets.errors import InputError
 from .trak import DEFAULT_LAMBDA
 
 _RANDOM_ORDER_SEED = 0
@@ -42,9 +43,13 @@ def effect_table(sums: pa.Table, lam: float = DEFAULT_LAMBDA) -> EffectTable:
     """Average the group sums of an influence table over seeds, at one lambda.
 
     Args:
-        sums: rows of `influence/SET/groups.parquet` with known effects.
+        sums: rows of `influence/SET/groups.parquet` of one estimator.
         lam: the damping.
+
+    Raises:
+        InputError: rows of several estimators.
     """
+    _require_one_estimator(sums)
     chosen = sums.filter((pc.field("lambda") == lam) & pc.field("effect").is_valid())
     failure, group = (chosen[name].combine_chunks().dictionary_encode() for name in ("failure", "group"))
     failures, groups = failure.dictionary.to_pylist(), group.dictionary.to_pylist()
@@ -65,6 +70,16 @@ def effect_table(sums: pa.Table, lam: float = DEFAULT_LAMBDA) -> EffectTable:
     unknown = np.full_like(mean, np.nan)
     spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0) / (count - 1)) if count > 1 else unknown
     return EffectTable(failures, groups, mean, spread, by_seed)
+
+
+def _require_one_estimator(table: pa.Table) -> None:
+    """Check that an influence table holds one estimator: another one's effects are in another unit."""
+    names = sorted(pc.unique(table["estimator"]).to_pylist()) if "estimator" in table.column_names else []
+    if len(names) > 1:
+        raise InputError(
+            f"the influence table holds rows of {len(names)} estimators ({', '.join(names)}), expected those of one: "
+            f"their effects cannot be added. Filter it first, as in estimator == '{names[0]}'"
+        )
 
 
 def attribution_order(effects: EffectTable, wrong: Collection[str]) -> list[str]:
@@ -105,7 +120,11 @@ def bounded_edits(units: pa.Table, bounds: tuple[float, float]) -> list[BoundedE
     Args:
         units: rows of `influence/SET/units.parquet` of one estimator.
         bounds: the smallest and the largest reward seen.
+
+    Raises:
+        InputError: rows of several estimators.
     """
+    _require_one_estimator(units)
     names = units.set_column(units.column_names.index("group"), "group", units["group"].cast(pa.string()))
     seeds = max(len(pc.unique(units["seed"])), 1)
     columns = ("transitions", "paid", "tau", "reward_tau")

@@ -69,7 +69,7 @@ class TrakProjected(Estimator):
                 "--estimator trak, or another target"
             )
         scores = _scores(window, policy, targets, self.dimensions)
-        return ScoredWindow(window, lambda lam: scores[lam])
+        return ScoredWindow(window, lambda lam: scores[lam], value_known=False)
 
 
 class _Actor(nn.Module):

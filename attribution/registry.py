@@ -21,7 +21,7 @@ from .updates import TrakUpdates
 
 ENTRY_POINTS = "aitia.estimators"
 AUTO = "auto"
-LARGEST_EXACT = 8192  # rows of a window: its matrix of inner products takes 256 MiB
+LARGEST_EXACT = 8192  # rows of a window: its matrix of inner products takes 256 MiB (in float64 512)
 
 BUILT_IN: tuple[type[Estimator], ...] = (
     Trak, TrakProjected, TrakUpdates, TracIn,

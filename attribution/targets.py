@@ -82,6 +82,15 @@ class TargetSteps:
         """F."""
         return len(self.ids)
 
+    def of(self, chosen: NDArray[np.int64]) -> TargetSteps:
+        """Return the steps of some failures, in ascending order."""
+        steps = np.isin(self.failure, chosen)
+        return TargetSteps(
+            tuple(self.ids[i] for i in chosen), tuple(self.kinds[i] for i in chosen),
+            np.searchsorted(chosen, self.failure[steps]), self.observations[steps], self.actions[steps],
+            self.labels[steps], self.decisive[steps], self.user, self.given.whole_episodes(steps),
+        )  # fmt: skip
+
     def values(self, outputs: Outputs) -> Tensor:
         """Return f of each failure, [F], from what the policy says of all steps."""
         if self.user is not None:
@@ -175,6 +184,14 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
     ids = tuple(failure_ids(failures))
     kinds = tuple(_kind(target, bool(has)) for has in has_decisive)
     return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user, given)
+
+
+def target_kinds(steps: pa.Table, failures: pa.Table, target: str) -> dict[str, str]:
+    """Return by failure what its target is; a user's own function, which is none of `BUILT_IN`, is not imported."""
+    if target not in BUILT_IN:
+        return dict.fromkeys(failure_ids(failures), target)
+    found = make_targets(steps, failures, target)
+    return dict(zip(found.ids, found.kinds, strict=True))
 
 
 def _kind(target: str, has_decisive: bool) -> str:

@@ -6,7 +6,7 @@ surrogate's gradient by the normalised advantage of row k is
 .. math:: w_{kj} \nabla \log \pi_{\theta_j}(a_k|s_k), \quad w_{kj} = \frac{\pi_{\theta_j}}{\pi_{\theta_i}}
           \, 1[\text{not clipped}]
 
-(Schulman et al. 2017, arXiv:1707.06347, eq. 7). Each update is scored as a window of its own, at theta_j and with the
+(Schulman et al. 2017, arXiv:1707.06347, eq. 7); the value loss has none where `clip_range_vf` holds V. Each update is scored as a window of its own, at theta_j and with the
 Fisher matrix of its rows, and carried to raw advantages by the adjoint of its own centring and scaling; the mean over
 updates has the unit of the window form.
 """
@@ -23,7 +23,7 @@ from ..datasets.errors import InputError
 from ..training.recurrent import is_recurrent
 from ..training.replayed import ReplayedWindow
 from ..training.spaces import as_tensors
-from .adjoint import Scores, gae_adjoint, minibatch_adjoint
+from .adjoint import Scores, gae_adjoint, minibatch_adjoint, spread
 from .estimators import Estimator, Influence, Prepared
 from .outputs import Outputs
 from .targets import TargetSteps
@@ -68,7 +68,7 @@ class _SummedUpdates(Prepared):
         self._scores, self._tau, self._raw, self._value = (
             {lam: np.zeros(shape) for lam in LAMBDAS} for _ in range(4)
         )  # fmt: skip
-        before = _log_probs(policy, window.rows)
+        before, values = _log_probs(policy, window.rows), _values(policy, window.rows)
         scale = float(np.sqrt(2.0 * window.vf_coef))
         for number, update in enumerate(replayed.updates):
             where = f"{window.name}, update {number}"
@@ -80,6 +80,8 @@ class _SummedUpdates(Prepared):
             )  # fmt: skip
             ratio = np.exp(_log_probs(policy, rows) - before[distinct])[row]
             weight = ratio * ~_clipped(ratio, self._normalised(update.rows), replayed.clip_range)
+            moved = (_values(policy, rows) - values[distinct])[row]
+            follows = np.abs(moved) <= (np.inf if replayed.clip_range_vf is None else replayed.clip_range_vf)
             gradients = policy_gradients(policy, rows, targets, where)
             value = value_gradients(policy, rows, targets, where, scale)
             for lam in LAMBDAS:
@@ -88,7 +90,8 @@ class _SummedUpdates(Prepared):
                 self._tau[lam][update.rows] += self._by_advantage(scores, update.rows)
                 self._raw[lam][update.rows] += scores / (len(row) * self._spread(update.rows))
                 if value is not None:
-                    self._value[lam][update.rows] += scale * value.trak(lam)[row] / len(row)
+                    by_return = scale * follows[:, None] * value.trak(lam)[row]
+                    self._value[lam][update.rows] += by_return / len(row)
         for kept in (self._scores, self._tau, self._raw, self._value):
             for total in kept.values():
                 total /= len(replayed.updates)
@@ -105,7 +108,7 @@ class _SummedUpdates(Prepared):
     def _spread(self, rows: NDArray[np.int64]) -> float:
         raw = self._window.advantages.raw[rows]
         normalises = self._window.advantages.normalize and len(rows) > 1
-        return (float(np.std(raw, ddof=1)) or np.inf) if normalises else 1.0
+        return (spread(raw) or np.inf) if normalises else 1.0
 
     def _normalised(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         raw = self._window.advantages.raw[rows]
@@ -122,6 +125,12 @@ def _log_probs(policy: ActorCriticPolicy, rows: WindowRows) -> NDArray[np.float6
     with torch.no_grad():
         said = Outputs(policy, as_tensors(rows.observations), rows.given).distribution
         found = said.log_prob(torch.as_tensor(actions))
+    return found.double().numpy()
+
+
+def _values(policy: ActorCriticPolicy, rows: WindowRows) -> NDArray[np.float64]:
+    with torch.no_grad():
+        found = Outputs(policy, as_tensors(rows.observations), rows.given).values
     return found.double().numpy()
 
 

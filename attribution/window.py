@@ -72,6 +72,32 @@ _COLUMNS = (
     "seed", "window", "step", "t", "observation", "action", "reward", "reward_scale", "intended_reward",
     "advantage", "terminated", "truncated", "minibatches", "context",
 )  # fmt: skip
+_UNCLIPPED = "unclipped_scale"
+
+
+def learned_scale(
+    reward: NDArray[np.float64],
+    intended: NDArray[np.float64] | None,
+    unclipped: NDArray[np.float64],
+    clip: float,
+) -> NDArray[np.float64]:
+    r"""Return what a unit of each reward is worth to a learner that gets :math:`clip(s r, -c, c)`, [N].
+
+    Where neither the reward nor its correction is clipped it is s. A correction across a clip is no small change: it
+    is worth :math:`(clip(s r^*) - clip(s r)) / (r^* - r)`, so that its effect is that of what the learner gets instead.
+    A clipped reward that is not to be corrected counts as if it were taken away (r* = 0).
+
+    Args:
+        reward, intended: r and r* [N] (None: not known).
+        unclipped: s [N].
+        clip: c.
+    """
+    change = np.zeros_like(reward) if intended is None else corrections(reward, intended)
+    clipped = np.abs(unclipped * reward) >= clip
+    change = np.where(clipped & (change == 0.0), -reward, change)
+    learned, instead = (np.clip(unclipped * paid, -clip, clip) for paid in (reward, reward + change))
+    crosses = (clipped | (np.abs(unclipped * (reward + change)) > clip)) & (change != 0.0)
+    return np.where(crosses, (instead - learned) / np.where(crosses, change, 1.0), unclipped)
 
 
 def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
@@ -87,6 +113,7 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
     """
     known = read_table_schema(path).names
     beside = [name for name in GIVEN_COLUMNS if name in known]
+    beside += [_UNCLIPPED] if _UNCLIPPED in known else []
     needed = dict.fromkeys([*_COLUMNS, *beside, *grouping.columns(known)])
     table = read_table(path, list(needed))
     metadata = metadata_of(table.schema)
@@ -108,7 +135,10 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
     actions = decode_actions(table)
     observations = decode_arrays(table["observation"], array_format(table.schema, "observation"))
     ended = table["terminated"].to_numpy() | table["truncated"].to_numpy()
-    unknown = table["intended_reward"].null_count > 0
+    intended = None if table["intended_reward"].null_count > 0 else column("intended_reward")
+    scale = column("reward_scale")
+    if _UNCLIPPED in table.column_names:  # runs of version 0.1 have only that of rewards that were not clipped
+        scale = learned_scale(column("reward"), intended, column(_UNCLIPPED), float(metadata["clip_reward"]))
     return Window(
         name=f"{path.parent.name}/{path.stem}",
         seed=int(table["seed"][0].as_py()),
@@ -121,11 +151,11 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
             gamma=float(metadata["gamma"]),
             gae_lambda=float(metadata["gae_lambda"]),
             normalize=metadata["normalize_advantage"] == "true",
-            reward_scale=column("reward_scale"),
+            reward_scale=scale,
             minibatches=np.array(table["minibatches"].combine_chunks().flatten().to_numpy()).reshape(len(actions), -1),
         ),
         reward=column("reward"),
-        intended=None if unknown else column("intended_reward"),
+        intended=intended,
         group=grouping.of_table(table),
         action=actions,
         editable=editable(column("reward"), table["terminated"].to_numpy(), grouping),

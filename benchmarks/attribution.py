@@ -41,7 +41,7 @@ from aitia.attribution.window import read_window
 from aitia.datasets.schema import TOP_TRANSITIONS
 from aitia.datasets.store import write_table
 from aitia.training.spaces import as_tensors
-from aitia.workflows.runs import open_run
+from aitia.workflows.runs import open_for_computing
 from benchmarks import peers, planted
 from benchmarks.synthetic import ACTIONS, DECISIVE, ROWS, Data, disturbed, mlp_policy, samples, window_table
 
@@ -214,7 +214,7 @@ def decoys(folder: Path) -> dict[str, float]:
     aitia.evaluate(run)
     for name in ("trak", "tracin", "size"):
         aitia.attribute(run, estimator=name)
-    found = planted.measure(open_run(run), ["trak", "tracin", "size"])
+    found = planted.measure(open_for_computing(run), ["trak", "tracin", "size"])
     return {
         "auc_ensemble": found["auc_trak_lambda_0.01"], "auc_single": found["auc_single_trak_lambda_0.01"],
         "auc_size_baseline": found["auc_size"], "auc_tracin": found["auc_tracin"],

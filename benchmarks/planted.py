@@ -24,7 +24,7 @@ from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.errors import InputError
 from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.datasets.store import read_table
-from aitia.workflows.runs import Run, open_run
+from aitia.workflows.runs import Run, open_for_computing
 
 
 def causal_groups(run: Run) -> frozenset[str]:
@@ -74,7 +74,7 @@ def main() -> None:
     names = ["trak", *(name for name in estimators() if name not in ("trak", "trak-projected"))]
     for name in names:
         aitia.attribute(folder, estimator=name)  # beside the demo's own; what is done is not done again
-    print(json.dumps(measure(open_run(folder), names)))
+    print(json.dumps(measure(open_for_computing(folder), names)))
 
 
 if __name__ == "__main__":

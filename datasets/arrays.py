@@ -42,16 +42,30 @@ def array_format(schema: pa.Schema, column: str) -> ArrayFormat:
     """Read shape and dtype of a binary column from schema metadata.
 
     Raises:
-        RunFolderError: the metadata is missing.
+        RunFolderError: the metadata is missing, or tells another width than the column has.
     """
     metadata = metadata_of(schema)
     try:
-        return ArrayFormat(tuple(json.loads(metadata[f"{column}_shape"])), metadata[f"{column}_dtype"])
+        form = ArrayFormat(tuple(json.loads(metadata[f"{column}_shape"])), metadata[f"{column}_dtype"])
     except KeyError as error:
         raise RunFolderError(
             f"the table has no {error} in its schema metadata, so column `{column}` cannot be decoded: "
             "it was not written by aitia, or was rewritten without its metadata"
         ) from error
+    if column in schema.names:
+        _require_width(schema.field(column).type, form, f"column `{column}`")
+    return form
+
+
+def _require_width(kind: pa.DataType, form: ArrayFormat, what: str) -> None:
+    """Check that a binary column holds as many bytes a row as its arrays take."""
+    width = kind.byte_width if pa.types.is_fixed_size_binary(kind) else None
+    if width != form.width:
+        raise RunFolderError(
+            f"{what} holds {'values of type ' + str(kind) if width is None else f'{width} bytes a row'}, but its shape "
+            f"{list(form.shape)} and dtype {form.dtype} take {form.width} bytes: it was written with other schema "
+            "metadata than it has now"
+        )
 
 
 def array_format_of(values: Array) -> ArrayFormat:
@@ -68,7 +82,12 @@ def encode_arrays(values: Array) -> pa.Array:
 
 
 def decode_arrays(column: pa.ChunkedArray | pa.Array, form: ArrayFormat) -> Array:
-    """Unpack fixed-size binaries into an array [N, *shape] (the inverse of `encode_arrays`)."""
+    """Unpack fixed-size binaries into an array [N, *shape] (the inverse of `encode_arrays`).
+
+    Raises:
+        RunFolderError: the column has another width than the format.
+    """
+    _require_width(column.type, form, "a column of arrays")
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = []
     for chunk in chunks:

@@ -17,7 +17,13 @@ Every message says what was given, what was expected and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Sequence
+
+_MOST_PROBLEMS, _MOST_LETTERS = 10, 500
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlist = _SHORT.maxdict = 10
 
 
 class AitiaError(Exception):
@@ -50,6 +56,18 @@ class DiskFullError(AitiaError):
 
 class ClusterError(AitiaError):
     """Dask lost what a piece needs: its workers were killed, or the scheduler does not answer any more."""
+
+
+def shown(value: object) -> str:
+    """Return a value that was given as a message shows it: the beginning of a long one."""
+    return _SHORT.repr(value)
+
+
+def listed(problems: Sequence[str], separator: str = "\n") -> str:
+    """Return what is wrong as a message says it: the first problems, and the beginning of long ones."""
+    lines = [text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..." for text in problems[:_MOST_PROBLEMS]]
+    more = len(problems) - len(lines)
+    return separator.join([*lines, *([f"and {more:,} more"] if more else [])])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,9 +11,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from .errors import RunFolderError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from .errors import RunFolderError, listed
+from .limits import MOST_MANIFEST_BYTES
 from .schema import SCHEMA_VERSION
 from .store import RunFolder, read_json, write_json
 
@@ -81,22 +84,32 @@ class Manifest:
         hashes: `task`: SHA-256 of the resolved task; `training`: of the part that training depends on.
         seeds: seeds of the ensemble.
         task_folder: where the task file lies: modules beside it can be named by the task.
+        task_file: its name there, for commands on the pages; None: an earlier version did not keep it.
         seconds: wall-clock seconds a stage, summed over the calls that did work.
         sources: SHA-256 of the source of every module that the task names or that these import, by module.
         fingerprints: of the training environment (`train`) and of each evaluation set (training/fingerprint.py); null:
             it does not repeat itself.
         accepted: changes of code or versions that the user accepted while the run was made (`when`, `changes`).
+        environments: what probes found of the training environment (`training`) and of each evaluation set.
+        estimator: `name` and `reason` of the estimator that verdicts rest on.
+        checksums: SHA-256 of the tables that reports rest on, by their name in the folder.
         versions, git_sha, schema_version, created: provenance.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     task: dict[str, Any]
     hashes: dict[str, str]
     seeds: list[int]
     task_folder: str | None = None
+    task_file: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     sources: dict[str, str] | None = None  # None: an earlier version began the run
     fingerprints: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     accepted: list[dict[str, Any]] = field(default_factory=list)
+    environments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    estimator: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
     git_sha: str | None = field(default_factory=source_git_sha)
     schema_version: int = SCHEMA_VERSION
@@ -104,6 +117,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         self._as_read: str | None = None  # digest of the file that this one was read from, or was written to
+
+    @property
+    def same_again(self) -> bool:
+        """Whether a training of this run would be the same again: no code changed, environments repeat themselves."""
+        return not self.accepted and bool(self.fingerprints) and None not in self.fingerprints.values()
 
     def write(self, folder: RunFolder) -> None:
         """Write `run.json`, if it is still what was read.
@@ -133,7 +151,7 @@ class Manifest:
                 f"{folder.root} is not a run folder: it has no run.json. Expected a folder made by "
                 "`aitia train TASK.yaml --out RUN`"
             )
-        values = read_json(folder.manifest_path)
+        values = read_json(folder.manifest_path, MOST_MANIFEST_BYTES)
         found = values.get("schema_version") if isinstance(values, dict) else None
         if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
             raise RunFolderError(
@@ -141,8 +159,9 @@ class Manifest:
                 "train again, or use the aitia version that wrote it"
             )
         try:
-            manifest = Manifest(**values)
-        except TypeError as error:
-            raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({error})") from error
+            manifest = TypeAdapter(Manifest).validate_json(json.dumps(values))  # strict: types as JSON has them
+        except ValidationError as error:
+            problems = listed([f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()], "; ")
+            raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({problems})") from error
         manifest._as_read = digest(values)
         return manifest

@@ -16,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.parse import quote
 
 from .errors import AitiaError, InputError
+from .plain import without_secrets
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -35,6 +37,7 @@ _STORES = {
     "gs": _Store("gcsfs", "gs"),
     "gcs": _Store("gcsfs", "gs"),
 }
+_SIGNED = re.compile(r"[?&#][^/]*=")  # the query of a signed address
 _ADDRESS = re.compile(r"([A-Za-z][\w+.:-]+):(/+)(.*)")  # two letters at least: C:/ is a drive
 
 
@@ -50,14 +53,19 @@ def as_path(given: str | Path) -> Path:
     protocol, slashes, rest = address.groups()
     if protocol == "file" and len(slashes) != 2:
         return Path("/" + rest)
+    bucket = rest.partition("/")[0]
+    if protocol in _STORES and ("@" in bucket or ":" in bucket or _SIGNED.search(rest)):
+        raise InputError(
+            f"an address of the kind `{protocol}://` was given with credentials in it, expected "
+            f"{protocol}://BUCKET/RUN without credentials (docs/run-folder.md says where they belong)"
+        )
     if protocol in _STORES and slashes == "/":
         raise InputError(
             f"{given} was given, a pathlib path, which shortens addresses: give `{protocol}://{rest}` as text"
         )
     if slashes == "/":
         return Path(given)
-    bucket = rest.partition("/")[0]
-    if protocol not in _STORES or not bucket or ":" in bucket:
+    if protocol not in _STORES or not bucket:
         raise InputError(
             f"an address of the kind `{protocol}://` was given, expected a local path, file:///FOLDER, s3://BUCKET/RUN "
             "or gs://BUCKET/RUN, without credentials (docs/run-folder.md says where they belong)"
@@ -110,7 +118,8 @@ def asking(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # botocore's and aiohttp's share no base class
         raise InputError(
-            f"{path} was given, but its store does not do what it is asked ({error}): check the bucket, its endpoint "
+            f"{path} was given, but its store does not do what it is asked ({without_secrets(str(error))}): check the "
+            "bucket, its endpoint "
             "and the credentials (docs/run-folder.md). Finished pieces are kept"
         ) from error
 
@@ -145,10 +154,10 @@ def remove_folder(path: Path) -> None:
 
 
 def relative_link(path: Path, folder: Path) -> str:
-    """Return the link from a page in `folder` to a file: relative, or its address where it is in another store."""
+    """Return the link from a page in `folder` to a file, quoted: relative, or its address if it is in another store."""
     ends = remote(path), remote(folder)
     if ends == (None, None):
-        return Path(os.path.relpath(path, folder)).as_posix()
+        return quote(Path(os.path.relpath(path, folder)).as_posix(), safe="/")
     if ends[0] is not None and ends[1] is not None and ends[0].parts[0] == ends[1].parts[0]:
-        return posixpath.relpath(ends[0].path, ends[1].path)
-    return path.as_uri()
+        return quote(posixpath.relpath(ends[0].path, ends[1].path), safe="/")
+    return path.as_uri() if ends[0] is None else quote(str(path), safe="/:")

@@ -86,11 +86,6 @@ def editable(reward: NDArray[np.float64], terminated: NDArray[np.bool_], groupin
     return np.asarray((reward != 0.0) | (terminated & (grouping.name == "transition")), dtype=np.bool_)
 
 
-def reward_sums_path(folder: RunFolder, seed: int, grouping: Grouping) -> Path:
-    """Return where the reward summary of a seed is kept."""
-    return folder.parts_folder("reward_sums", grouping.name) / f"seed={seed}.parquet"
-
-
 def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT) -> pa.Table:
     """Return one row a group of what a seed's training paid; computed once, then read.
 
@@ -102,14 +97,28 @@ def reward_summary(folder: RunFolder, seed: int, grouping: Grouping = BY_CONTEXT
     Raises:
         RunFolderError: a window is missing or damaged.
     """
-    path = reward_sums_path(folder, seed, grouping)
+    path = reward_sums_path(folder, seed, grouping.name)
     if not path.exists():
-        missing = folder.missing_files(seed)
-        if missing:
-            raise missing_file(missing[0])
-        windows = [folder.transitions_path(seed, w) for w in range(folder.window_count(seed))]
-        write_table(path, _summarise(windows, seed, grouping))
+        write_table(path, sum_rewards(folder, seed, grouping))
     return read_table(path)
+
+
+def reward_sums_path(folder: RunFolder, seed: int, grouping: str) -> Path:
+    """Return where `reward_summary` keeps what a seed's training paid; `grouping` is the task's `group_by`."""
+    return folder.parts_folder("reward_sums", grouping) / f"seed={seed}.parquet"
+
+
+def sum_rewards(folder: RunFolder, seed: int, grouping: Grouping) -> pa.Table:
+    """Return what `reward_summary` does, computed anew and not kept.
+
+    Raises:
+        RunFolderError: a window is missing or damaged.
+    """
+    missing = folder.missing_files(seed)
+    if missing:
+        raise missing_file(missing[0])
+    windows = [folder.transitions_path(seed, w) for w in range(folder.window_count(seed))]
+    return _summarise(windows, seed, grouping)
 
 
 def missing_file(path: Path) -> RunFolderError:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+from .errors import RunFolderError
+
 SCHEMA_VERSION = 2  # 2: run.json knows the code that a run was made with
 RANDOM_POLICY_SEED = -1
 COMPONENT_PREFIX = "component_"
@@ -63,7 +65,7 @@ GROUP_EFFECTS = pa.schema(
         ("lambda", pa.float64()),
         ("effect", pa.float64()),  # sum of (intended - paid) * tau; null without an intended reward
         ("effect_raw", pa.float64()),
-        ("effect_value", pa.float64()),  # through the value loss
+        ("effect_value", pa.float64()),  # through the value loss; null of an estimator that does not compute it
         ("transitions", pa.int64()),
         ("reward_events", pa.int64()),
         ("estimator", pa.string()),
@@ -142,6 +144,25 @@ MASKS = pa.schema(
     ]
 )
 
+LEARNING = pa.schema(
+    [
+        ("seed", pa.int32()),
+        ("window", pa.int32()),
+        ("outcome", pa.string()),
+        ("episodes", pa.int64()),  # of the training, that ended so in this window
+        ("reward", pa.float64()),  # sum of their returns as paid
+    ]
+)
+
+BANK_LEARNING = pa.schema(
+    [
+        ("member", pa.string()),
+        ("window", pa.int32()),
+        ("outcome", pa.string()),
+        ("episodes", pa.int64()),  # of its training, that ended so in this window
+    ]
+)
+
 BANK_OUTCOMES = pa.schema(
     [
         ("member", pa.string()),
@@ -178,5 +199,11 @@ def seed_and_episode(failure: str) -> tuple[int, int]:
 
 
 def failure_id(seed: int, episode: int) -> str:
-    """Return the stable id of a failure, `SEED-EPISODE`."""
+    """Return the stable id of a failure, `SEED-EPISODE`, of which files are named.
+
+    Raises:
+        RunFolderError: they are no numbers: the table that they are from was not written by aitia.
+    """
+    if not (isinstance(seed, int) and isinstance(episode, int)):
+        raise RunFolderError(f"a table names the failure {seed!r}, {episode!r}, expected two whole numbers")
     return f"{seed}-{episode}"

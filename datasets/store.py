@@ -8,13 +8,15 @@ too. Finished pieces of a stage wait in `.parts/` until the stage merges them.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import DiskFullError, RunFolderError
+from .errors import DiskFullError, InputError, RunFolderError
+from .limits import MOST_JSON_BYTES, MOST_WINDOWS, parse_json, read_text
+from .parquet import TooLargeError, read_parquet
 from .remote import as_path, asking, exist, remote, remove_folder, require_reachable
 
 _ZSTD_LEVEL = 3
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_LOOKED_FOR = 20_000  # windows whose files are looked for at once
 FINAL = "final.safetensors"
+_WRITTEN: ContextVar[Callable[[Path, Path], None] | None] = ContextVar("written", default=None)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class RunFolder:
         return self.root / "influence" / set_name / f"{table}.parquet"
 
     def bank_path(self, set_name: str, table: str) -> Path:
-        """`masks` or `outcomes` of an evaluation set's counterfactual bank."""
+        """`masks`, `outcomes` or `learning` of an evaluation set's counterfactual bank."""
         return self.root / "bank" / set_name / f"{table}.parquet"
 
     def validation_path(self, set_name: str) -> Path:
@@ -105,22 +112,38 @@ class RunFolder:
         """Folder of the pages of an evaluation set."""
         return self.root / "reports" / set_name
 
+    def frames_folder(self, set_name: str) -> Path:
+        """Folder of the pictures of an evaluation set's failures."""
+        return self.root / "frames" / set_name
+
     def parts_folder(self, *names: str) -> Path:
         """Folder of the finished pieces of a stage."""
         return self.root.joinpath(".parts", *names)
 
     def window_count(self, seed: int) -> int:
-        """Return the number of windows a finished training recorded; 0 if it is not finished."""
+        """Return the number of windows a finished training recorded; 0 if it is not finished.
+
+        Raises:
+            RunFolderError: the file says no such number.
+        """
         path = self.final_path(seed)
-        return int(read_tensor_metadata(path)["windows"]) if path.exists() else 0
+        if not path.exists():
+            return 0
+        told = read_tensor_metadata(path).get("windows", "")
+        if not (told.isascii() and told.isdecimal() and len(told) < 10 and int(told) <= MOST_WINDOWS):
+            raise _damaged(path, ValueError(f"it says {told[:20]!r} windows, expected a number up to {MOST_WINDOWS:,}"))
+        return int(told)
 
     def missing_files(self, seed: int) -> list[Path]:
-        """Return the files that a finished training of `seed` should have and has not."""
+        """Return files that a finished training of `seed` should have and has not: those of the first such windows."""
         if not self.final_path(seed).exists():
             return [self.final_path(seed)]
         windows = range(self.window_count(seed))
-        paths = [path(seed, w) for w in windows for path in (self.transitions_path, self.checkpoint_path)]
-        return [path for path, there in zip(paths, exist(paths), strict=True) if not there]
+        for some in (windows[first : first + _LOOKED_FOR] for first in windows[::_LOOKED_FOR]):
+            paths = [path(seed, w) for w in some for path in (self.transitions_path, self.checkpoint_path)]
+            if missing := [path for path, there in zip(paths, exist(paths), strict=True) if not there]:
+                return missing
+        return []
 
 
 @contextmanager
@@ -131,12 +154,14 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     Raises:
         DiskFullError: there is no space to write it.
+        RunFolderError: this user may not write there.
     """
     if (there := remote(path)) is not None:
         with tempfile.TemporaryDirectory() as folder:
             whole = Path(folder) / path.name
             with written_aside(whole) as aside:
                 yield aside
+            _tell(path, whole)
             with asking(path):
                 there.fs.put_file(str(whole), there.path)
         return
@@ -144,6 +169,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        _tell(path, aside)
         aside.replace(path)
     except (OSError, SafetensorError) as error:
         if (code := _error_number(error)) in _NO_SPACE:
@@ -151,21 +177,43 @@ def written_aside(path: Path) -> Iterator[Path]:
                 f"{path} cannot be written: {os.strerror(code).lower()}. Nothing of it is left and finished pieces are "
                 "kept: make space (or raise the quota) there and run the same command again"
             ) from error
+        if code in _NOT_ALLOWED:
+            raise RunFolderError(
+                f"{path} cannot be written: {os.strerror(code).lower()}. Expected a folder that this user may write to"
+            ) from error
         raise
     finally:
         aside.unlink(missing_ok=True)
 
 
 @contextmanager
-def _at_hand(path: Path) -> Iterator[Path]:
+def on_write(tell: Callable[[Path, Path], None]) -> Iterator[None]:
+    """Within the block, call `tell` with path and finished contents of every file before this process puts it there."""
+    token = _WRITTEN.set(tell)
+    try:
+        yield
+    finally:
+        _WRITTEN.reset(token)
+
+
+def _tell(path: Path, whole: Path) -> None:
+    if (tell := _WRITTEN.get()) is not None:
+        tell(path, whole)
+
+
+@contextmanager
+def at_hand(path: Path) -> Iterator[Path]:
     """Give a local file with the contents of `path`: itself, or a copy for the time of the block.
 
     Raises:
-        RunFolderError: the file is missing.
+        RunFolderError: the file is missing, is something else than a file, or may not be read.
     """
     if (there := remote(path)) is None:
-        if not path.exists():
-            raise _missing(path)
+        try:
+            if not path.is_file():
+                raise _missing(path) if not path.exists() else _damaged(path, ValueError("it is not a file"))
+        except PermissionError as error:
+            raise _damaged(path, error) from error
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -178,10 +226,23 @@ def _at_hand(path: Path) -> Iterator[Path]:
         yield copy
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        RunFolderError: it is missing.
+    """
+    with at_hand(path) as file, file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def _error_number(error: Exception) -> int:
     """Return the system's number of an error, 0 if it has none; safetensors only tells it in words."""
     told = re.search(r"os error (\d+)", str(error))
     return getattr(error, "errno", None) or (int(told[1]) if told else 0)
+
+
+_PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, IndexError, MemoryError)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -194,12 +255,16 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet table.
 
     Raises:
-        RunFolderError: the file is missing or damaged.
+        RunFolderError: the file is missing or damaged, or takes more memory than `limits.read_limit`.
     """
-    with _at_hand(path) as file:
+    with at_hand(path) as file:
         try:
-            return pq.ParquetFile(file, memory_map=False).read(columns=list(columns) if columns else None)
-        except (pa.ArrowInvalid, OSError) as error:
+            return read_parquet(file, columns or None)
+        except TooLargeError as error:
+            raise RunFolderError(f"{path} {error}") from error
+        except InputError:
+            raise
+        except _PARQUET_ERRORS as error:
             raise _damaged(path, error) from error
 
 
@@ -209,10 +274,10 @@ def read_table_schema(path: Path) -> pa.Schema:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    with _at_hand(path) as file:
+    with at_hand(path) as file:
         try:
             return pq.read_schema(file)
-        except (pa.ArrowInvalid, OSError) as error:
+        except _PARQUET_ERRORS as error:
             raise _damaged(path, error) from error
 
 
@@ -229,7 +294,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    with _at_hand(path) as file:
+    with at_hand(path) as file:
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
@@ -242,7 +307,7 @@ def read_tensor_metadata(path: Path) -> dict[str, str]:
     Raises:
         RunFolderError: the file is missing or damaged.
     """
-    with _at_hand(path) as file:
+    with at_hand(path) as file:
         try:
             with safe_open(file, framework="pt") as opened:
                 return dict(opened.metadata() or {})
@@ -253,7 +318,7 @@ def read_tensor_metadata(path: Path) -> dict[str, str]:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be in another encoding
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -267,16 +332,16 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
+def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
+    """Read JSON of up to `most` bytes.
 
     Raises:
-        RunFolderError: the file is missing or damaged.
+        RunFolderError: the file is missing or damaged, or has more bytes, values or levels than are read.
     """
-    with _at_hand(path) as file:
+    with at_hand(path) as file:
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            return parse_json(read_text(file, most))
+        except (ValueError, OSError) as error:
             raise _damaged(path, error) from error
 
 
@@ -314,14 +379,20 @@ def _writer(path: Path) -> str:
     """Return the command that writes a file of a run folder."""
     stages = {
         "transitions": "train", "checkpoints": "train", "evaluations": "evaluate", "influence": "attribute",
-        "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute", "bank": "verify", "policies": "verify",
-        "reports": "report", "validation": "validate",
+        "frames": "illustrate", "plays": "evaluate", "reward_sums": "attribute", "groups": "attribute",
+        "learning": "evaluate",
+        "bank": "verify", "policies": "verify", "reports": "report", "validation": "validate",
     }  # fmt: skip
     found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
     return f"`aitia {found}`"
 
 
 def _damaged(path: Path, error: Exception) -> RunFolderError:
+    if _error_number(error) in _NOT_ALLOWED:
+        return RunFolderError(
+            f"{path} may not be read by this user (permission denied); whether it is whole is not known. Expected "
+            "read permission: ask its owner for it (chmod a+r), or copy the run"
+        )
     return RunFolderError(
         f"{path} cannot be read ({error}): it is damaged or was not written by aitia. "
         f"Delete it and run {_writer(path)} again (finished pieces are kept)"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..datasets.words import counted
 from .findings import SetFindings
+from .learning import AS_PAID, Learning, change_in_words
 from .statistics import Interval, percent, rate_interval, seeds_for_lower_end
 from .verdict import SeedRates, Verdict, open_margin
 from .words import title_of
@@ -26,6 +27,8 @@ class Surroundings:
         worst: contexts whose episodes misbehave most with rewards as paid.
         corrected: of the correction that is written to a file: how many groups; None without one.
         correction: what the agents trained with it do; None if that was not verified.
+        learning: outcomes over training; None: not known.
+        costs: of training longer, and of more seeds; None: not known.
     """
 
     train_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -34,6 +37,46 @@ class Surroundings:
     worst: Sequence[str] = ()
     corrected: int | None = None
     correction: Interval | None = None
+    learning: Learning | None = None
+    costs: Costs | None = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What trainings of this run cost.
+
+    Attributes:
+        agents, retrained: agents of the ensemble, and agents that verify trained.
+        seeds: seeds that those were trained with.
+        train, verify: wall-clock seconds of the two stages, with the workers that there were.
+    """
+
+    agents: int
+    retrained: int
+    seeds: int
+    train: float
+    verify: float
+
+    def longer(self) -> str:
+        """Say what twice the steps cost: every agent is trained again, for twice as long."""
+        return f"{_trainings(self.agents + self.retrained)}, {_duration(2 * (self.train + self.verify))}"
+
+    def more_seeds(self, seeds: int) -> str:
+        """Say what further seeds cost: each is an agent, and as many retrainings as the seeds so far have."""
+        each = round(self.retrained / self.seeds) if self.seeds else 0
+        ratio = seeds * each / self.retrained if self.retrained else 0.0
+        seconds = seeds * self.train / max(self.agents, 1) + ratio * self.verify
+        return f"{_trainings(seeds * (1 + each))}, {_duration(seconds)}"
+
+
+def _trainings(count: int) -> str:
+    return f"{count} training{'s' if count != 1 else ''}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"about {max(seconds, 1.0):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 36_000 else f"about {seconds / 3600:.0f} h"
 
 
 @dataclass(frozen=True)
@@ -73,7 +116,8 @@ def explain(findings: SetFindings, around: Surroundings, verdict: str | None = N
             "There would be a failure to explain if the first play of a test episode ended misbehaved.",
             ("Evaluate more episodes: raise evaluation.episodes in the task and run it again.",),
         )
-    return Explanation(title, _sentences(findings), _would_change(findings), _next_steps(findings, around))
+    steps = (*_train_longer(findings, around), *_next_steps(findings, around))
+    return Explanation(title, _sentences(findings), _would_change(findings), steps)
 
 
 def _sentences(findings: SetFindings) -> tuple[str, str]:
@@ -216,6 +260,45 @@ def _next_steps(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
         case 7:
             return ("Train the corrected agents to the competence of the others (more steps), then verify again.",)
     return (_more_seeds(findings),)
+
+
+def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
+    """Say, of what is not determined, that agents are still learning; nothing where they are not, or it is not known.
+
+    Rule 4 speaks of the agents as they are: corrected ones have no part in it.
+    """
+    decision, learning = findings.decision, around.learning
+    if learning is None or decision.verdict not in (Verdict.UNDETERMINED, Verdict.CAPABILITY_FAILURE):
+        return ()
+    still = [change for change in learning.still if decision.rule > 4 or change.agents == AS_PAID]
+    if not still:
+        return ()
+    words = "; ".join(map(change_in_words, still))
+    better = any(
+        (change.kind == "desired") == ((change.change.value or 0.0) > 0) for change in still if change.kind != "other"
+    )
+    step = (
+        f"{'Still improving' if better else 'Still changing'}: over the last third of training {words}. More steps "
+        "before more seeds: raise agent.total_timesteps in the task and run it into a new folder"
+    )
+    if around.costs is None:
+        return (f"{step}.",)
+    seeds = _seeds_wanted(findings)
+    return (
+        f"{step}. Twice as many would cost {around.costs.longer()}; {seeds} more seed{'s' if seeds != 1 else ''} would "
+        f"cost {around.costs.more_seeds(seeds)}.",
+    )
+
+
+def _seeds_wanted(findings: SetFindings) -> int:
+    """Return how many more seeds would decide, as far as is known; else as many as the fewest for a verdict."""
+    evidence, limits = findings.evidence, findings.thresholds
+    if findings.decision.rule == 4:
+        have, needed = len(evidence.uncorrected), seeds_for_lower_end(_rates(evidence.uncorrected), limits.recurs)
+    else:
+        have, margin = len(evidence.paired()[0]), open_margin(evidence, limits) if evidence.corrected else None
+        needed = None if margin is None else margin.seeds
+    return max(max(needed or 0, limits.seeds) - have, 1) if needed or have < limits.seeds else limits.seeds
 
 
 def _correct(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from .rows import Cell, Rows, printable
 
 Spec = dict[str, Any]
+FEWEST_ON_A_LINE = 3
 INK, MUTED, LINE, ACCENT, WARM, GOOD = (
     f"var(--{name})" for name in ("ink", "muted", "line", "accent", "outer", "good")
 )
@@ -121,6 +122,22 @@ def band(at: Spec, title: str, colour: Spec) -> Spec:
     """Return a layer of a shaded band from column `low` to column `high` along x."""
     encoding = {"x": at, "y": quantity("low", title), "y2": {"field": "high"}, "color": colour}
     return {"mark": {"type": "area", "opacity": 0.18}, "encoding": encoding}
+
+
+def trace(x: Spec, y: Spec, colour: Spec, tip: Sequence[Spec], points: int) -> list[Spec]:
+    """Return the layers of a curve over `points` places of x: a line in a band from column `low` to column `high`.
+
+    Two points are no curve: a line between them would show what was not measured. They are drawn as points with bars.
+    """
+    encoding = {"x": x, "y": y, "color": colour, "tooltip": list(tip)}
+    if points >= FEWEST_ON_A_LINE:
+        mark = {"type": "line", "strokeWidth": 2, "point": {"size": 24}}
+        return [band(x, y["title"], colour), {"mark": mark, "encoding": encoding}]
+    bars = error_bars(x, "y", y["title"], tip, strokeWidth=1.4)
+    return [
+        {**bars, "encoding": {**bars["encoding"], "color": colour}},
+        {"mark": {"type": "point", "filled": True, "size": 60, "opacity": 1}, "encoding": encoding},
+    ]
 
 
 def bounds(style: str) -> list[Spec]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .chart import (
     ACCENT,
+    FEWEST_ON_A_LINE,
     GOOD,
     MUTED,
     WARM,
@@ -30,6 +31,7 @@ _ORDERS = {
     "random": "random order of the wrong rewards (control)",
     "size": "largest error first (baseline)",
 }
+_STATES = {"rewards as paid": "as paid", "all rewards corrected": "corrected"}
 _UNORDERED = "none and all corrected"
 _COLOURS = {_ORDERS["attribution"]: ACCENT, _UNORDERED: ACCENT, _ORDERS["random"]: MUTED, _ORDERS["size"]: WARM}
 _RATE = "misbehaviour rate"
@@ -98,7 +100,11 @@ def _limits(start: float | None, thresholds: Thresholds) -> list[Spec]:
 
 
 def _curve_layers(points: list[Spec], seeds: list[Spec], lines: Sequence[str], title: str) -> list[Spec]:
-    x = quantity("groups", title)
+    sizes = {name: {point["groups"] for point in points if point["line"] == name} for name in lines}
+    joined = [name for name in lines if len(sizes[name]) >= FEWEST_ON_A_LINE]
+    every = sorted({point["groups"] for point in points})
+    few = {} if joined else {"axis": {"values": every}, "scale": {"domain": [-0.1 * every[-1], 1.1 * every[-1]]}}
+    x = quantity("groups", title, **few)
     y = quantity("misbehaviour", _RATE, scale={"domain": [0, 1]})
     names = list(dict.fromkeys([*lines, *(str(point["line"]) for point in points)]))
     colour = colours("line", {name: _COLOURS.get(name, GOOD) for name in names})  # others are sets the task names
@@ -117,7 +123,7 @@ def _curve_layers(points: list[Spec], seeds: list[Spec], lines: Sequence[str], t
             "encoding": {"x": x, "y": y, "color": colour, "tooltip": seed_tip},
         },
         {
-            "data": {"values": [point for point in points if point["line"] in lines]},
+            "data": {"values": [point for point in points if point["line"] in joined]},
             "params": [{"name": "chosen", "select": {"type": "point", "fields": ["line"]}, "bind": "legend"}],
             "mark": {"type": "line", "strokeWidth": 2},
             "encoding": {"x": x, "y": y, **looks},
@@ -139,18 +145,18 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
         share: the outer share.
         thresholds: for the two marks on the outer share.
     """
-    states = ("rewards as paid", "all rewards corrected", "outer share")
+    states = (*_STATES, "outer share")
     last = "outer share"
     values = [
         (what, state, *found) for what, pair in measured.items() for state, found in zip(states, pair, strict=False)
     ]
     rows = rows_of(("measured", "state", "value", "low", "high"), [*values, (last, states[2], *share)])
+    lines = [f"{what}, {short}" for what in measured for short in _STATES.values()]
     limits = [
-        {"measured": last, "level": level, "text": text}
+        {"line": last, "level": level, "text": text}
         for level, text in ((thresholds.inner_share, "inner below"), (thresholds.outer_share, "outer above"))
     ]
-    y = category("measured", axis={"title": None, "grid": True}, sort=[*measured, last])
-    side = {"field": "state", "sort": [states[0], states[2], states[1]]}  # the share in the middle of its row
+    y = category("line", axis={"title": None, "grid": True, "tickBand": "center"}, sort=[*lines, last])
     colour = colours("state", dict(zip(states, (WARM, ACCENT, GOOD), strict=True)))
     ends = [0.0, 1.0, share.low or 0.0, share.high or 1.0]
     scale = {"domain": [min(ends), max(ends)], "nice": False}
@@ -171,14 +177,14 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
             "mark": {"type": "text", "dy": -20},
             "encoding": {"x": level, "y": y, "text": {"field": "text"}},
         },
-        {**bars, "encoding": {**bars["encoding"], "yOffset": side, "color": colour}},
+        {**bars, "encoding": {**bars["encoding"], "color": colour}},
         {
             "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {"x": x, "y": y, "yOffset": side, "color": colour, "tooltip": tip},
+            "encoding": {"x": x, "y": y, "color": colour, "tooltip": tip},
         },
         {
             "mark": {"type": "text", **above},
-            "encoding": {"x": x, "y": y, "yOffset": side, "text": quantity("value", format=".0%")},
+            "encoding": {"x": x, "y": y, "text": quantity("value", format=".0%")},
         },
     ]
     caption = (
@@ -187,8 +193,10 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
         "all plays. Means over seeds with 95% t-intervals (outer share: Fieller's); there is no bar where it is "
         "unbounded, and no point where nothing was measured."
     )
-    shown = [record for record in records(rows) if record["value"] is not None]
-    spec = make_spec(56 * (len(measured) + 1), data={"values": shown}, layer=layers)
+    names = [*(f"{what}, {_STATES[state]}" for what, state, *_ in values), last]
+    drawn = zip(records(rows), names, strict=True)
+    shown = [{**record, "line": name} for record, name in drawn if record["value"] is not None]
+    spec = make_spec(34 * (len(lines) + 1), data={"values": shown}, layer=layers)
     return Chart("shares", "Rates before and after the correction, and the outer share", caption, spec, rows)
 
 

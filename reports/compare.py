@@ -43,6 +43,7 @@ class ComparedRun:
         episodes: the episodes table of the evaluation set.
         summary: its `summary.json`; None before a report.
         reports: the folder of its report.
+        changed: tables of it whose contents are not those that aitia wrote.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ComparedRun:
     episodes: pa.Table
     summary: Mapping[str, Any] | None
     reports: Path
+    changed: Sequence[str] = ()
 
     @property
     def seeds(self) -> set[int]:
@@ -264,15 +266,17 @@ def in_points(change: Interval) -> str:
 
 
 def write_comparison(
-    folder: Path, runs: Sequence[ComparedRun], found: Mapping[str, Any], pairs: pa.Table, provenance: Mapping[str, str]
-) -> None:
+    folder: Path, runs: Sequence[ComparedRun], found: Mapping[str, Any], pairs: pa.Table,
+    provenance: Mapping[str, str], shown_in: Path | None = None,
+) -> None:  # fmt: skip
     """Write `compare.json`, `pairs.parquet` and `index.html`.
 
     Args:
-        folder: where to; links to the reports of both runs are relative to it.
+        folder: where to.
         runs: A and B.
         found, pairs: of `compare_runs`.
         provenance: versions, git SHA and time of the comparison.
+        shown_in: where the folder is going to be, from which links lead to the reports of both runs; None: it stays.
     """
     write_json(folder / "compare.json", found)
     write_table(folder / "pairs.parquet", pairs)
@@ -282,13 +286,15 @@ def write_comparison(
         mine |= {entry["failure"]: run.reports / "failures" / f"{entry['failure']}.html" for entry in entries}
     links = [
         {
-            name: relative_link(path, folder)
+            name: relative_link(path, shown_in or folder)
             for (name, path), there in zip(mine.items(), exist(list(mine.values())), strict=True)
             if there
         }
         for mine in pages
     ]
+    changed = [f"{run.name}/{name}" for run in runs for name in run.changed]
     write_page(
-        folder, "index.html", "compare.html", page={"provenance": provenance}, found=found, entries=entries,
-        links=links, env=runs[0].task["env"], points=lambda change: in_points(Interval(**change)),
+        folder, "index.html", "compare.html", page={"provenance": provenance, "changed": changed},
+        found=found, entries=entries, links=links, env=runs[0].task["env"],
+        points=lambda change: in_points(Interval(**change)),
     )  # fmt: skip

@@ -1,21 +1,16 @@
-"""Files of the pages' figures: rows as CSV, a still SVG for readers without JavaScript, the library once, frames."""
+"""Files of the pages' figures: rows as CSV, a still SVG for readers without JavaScript, the library once."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import vl_convert
-from numpy.typing import NDArray
-from PIL import Image
 
-from ..datasets.store import write_bytes, write_text
+from ..datasets.store import write_text
 from .chart import Chart
 from .rows import island
 
@@ -38,18 +33,20 @@ def write_chart(folder: Path, chart: Chart) -> None:
     write_text(folder / f"{chart.name}.js", script)  # pages from disk cannot read JSON files, scripts they can
     spec = _in_light_colours(chart.spec)
     config = {**spec["config"], "font": "sans-serif"}  # system-ui cannot be measured outside a browser
-    still = vl_convert.vegalite_to_svg({**spec, "config": config, "width": _STILL_WIDTH, "padding": _STILL_PADDING})
+    size = {} if "facet" in spec else {"width": _STILL_WIDTH}  # panels have a width of their own
+    still = vl_convert.vegalite_to_svg({**spec, "config": config, **size, "padding": _STILL_PADDING})
     write_text(folder / f"{chart.name}.svg", still)
 
 
 def write_library(folder: Path) -> None:
-    """Write Vega, Vega-Lite and Vega-Embed as one file, which all pages of a set share."""
+    """Write Vega, Vega-Lite and Vega-Embed as one file, which all pages of a set share, with their licences."""
     write_text(folder / LIBRARY, _library())
 
 
 @lru_cache(maxsize=1)
 def _library() -> str:
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    licences = files(__package__).joinpath("templates/vega-licences.txt").read_text(encoding="utf-8")
+    return f"/*!\n{licences}*/\n" + vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def style_sheet() -> str:
@@ -71,14 +68,3 @@ def _in_light_colours(value: Any) -> Any:
 @lru_cache(maxsize=1)
 def _light_colours() -> dict[str, str]:
     return dict(_COLOUR.findall(style_sheet()))
-
-
-def write_frame(folder: Path, frame: NDArray[np.uint8]) -> str:
-    """Write a picture once under the hash of its pixels and return the file's name."""
-    name = hashlib.sha256(frame.tobytes() + str(frame.shape).encode()).hexdigest()[:16] + ".png"
-    path = folder / name
-    if not path.exists():
-        buffer = io.BytesIO()
-        Image.fromarray(frame).save(buffer, format="PNG", optimize=True)
-        write_bytes(path, buffer.getvalue())
-    return name

@@ -29,7 +29,9 @@ from .evidence import Bank, Selection, collect_evidence
 from .factorial import Factorial, factorial
 from .framing import RewardScale, framing1
 from .goals import Goals, find_goals
+from .learning import Learning
 from .predictions import Calibration, Concentration
+from .preference import Preference
 from .statistics import Interval, mean_half_width, rate_interval
 from .verdict import Decision, Evidence, SeedRates, Thresholds, Verdict, decide, removal
 
@@ -223,6 +225,8 @@ def summarise(
     entries: Sequence[Mapping[str, Any]],
     trainings: int,
     seconds: Mapping[str, float],
+    learning: Learning | None = None,
+    preference: Preference | None = None,
 ) -> dict[str, Any]:
     """Return `summary.json`.
 
@@ -233,6 +237,8 @@ def summarise(
         entries: the failures' entries.
         trainings: agents trained in all.
         seconds: wall-clock seconds a stage.
+        learning: outcomes over training; None: not known.
+        preference: returns by outcome, where no intended reward is told; else None.
     """
     counts = Counter(str(entry["verdict"]) for entry in entries)
     rates = {
@@ -267,6 +273,8 @@ def summarise(
         "concentration": predictions.concentration.as_dict() if predictions.concentration else None,
         "calibration": predictions.calibration.as_dict() if predictions.calibration else None,
         "noise_ceiling": predictions.noise_ceiling,
+        "learning": learning.as_dict() if learning else None,
+        "preference": preference.as_dict() if preference else None,
         "trainings": trainings,
         "seconds": dict(seconds),
     }

@@ -13,7 +13,6 @@ from .chart import (
     WARM,
     Chart,
     Spec,
-    band,
     bounds,
     category,
     colours,
@@ -22,6 +21,7 @@ from .chart import (
     make_spec,
     quantity,
     records,
+    trace,
 )
 from .predictions import Calibration, ConcentrationPoint
 from .rows import Cell, rows_of
@@ -45,17 +45,13 @@ def concentration_chart(curve: Sequence[ConcentrationPoint], top: int) -> Chart:
         values += [(lines[0], point.groups, *point.measured), (lines[1], point.groups, *point.null)]
     rows = rows_of(("line", "groups", "share", "low", "high"), values)
     title = "share of the predicted drop"
-    x = quantity("groups", "most suspected groups with wrong rewards")
+    x = quantity("groups", "most suspected groups with wrong rewards", axis={"tickMinStep": 1})
     y = quantity("share", title, axis={"format": ".0%"}, scale={"domain": [0, 1]})
     colour = colours("line", dict(zip(lines, (ACCENT, MUTED), strict=True)))
     tip = [category("line"), x, quantity("share", format=".1%"), *bounds(".1%")]
     layers = [
         constant(float(top), "x", dashed=True),
-        band(x, title, colour),
-        {
-            "mark": {"type": "line", "strokeWidth": 2, "point": {"size": 24}},
-            "encoding": {"x": x, "y": y, "color": colour, "tooltip": tip},
-        },
+        *trace(x, y, colour, tip, len(curve)),
     ]
     caption = (
         "Share of the predicted drop that the most suspected groups carry. Grey: the same wrong rewards with each "
@@ -77,7 +73,7 @@ def timeline_chart(lines: Mapping[str, Sequence[Stretch]], source: str | None = 
     columns = ("line", "first_window", "last_window", "effect", "low", "high")
     drawn = rows_of(columns, [(line, s.first, s.last, *s.effect) for line, found in lines.items() for s in found])
     rows = rows_of(columns[1:], [(s.first, s.last, *s.effect) for s in next(iter(lines.values()))])
-    x = quantity("last_window", "training time (window)")
+    x = quantity("last_window", "training time (window)", axis={"tickMinStep": 1})
     colour = colours("line", dict(zip(lines, (ACCENT, MUTED), strict=False)))
     tip = [
         category("line"), quantity("first_window", "from window"), quantity("last_window", "to window"),
@@ -85,11 +81,7 @@ def timeline_chart(lines: Mapping[str, Sequence[Stretch]], source: str | None = 
     ]  # fmt: skip
     layers = [
         constant(0.0, "y"),
-        band(x, _EFFECT, colour),
-        {
-            "mark": {"type": "line", "strokeWidth": 2, "point": {"size": 24}},
-            "encoding": {"x": x, "y": quantity("effect", _EFFECT), "color": colour, "tooltip": tip},
-        },
+        *trace(x, quantity("effect", _EFFECT), colour, tip, max(map(len, lines.values()))),
     ]
     caption = (
         "When did the wrong rewards act? Summed predicted effect of correcting the rewards of each window, over "

@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
+from ..datasets.plain import ISOLATED, ISOLATED_END, isolated
 from ..datasets.store import write_text
 from ..datasets.words import counted
 from .advice import Explanation
 from .chart import Chart
 from .charts import correction_curve, factorial_shares, failure_counts, shares
+from .episode import EpisodeTable
 from .figures import style_sheet, write_chart, write_library
 from .findings import SetFindings
 from .influence_charts import episode_rewards, timeline_chart, top_groups
+from .learning import Learning, in_words, learning_chart
+from .place import Place
+from .preference import Preference
 from .rows import Cell, island
 from .statistics import Interval, percent
 from .timeline import Stretch
-from .words import RULES
+from .words import DIFFERING, RULES
 
 SCRIPTS = ("failures.js", "figures.js", "strip.js")
 _SHOWN_PICTURES = 12
+_NO_TEXT = re.compile(r"(<(?:script|style|title)\b.*?</(?:script|style|title)>|<[^>]*>)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class FrameView:
-    """One picture of a failing episode: file name in `assets/frames`, caption, and whether it is decisive."""
+    """One state of a failing episode: picture in `assets/frames`, caption, whether it is decisive.
+
+    `text`: what the environment drew as text (`render_mode="ansi"`) instead of a picture; it stands in the table of
+    steps. None: a picture. `step`: of the episode; the state in which it ended has the number of its steps.
+    """
 
     asset: str
     caption: str
     decisive: bool
+    text: str | None = None
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,7 @@ class FailureView:
         influential: rewards of any kind with the largest influence.
         episodes: the most influential training episodes; empty unless the failure has pictures.
         timeline: influence over training time.
+        steps: the episode as a table; None: not made.
     """
 
     frames: Sequence[FrameView]
@@ -110,6 +126,12 @@ class FailureView:
     influential: Sequence[RewardView]
     episodes: Sequence[EpisodeView] = ()
     timeline: Sequence[Stretch] = ()
+    steps: EpisodeTable | None = None
+
+    @property
+    def pictures(self) -> Sequence[FrameView]:
+        """The frames that are pictures."""
+        return [frame for frame in self.frames if frame.text is None]
 
 
 @dataclass(frozen=True)
@@ -150,6 +172,9 @@ class PageContext:
         provenance: versions, git SHA and the like.
         edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
         correction: file with the rewards to correct for the whole set; None where there is nothing to correct.
+        run: the run folder, relative to the folder of the reports.
+        changed: tables of the run whose contents are not those that aitia wrote.
+        place: where the run is, for commands that can be pasted; None: not known.
     """
 
     task: Mapping[str, Any]
@@ -161,6 +186,9 @@ class PageContext:
     provenance: Mapping[str, str]
     edits: str | None = None
     correction: str | None = None
+    run: str = "../.."
+    changed: Sequence[str] = ()
+    place: Place | None = None
 
     def curve_of(self, cluster: ClusterContext) -> Chart | None:
         """Return a cluster's correction curve; None where nothing was trained again."""
@@ -169,11 +197,11 @@ class PageContext:
 
     def influence_file(self, table: str) -> str:
         """Return a table of the influence, relative to the folder of the reports."""
-        return f"../../influence/{self.set_name}/{table}.parquet"
+        return f"{self.run}/influence/{quote(self.set_name)}/{table}.parquet"
 
     def window_file(self, reward: RewardView) -> str:
         """Return the transitions of the window of a training reward, relative to the folder of the reports."""
-        return f"../../transitions/seed={reward.seed}/window={reward.window:05d}.parquet"
+        return f"{self.run}/transitions/seed={reward.seed}/window={reward.window:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -205,8 +233,9 @@ def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any]
     if view.episodes:
         steps = [[(step.number, step.reward, step.intended) for step in episode.steps] for episode in view.episodes]
         charts["episodes"] = episode_rewards(steps, page.influence_file("transitions"))
-    text = _templates().get_template("failure.html").render(
-        page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../"
+    text = _rendered(
+        "failure.html", page=page, cluster=cluster, entry=entry, view=view, charts=charts, root="../",
+        framing=_where_framings_differ([entry]),
     )  # fmt: skip
     write_text(folder / "failures" / f"{entry['failure']}.html", text)
 
@@ -223,9 +252,9 @@ def write_cluster_page(
         charts["curve"] = curve
     for chart in charts.values():
         write_chart(folder / "assets", chart)
-    text = _templates().get_template("cluster.html").render(
-        page=page, cluster=cluster, view=view, charts=charts, root="../", budget=_cheapest_budget(cluster.findings),
-        table=_failures_table(entries, frozenset(), "../"), entries=entries,
+    text = _rendered(
+        "cluster.html", page=page, cluster=cluster, view=view, charts=charts, root="../",
+        budget=_cheapest_budget(cluster.findings), table=_failures_table(entries, frozenset(), "../"), entries=entries,
     )  # fmt: skip
     write_text(folder / cluster.page, text)
 
@@ -237,6 +266,8 @@ def write_index_page(
     entries: Sequence[Mapping[str, Any]],
     thumbnails: Mapping[str, str],
     explanation: Explanation,
+    learning: Learning | None = None,
+    preference: Preference | None = None,
 ) -> None:
     """Write `index.html`, its figures, and what all pages share: style sheet, scripts, the library of the figures.
 
@@ -247,6 +278,8 @@ def write_index_page(
         entries: all failures' entries.
         thumbnails: asset of the first frame of each illustrated failure.
         explanation: the set's verdict in words.
+        learning: outcomes over training; None: not known.
+        preference: returns by outcome, where no intended reward is told; else None.
     """
     thresholds = asdict(page.findings.thresholds)
     rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
@@ -256,6 +289,8 @@ def write_index_page(
     found = page.findings.factorial
     if found is not None and found.shares:
         charts["factorial"] = factorial_shares({str(source): share for source, share in found.shares.items()})
+    if learning is not None:
+        charts["learning"] = learning_chart(learning)
     for chart in charts.values():
         write_chart(folder / "assets", chart)
     clusters = list(page.clusters.values())
@@ -271,13 +306,22 @@ def write_index_page(
     write_page(
         folder, "index.html", "index.html", page=page, summary=summary, entries=entries, clusters=clusters, rules=rules,
         explanation=explanation, charts=charts, thumbnails=shown, table=_failures_table(entries, set(thumbnails), ""),
+        learned=None if learning is None else in_words(learning), preference=preference,
+        framing=_where_framings_differ(entries),
     )  # fmt: skip
 
 
 def write_page(folder: Path, name: str, template: str, **values: Any) -> None:
     """Write a page of a folder from a template, and the style sheet."""
     write_text(folder / "assets" / "style.css", style_sheet())
-    write_text(folder / name, _templates().get_template(template).render(root="", **values))
+    write_text(folder / name, _rendered(template, root="", **values))
+
+
+def _rendered(template: str, **values: Any) -> str:
+    """Return a page; in its text, what is written from right to left stands in an element of its own."""
+    parts = _NO_TEXT.split(_templates().get_template(template).render(**values))
+    parts[::2] = [text.replace(ISOLATED, "<bdi>").replace(ISOLATED_END, "</bdi>") for text in parts[::2]]
+    return "".join(parts)
 
 
 def _of(cluster: ClusterContext, chart: Chart) -> Chart:
@@ -323,6 +367,12 @@ def _failures_table(
     return {"columns": columns, "rows": rows, "folder": f"{root}failures/"}
 
 
+def _where_framings_differ(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, int]]:
+    """Return pairs of labels that differ: Framing 1's, the verdict, what each means together, how many failures."""
+    pairs = Counter((entry["framing1"], entry["verdict"]) for entry in entries)
+    return [(one, other, DIFFERING[one, other], n) for (one, other), n in pairs.items() if (one, other) in DIFFERING]
+
+
 def _cheapest_budget(findings: SetFindings) -> str | None:
     """Say in words how little had to be corrected."""
     found = findings.ease
@@ -350,18 +400,26 @@ def _templates() -> Environment:
         loader=FunctionLoader(_resource),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
+        finalize=lambda value: isolated(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else percent(value)
     environment.filters["share"] = lambda found: Interval(found["value"], found["low"], found["high"]).as_percent()
     environment.filters["interval"] = lambda value: Interval(**value).as_percent()
+    environment.filters["between"] = _between
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.2g}"
     environment.filters["counted"] = counted
     environment.filters["cell"] = lambda value: "–" if value is None else _cell(value)
     environment.filters["island"] = island
     return environment
+
+
+def _between(found: Interval) -> str:
+    if found.value is None:
+        return "–"
+    return f"{found.value:.3g}" + ("" if found.low is None else f" [{found.low:.3g}, {found.high:.3g}]")
 
 
 def _cell(value: Cell) -> str:

@@ -12,8 +12,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..datasets.plain import plain
+
 Cell = str | int | float | None
-_FORMULA = re.compile(r"[=+\-@\t\r\n]")
+_FORMULA = re.compile(r"[\s\x00-\x1f\u200b-\u200f\u2060\ufeff]*[=+\-@＝＋－＠]|[\t\r\n]")  # also in full width
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _ISLAND = {ord(character): f"\\u{ord(character):04x}" for character in "<>&'\u2028\u2029"}
@@ -55,11 +57,11 @@ def _plain(cell: Cell) -> Cell:
 
 
 def island(value: Any) -> Markup:
-    """Return JSON for a script element: no character in it can end the element, open a tag or end a line."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.translate(_ISLAND))
+    """Return JSON for a script element: no character in it can end the element, open a tag, end or reorder a line."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ISLAND)
+    return Markup(plain(text, backslash="\\\\"))
 
 
 def printable(cell: Cell) -> Cell:
-    """Return a cell without characters that a picture cannot hold: SVG has no control characters."""
-    return _NOT_IN_XML.sub("\ufffd", cell) if isinstance(cell, str) else cell
+    """Return a cell without characters that a picture cannot hold (SVG has no control characters) or cannot show."""
+    return plain(_NOT_IN_XML.sub("\ufffd", cell)) if isinstance(cell, str) else cell

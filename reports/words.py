@@ -26,6 +26,18 @@ def title_of(verdict: Verdict, basis: str | None) -> str:
     return _ARBITRARY.get(verdict, TITLES[verdict]) if basis == "arbitrary" else TITLES[verdict]
 
 
+_PAID_FOR_IT = "the reward function returns much for this episode at test"
+_NOT_PAID = "the reward function returns little for this episode at test"
+DIFFERING = {
+    ("inner", "outer"): f"{_NOT_PAID}, yet wrong rewards in training made the agents do it: corrected, they stop.",
+    ("inner", "mixed"): f"{_NOT_PAID}, yet wrong rewards in training made a good part of it.",
+    ("outer", "inner"): f"{_PAID_FOR_IT}, yet agents trained with correct rewards do it too.",
+    ("inner", "undetermined"): f"{_NOT_PAID}; what caused it is not determined.",
+    ("outer", "undetermined"): f"{_PAID_FOR_IT}; what caused it is not determined.",
+    ("outer", "mixed"): f"{_PAID_FOR_IT}, and correct rewards remove a part of it only.",
+}  # by Framing 1's label and the verdict: what both say together
+
+
 class Rule(NamedTuple):
     """A rule of the verdict in words; the braces name fields of `Thresholds`."""
 

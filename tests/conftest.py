@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from command_line import Finished
+from shared_cluster import shared_cluster
 from small_task import SMALL_TASK
 
 from aitia.datasets.rewards import reward_summary, wrong_groups
@@ -17,15 +18,23 @@ from aitia.datasets.store import RunFolder
 from aitia.training.edits_file import Edits, write_edits
 from aitia.workflows import commands
 from aitia.workflows.cli import main
-from aitia.workflows.schedulers import start_cluster
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's state folder of the session's own, also for the commands that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("state")
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
     """Address of a Dask cluster of two processes."""
-    with start_cluster(2) as cluster:
+    with shared_cluster() as cluster:
         yield str(cluster.scheduler_address)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..datasets.arrays import Array
 from ..datasets.errors import InputError, TaskError, nearest
+from ..datasets.limits import MOST_WINDOWS
 from ..datasets.words import counted
 from .environments import Env, EnvSpec, describe
 from .recurrent import is_recurrent
@@ -48,6 +49,8 @@ PPO_DEFAULTS: dict[str, Any] = {
 }
 _SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 _LINEAR = "lin_"
+_MOST_ROWS = 2**24  # transitions of a window
+_SHORTEST = 5  # A2C's n_steps
 _DISTRIBUTIONS = (
     BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution,
 )  # fmt: skip
@@ -79,8 +82,8 @@ class AgentSpec(BaseModel):
 
     algorithm: str = "PPO"
     policy: str = Field(default="", validate_default=True)
-    total_timesteps: int = Field(default=81920, ge=1)
-    n_envs: int = Field(default=16, ge=1)
+    total_timesteps: int = Field(default=81920, ge=1, le=10_000_000_000)
+    n_envs: int = Field(default=16, ge=1, le=65_536)
     hyperparameters: dict[str, Any] = Field(default_factory=dict, validate_default=True)
 
     @field_validator("algorithm")
@@ -110,6 +113,21 @@ class AgentSpec(BaseModel):
     def _with_defaults(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """Fill in aitia's own defaults of PPO and its kinds; A2C has those of Stable-Baselines3."""
         return {**PPO_DEFAULTS, **value} if info.data.get("algorithm") != "A2C" else value
+
+    @model_validator(mode="after")
+    def _so_many_windows(self) -> AgentSpec:
+        """Refuse windows of more transitions, and more windows, than a training can have."""
+        steps = self.hyperparameters.get("n_steps", _SHORTEST if self.algorithm == "A2C" else None)
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            return self  # the algorithm says what is wrong with it
+        rows = steps * self.n_envs
+        if rows > _MOST_ROWS or self.total_timesteps > rows * MOST_WINDOWS:
+            raise ValueError(
+                f"n_steps {steps:,} times n_envs {self.n_envs:,} make windows of {rows:,} transitions, of "
+                f"{self.total_timesteps:,} in all; expected at most {_MOST_ROWS:,} in a window and {MOST_WINDOWS:,} "
+                "windows"
+            )
+        return self
 
     @property
     def masked(self) -> bool:

@@ -47,6 +47,7 @@ class ArrayStep(NamedTuple):
         terminated, truncated: bool [K, E].
         final: float32 [K, E, D], what was observed before an ended one began again.
         corrected: bool [K, E], where the member's own edit changed the reward (not one made `first`).
+        outcomes: str [K, E], how episodes ended; None where they go on.
     """
 
     observations: Floats
@@ -55,6 +56,7 @@ class ArrayStep(NamedTuple):
     truncated: Flags
     final: Floats
     corrected: Flags
+    outcomes: NDArray[np.object_]
 
 
 class ArrayEnv(Protocol):
@@ -94,11 +96,12 @@ class GymArrays:
     def step(self, actions: NDArray[Any]) -> ArrayStep:
         """Step everywhere."""
         flat = actions.reshape(len(self._envs), *actions.shape[2:])
-        final, following, told = [], [], []
+        final, following, told, outcomes = [], [], [], []
         for env, action in zip(self._envs, flat, strict=True):
             observation, reward, terminated, truncated, info = env.step(env_action(self._facts.action_space, action))
             final.append(observation)
             following.append(env.reset()[0] if terminated or truncated else observation)
+            outcomes.append(str(info.get("outcome")) if terminated or truncated else None)
             told.append((float(reward), terminated, truncated and not terminated, bool(info.get(CORRECTED, False))))
         rewards, terminated_, truncated_, corrected = (
             np.array(values).reshape(self._shape) for values in zip(*told, strict=True)
@@ -110,6 +113,7 @@ class GymArrays:
             truncated_,
             self._stacked(final),
             corrected,
+            np.array(outcomes, dtype=object).reshape(self._shape),
         )
 
     def _stacked(self, observations: Sequence[Any]) -> Floats:

@@ -46,6 +46,7 @@ class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
         "render_modes": ["rgb_array"],
         "render_fps": 4,
         "action_names": ACTION_NAMES,
+        "outcomes": ("arrow", "corner", "timeout"),
     }
 
     def __init__(

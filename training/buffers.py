@@ -19,7 +19,8 @@ class Membership:
     """Remembers which minibatch of which epoch used each row; a mix-in before a rollout buffer.
 
     It draws exactly what the buffer draws, so a recorded training equals an unrecorded one. Rows that a recurrent
-    buffer adds to fill up its sequences are none of the window's, and are not counted.
+    buffer adds to fill up its sequences are none of the window's, and are not counted. Nor are those of a minibatch
+    after which the epoch is given up: PPO looks at `target_kl` before the optimiser's step, and leaves it out.
 
     Attributes:
         membership: one int32 [N] an epoch of the current window: minibatch of each row, -1 if unused.
@@ -38,7 +39,11 @@ class Membership:
         """Yield the minibatches of one epoch."""
         self.membership.append(np.full(self.buffer_size * self.n_envs, UNUSED_ROW, dtype=np.int32))
         self._minibatch = 0
-        yield from super().get(batch_size)  # type: ignore[misc]
+        try:
+            yield from super().get(batch_size)  # type: ignore[misc]
+        except GeneratorExit:  # the loop was left with the minibatch that it was given last
+            self.membership[-1][self.membership[-1] == self._minibatch - 1] = UNUSED_ROW
+            raise
 
     def _get_samples(self, batch_inds: NDArray[np.int64], *rest: Any) -> Any:
         self.membership[-1][batch_inds] = self._minibatch

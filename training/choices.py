@@ -36,6 +36,10 @@ class Choices(Protocol):
         """Return the action of one state: drawn, or the most probable one."""
         ...
 
+    def probabilities(self, row: int) -> list[float] | None:
+        """Return the probability of every action of one state; None where an action is not one category."""
+        ...
+
 
 class Categories:
     """Independent categorical numbers: Discrete (one), MultiDiscrete, MultiBinary (two categories each).
@@ -55,6 +59,10 @@ class Categories:
             float(np.log(max(part[row][a], _SMALLEST))) for part, a in zip(self._probabilities, drawn, strict=True)
         )
         return Choice(drawn[0] if self._single else np.array(drawn, dtype=np.int64), log_prob)
+
+    def probabilities(self, row: int) -> list[float] | None:
+        """Return the probability of every action of one state; None where an action is several numbers."""
+        return self._probabilities[0][row].tolist() if self._single else None
 
 
 def _inverse_cdf(probabilities: Numbers, generator: np.random.Generator, greedy: bool) -> int:
@@ -82,6 +90,9 @@ class Gaussians:
         log_prob = float(np.sum(-0.5 * deviation**2 - np.log(spread) - 0.5 * np.log(2 * np.pi)))
         return Choice((mean + spread * deviation).astype(np.float32), log_prob)
 
+    def probabilities(self, row: int) -> None:
+        """Return None: there are densities only."""
+
 
 class Uniforms:
     """A random policy's Box actions: uniform where the space is bounded, standard normal elsewhere."""
@@ -97,6 +108,9 @@ class Uniforms:
         action = np.where(self._bounded, low + draw * width, ndtri(draw))
         log_prob = np.where(self._bounded, -np.log(width), -0.5 * ndtri(draw) ** 2 - 0.5 * np.log(2 * np.pi))
         return Choice(action.astype(np.float32), float(log_prob.sum()))
+
+    def probabilities(self, row: int) -> None:
+        """Return None: there are densities only."""
 
 
 def random_choices(space: Space, batch: int, masks: NDArray[np.bool_] | None = None) -> Choices:

@@ -168,7 +168,11 @@ class CoinLineEnv(gym.Env[NDArray[np.float32], np.int64]):
         EnvironmentError_: a parameter is outside its range.
     """
 
-    metadata = {"render_modes": [], "action_names": ACTION_NAMES}  # noqa: RUF012 (Gymnasium's own form)
+    metadata = {  # noqa: RUF012 (Gymnasium's own form)
+        "render_modes": [],
+        "action_names": ACTION_NAMES,
+        "outcomes": ("coin", "end", "timeout"),
+    }
 
     def __init__(
         self,

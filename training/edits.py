@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -18,6 +19,7 @@ from .groups import require_current_names
 
 CORRECTED = "aitia.corrected"  # info key: whether the edit changed the reward
 UNEDITED = "aitia.unedited"  # info key: what the environment itself paid, where an edit applies
+Endings = Counter[tuple[int, str]]  # number of episodes by the window in which they ended, and their outcome
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,22 @@ class RewardEdit:
 class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
     """Pays what the edit says wherever it applies; everything else is untouched.
 
+    Args:
+        env: the environment.
+        edit: what is paid instead.
+        window: steps of a window, by which endings are counted.
+
     Attributes:
         corrected: transitions whose reward was changed so far.
+        endings: number of episodes so far by the window in which they ended, and how.
     """
 
-    def __init__(self, env: Env, edit: RewardEdit) -> None:
+    def __init__(self, env: Env, edit: RewardEdit, window: int = 1) -> None:
         super().__init__(env)
         self.edit = edit
         self.corrected = 0
+        self.endings: Endings = Counter()
+        self._window, self._steps = window, 0
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
@@ -99,6 +109,9 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
                 reward = _instead(edit, left, action, reward, terminated, info)
         changed = abs(reward - before) > WRONG_REWARD
         self.corrected += changed
+        if terminated or truncated:
+            self.endings[self._steps // self._window, str(info.get("outcome"))] += 1
+        self._steps += 1
         return self._left, reward, terminated, truncated, {**info, CORRECTED: changed, UNEDITED: float(given)}
 
 

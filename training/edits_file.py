@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from ..datasets.errors import EnvironmentError_, InputError, nearest
+from ..datasets.errors import EnvironmentError_, InputError, listed, nearest, shown
+from ..datasets.limits import read_yaml
 from ..datasets.manifest import digest
 from ..datasets.remote import as_path
 from ..datasets.rewards import BY_CONTEXT, Grouping
-from ..datasets.store import write_text
+from ..datasets.store import at_hand, write_text
 from ..datasets.words import counted
 from .edits import RewardEdit
 from .environments import EnvSpec
@@ -155,15 +156,18 @@ def read_edits(path: str | Path) -> Edits:
     if not path.is_file():
         raise InputError(f"the edits file {path} does not exist; expected one such as reports/SET/edits.yaml of a run")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with at_hand(path) as file:
+            values = read_yaml(file)
+    except OSError as error:
+        raise InputError(f"the edits file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds a {type(values).__name__}, expected a mapping with the keys {_known()}")
     try:
         return Edits.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: " + "\n".join(_explain(item) for item in error.errors())) from error
+        raise InputError(f"{path}: " + listed([_explain(item) for item in error.errors()])) from error
 
 
 def write_edits(path: Path, edits: Edits, comments: Sequence[str] = ()) -> None:
@@ -184,4 +188,4 @@ def _explain(item: Mapping[str, Any]) -> str:
         return f"unknown key `{key}`; known here: {_known()}.{nearest(key, Edits.model_fields)}"
     if item["type"] == "missing":
         return f"key `{key}` is missing; expected `all`, or a list of groups"
-    return f"key `{key}`: {message} (given: {item['input']!r})" if key else message
+    return f"key `{key}`: {message} (given: {shown(item['input'])})" if key else message

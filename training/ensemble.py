@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -39,7 +39,7 @@ def train_agent(
         initial: the policy to begin with; None: that of the seed.
     """
     with ONE_AT_A_TIME:
-        model = build_model(agent, _factory(env, edit), seed)
+        model = build_model(agent, _factory(env, edit, agent.hyperparameter("n_steps")), seed)
         if initial is not None:
             model.policy.load_state_dict(initial.state_dict())
         try:
@@ -51,8 +51,20 @@ def train_agent(
     return model
 
 
-def train_recorded(agent: AgentSpec, env: EnvSpec, seed: int, folder: RunFolder, edit: RewardEdit | None = None) -> int:
+def train_recorded(
+    agent: AgentSpec,
+    env: EnvSpec,
+    seed: int,
+    folder: RunFolder,
+    edit: RewardEdit | None = None,
+    watch: BaseCallback | None = None,
+) -> int:
     """Train one agent of the ensemble, recording it into the run folder; rewards are recorded as edited.
+
+    Args:
+        agent, env, seed, edit: see `train_agent`.
+        folder: the run folder.
+        watch: a callback that looks on, and may end the training with an error; None: nobody does.
 
     Returns:
         The number of windows recorded. On failure nothing of this training is left in the folder.
@@ -60,16 +72,17 @@ def train_recorded(agent: AgentSpec, env: EnvSpec, seed: int, folder: RunFolder,
     recorder = Recorder(folder, seed)
     recorder.trained_by = AITIA
     try:
-        train_agent(agent, env, seed, edit=edit, callback=recorder)
+        callback = recorder if watch is None else CallbackList([recorder, watch])
+        train_agent(agent, env, seed, edit=edit, callback=callback)
     except BaseException:
         recorder.discard()
         raise
     return folder.window_count(seed)
 
 
-def _factory(env: EnvSpec, edit: RewardEdit | None) -> Callable[[], Env]:
+def _factory(env: EnvSpec, edit: RewardEdit | None, window: int) -> Callable[[], Env]:
     def make() -> Env:
         made = env.make()
-        return made if edit is None else CorrectedRewards(made, edit)
+        return made if edit is None else CorrectedRewards(made, edit, window)
 
     return make

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -27,6 +27,7 @@ from .spaces import (
 )
 
 Env = gym.Env[Any, Any]
+DRAWING: tuple[Literal["rgb_array", "ansi"], ...] = ("rgb_array", "ansi")  # a state as a picture, else as text
 _PROBE_EPISODES = 3
 _REPEATED_STEPS = 100
 _PROBE_STEPS = 20_000
@@ -48,7 +49,7 @@ class EnvSpec:
     hooks: str | None = None
 
     def make(self, render: bool = False) -> Env:
-        """Make the environment; with `render` in mode `rgb_array`, if it has one.
+        """Make the environment; with `render` in mode `rgb_array`, else `ansi`, if it has one.
 
         Raises:
             EnvironmentError_: it does not exist, or does not take the arguments.
@@ -57,9 +58,9 @@ class EnvSpec:
             return self._make(dict(self.kwargs))
         plain = self._make(dict(self.kwargs))
         try:
-            if "rgb_array" not in (plain.metadata.get("render_modes") or []):
-                return plain
-            return self._make({**self.kwargs, "render_mode": "rgb_array"})
+            modes = plain.metadata.get("render_modes") or []
+            mode = next((mode for mode in DRAWING if mode in modes), None)
+            return plain if mode is None else self._make({**self.kwargs, "render_mode": mode})
         except EnvironmentError_:  # it names the mode, but its maker takes no render_mode
             return plain
 
@@ -230,8 +231,13 @@ def _repeats(env: Env, form: ObservationForm, masked: bool) -> bool:
 
 def can_render(spec: EnvSpec) -> bool:
     """Return whether the environment draws itself as `rgb_array`."""
+    return way_of_drawing(spec) == "rgb_array"
+
+
+def way_of_drawing(spec: EnvSpec) -> Literal["rgb_array", "ansi"] | None:
+    """Return how the environment shows its states; None: not at all."""
     env = spec.make(render=True)
     try:
-        return env.render_mode == "rgb_array"
+        return next((mode for mode in DRAWING if mode == env.render_mode), None)
     finally:
         env.close()

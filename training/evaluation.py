@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from .spaces import ObservationForm, Space, as_tensors, choices, env_action
 _SLOTS = 64
 _BLOCK = 16  # rows that a matrix product takes together
 _MOST_STEPS = 100_000
+_MOST_PLAYS = 10_000_000  # of an agent in one set
 
 
 class EvaluationSpec(BaseModel):
@@ -48,9 +49,18 @@ class EvaluationSpec(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
-    episodes: int = Field(default=128, ge=1)
-    repeats: int = Field(default=16, ge=1)
+    episodes: int = Field(default=128, ge=1, le=1_000_000)
+    repeats: int = Field(default=16, ge=1, le=10_000)
     deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _so_many_plays(self) -> EvaluationSpec:
+        if self.episodes * self.repeats > _MOST_PLAYS:
+            raise ValueError(
+                f"{self.episodes:,} episodes of {self.repeats:,} repeats were given, expected at most {_MOST_PLAYS:,} "
+                "plays an agent"
+            )
+        return self
 
 
 class Play(NamedTuple):
@@ -114,7 +124,9 @@ def evaluate_policy(
                 choice = decision.choices.choose(index, slot.uniform, greedy)
                 if decision.states is not None:
                     slot.state = decision.states[index]
-                slot.act(observed[index], choice, decision.values[index], None if masks is None else masks[index])
+                said = decision.choices.probabilities(index)
+                allowed = None if masks is None else masks[index]
+                slot.act(observed[index], choice, said, decision.values[index], allowed)
             for slot in [slot for slot in active if slot.ended]:
                 records.append(slot.record)
                 slot.begin(next(waiting, None))
@@ -157,6 +169,8 @@ class _PlayRecord:
         self.observations: list[Any] = []
         self.actions: list[Any] = []
         self.log_probs: list[float] = []
+        self.probabilities: list[list[float] | None] = []
+        self.rewards: list[float] = []
         self.values: list[float] = []
         self.masks: list[NDArray[np.bool_]] = []
         self.told: list[Told] = []
@@ -189,19 +203,29 @@ class _Slot:
         """Return which actions are allowed now."""
         return action_mask(self.env, self.reader.where)
 
-    def act(self, observed: Any, choice: Choice, value: float, mask: NDArray[np.bool_] | None) -> None:
-        """Take one action and read what the environment tells."""
+    def act(
+        self,
+        observed: Any,
+        choice: Choice,
+        said: list[float] | None,
+        value: float,
+        mask: NDArray[np.bool_] | None,
+    ) -> None:
+        """Take one action, with what was said of all of them, and read what the environment tells."""
         record = self.record
         if record.play.repeat == 0:
             record.observations.append(observed)
             record.actions.append(choice.action)
             record.log_probs.append(choice.log_prob)
+            record.probabilities.append(said)
             record.values.append(float(value))
             if mask is not None:
                 record.masks.append(mask)
         self.observation, reward, terminated, truncated, info = self.env.step(env_action(self.space, choice.action))
         self.ended = terminated or truncated
         record.reward += float(reward)
+        if record.play.repeat == 0:
+            record.rewards.append(float(reward))
         record.told.append(self.reader.read(info, float(reward), self.ended))
         if len(record.told) >= _MOST_STEPS and not self.ended:
             raise EnvironmentError_(
@@ -258,6 +282,8 @@ def _steps_table(records: Sequence[_PlayRecord], seed: int, part: str, slot: _Sl
             "action_labels": pa.array([t.action_labels for r in kept for t in r.told], pa.list_(pa.int8())),
             "log_prob": pa.array([x for r in kept for x in r.log_probs], pa.float64()),
             "value": pa.array([x for r in kept for x in r.values], pa.float64()),
+            "reward": pa.array([x for r in kept for x in r.rewards], pa.float64()),
+            "probabilities": pa.array([x for r in kept for x in r.probabilities], pa.list_(pa.float64())),
         }
     )
     metadata |= array_metadata("observation", array_format_of(observations))

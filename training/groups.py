@@ -30,7 +30,7 @@ from .spaces import choices, env_action
 
 NO_COMPONENT = "none"
 CLUSTERS = 32
-_HASH_BYTES = 4
+_HASH_BYTES = 16  # of 10^9 distinct transitions two share 128 bits with a probability of 10^-21
 _FIT_ROWS = 20_000
 _FIT_SEED = 0
 

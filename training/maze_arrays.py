@@ -16,6 +16,8 @@ from .arrow_maze import STRAY_REWARD, ArrowMazeEnv
 from .edits import RewardEdit
 from .levels import MOVES, Level, make_level
 
+_OUTCOMES = np.array([None, "arrow", "corner", "timeout"], dtype=object)
+
 
 class ArrowMazeArrays:
     """The arrow maze by tables of its levels: the same levels, observations and rewards as `ArrowMazeEnv`."""
@@ -79,13 +81,14 @@ class ArrowMazeArrays:
         rewards, corrected = self._rewards(on_arrow, on_corner)
         terminated = on_arrow | on_corner
         truncated = ~terminated & (self._steps >= self._maze.max_steps)
+        outcomes = _OUTCOMES[np.select([on_arrow, on_corner, truncated], [1, 2, 3], 0)].reshape(self._shape)
         final = self._observe()
         ended = np.flatnonzero(terminated | truncated)
         self._begin(ended)
         following = self._observe() if len(ended) else final
         paid = rewards.astype(np.float32).reshape(self._shape)
         ends, stops, changed = (flags.reshape(self._shape) for flags in (terminated, truncated, corrected))
-        return ArrayStep(following, paid, ends, stops, final, changed)
+        return ArrayStep(following, paid, ends, stops, final, changed, outcomes)
 
     def _rewards(self, on_arrow: Flags, on_corner: Flags) -> tuple[NDArray[np.float64], Flags]:
         level = self._level

@@ -264,6 +264,7 @@ class ProcgenCoinRunEnv(ProcgenEnv):
     ground, on a cell free of saws, enemies and crates, at least three columns before the end.
     """
 
+    metadata = {**ProcgenEnv.metadata, "outcomes": ("coin", "end", "died", "timeout")}  # noqa: RUF012
     game = "coinrun"
     goal, proxy = "coin", "end"
     _goal_object, _own_limit = 1, 1000
@@ -290,6 +291,7 @@ class ProcgenMazeEnv(ProcgenEnv):
     elsewhere), `timeout`. A moved cheese lies on any other free cell but the agent's.
     """
 
+    metadata = {**ProcgenEnv.metadata, "outcomes": ("cheese", "corner", "died", "timeout")}  # noqa: RUF012
     game = "maze"
     modes = ("easy", "hard", "memory")
     goal, proxy = "cheese", "corner"

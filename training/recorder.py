@@ -47,6 +47,7 @@ from .provenance import SCRIPT, EarlierTraining, recorded_hyperparameters
 from .recorded_agent import AgentBlock, agent_block
 from .recorded_task import Seen, write_task
 from .spaces import ObservationForm
+from .threads import hint_at_threads
 
 log = logging.getLogger("aitia")
 RECORDING_LOCK = "lock"  # in the folder aside: held while a script records
@@ -58,6 +59,7 @@ class _Rows:
 
     reward: list[NDArray[np.float64]] = field(default_factory=list)
     scale: list[NDArray[np.float64]] = field(default_factory=list)
+    unclipped_scale: list[NDArray[np.float64]] = field(default_factory=list)
     episode: list[NDArray[np.int64]] = field(default_factory=list)
     t: list[NDArray[np.int64]] = field(default_factory=list)
     done: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -144,6 +146,7 @@ class Recorder(BaseCallback):
         self._earlier = EarlierTraining(int(model.num_timesteps), int(getattr(model, "_n_updates", 0)))
         if self._earlier:
             log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
+        hint_at_threads(model.policy)
         self._staged = RunFolder(begin_folder(self._aside))
         self._hold()
         env = model.get_env()
@@ -179,6 +182,7 @@ class Recorder(BaseCallback):
         rows = self._rows
         rows.reward.append(reward)
         rows.scale.append(self._reward_scale(reward))
+        rows.unclipped_scale.append(np.full(self._n_envs, self._unclipped_scale()))
         rows.done.append(dones)
         rows.truncated.append(np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones)
         for index in np.flatnonzero(dones):
@@ -207,11 +211,21 @@ class Recorder(BaseCallback):
 
     def _reward_scale(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what VecNormalize multiplied each reward with: 1 without it, 0 where it clipped."""
+        scale = self._unclipped_scale()
+        return np.where(np.abs(reward * scale) >= self._clip_reward, 0.0, scale)
+
+    def _unclipped_scale(self) -> float:
+        """Return what VecNormalize multiplies rewards with before it clips them; 1 without it."""
         normalize = self._normalize
         if normalize is None or not normalize.norm_reward:
-            return np.ones(self._n_envs)
-        scale = 1.0 / np.sqrt(float(normalize.ret_rms.var) + normalize.epsilon)
-        return np.where(np.abs(reward * scale) >= normalize.clip_reward, 0.0, scale)
+            return 1.0
+        return 1.0 / float(np.sqrt(float(normalize.ret_rms.var) + normalize.epsilon))
+
+    @property
+    def _clip_reward(self) -> float:
+        """What VecNormalize clips rewards at; infinite without it."""
+        normalize = self._normalize
+        return float(normalize.clip_reward) if normalize is not None and normalize.norm_reward else np.inf
 
     def _on_rollout_end(self) -> None:
         buffer = self._model.rollout_buffer
@@ -263,6 +277,8 @@ class Recorder(BaseCallback):
             "terminated": pa.array(done & ~truncated),
             "truncated": pa.array(truncated),
         }  # fmt: skip
+        if np.isfinite(self._clip_reward):
+            columns["unclipped_scale"] = pa.array(_flat(rows.unclipped_scale))
         masks, states = action_masks(buffer), first_lstm_states(buffer)
         if masks is not None:
             columns["action_mask"] = encode_arrays(_flat(masks))
@@ -335,6 +351,7 @@ class Recorder(BaseCallback):
             "vf_coef": repr(float(getattr(self.model, "vf_coef", 0.5))),
             "normalize_advantage": str(bool(getattr(self.model, "normalize_advantage", False))).lower(),
             **self._earlier.metadata(),
+            **({"clip_reward": repr(self._clip_reward)} if np.isfinite(self._clip_reward) else {}),
             **array_metadata("observation", array_format_of(self._observations(buffer))),
             **encode_actions(self._actions(buffer))[1],
             **({} if masks is None else array_metadata("action_mask", array_format_of(_flat(masks)))),

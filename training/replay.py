@@ -14,38 +14,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets.arrays import row_bytes
-from .environments import Env, EnvSpec
+from ..datasets.frames import Frame
+from .environments import DRAWING, Env, EnvSpec
 from .spaces import ObservationForm, env_action
-
-Frame = NDArray[np.uint8]
 
 
 def replay_test_episode(
-    spec: EnvSpec, episode: int, actions: Sequence[Any], observations: NDArray[Any]
+    spec: EnvSpec,
+    episode: int,
+    actions: Sequence[Any],
+    observations: NDArray[Any],
+    wanted: Collection[int] | None = None,
 ) -> list[Frame] | None:
-    """Return one frame a step of a test episode (the state in which each action was taken) and the last.
+    """Return frames of a test episode: of states in which an action was taken, and of the last.
 
     Args:
         spec: the environment of the evaluation set.
         episode: its number, `reset(seed=episode)`.
         actions: the actions taken, length T.
         observations: [T, ...] as recorded, to check that the replay is the same episode.
+        wanted: steps, from 0 to T; None: all.
 
     Returns:
-        T + 1 frames, uint8 [height, width, 3]; None if the environment does not draw itself or does not
-        repeat itself.
+        A frame for each wanted step, uint8 [height, width, 3] or text; None if the environment does not draw itself or
+        does not repeat itself.
     """
     env = spec.make(render=True)
     try:
         form = ObservationForm(env.observation_space)
         observation, _ = env.reset(seed=episode)
         frames: list[Frame | None] = []
-        for action, expected in zip(actions, observations, strict=True):
+        for step, (action, expected) in enumerate(zip(actions, observations, strict=True)):
             if not _same(form, observation, expected):
                 return None
-            frames.append(_draw(env))
+            if wanted is None or step in wanted:
+                frames.append(_draw(env))
             observation = env.step(env_action(env.action_space, action))[0]
-        frames.append(_draw(env))
+        if wanted is None or len(actions) in wanted:
+            frames.append(_draw(env))
     finally:
         env.close()
     drawn = [frame for frame in frames if frame is not None]
@@ -97,7 +103,9 @@ def _same(form: ObservationForm, observation: Any, recorded: NDArray[Any]) -> bo
 
 
 def _draw(env: Env) -> Frame | None:
-    drawn = env.render() if env.render_mode == "rgb_array" else None
+    drawn = env.render() if env.render_mode in DRAWING else None
+    if isinstance(drawn, str) and env.render_mode == "ansi":
+        return drawn
     if not isinstance(drawn, np.ndarray) or drawn.ndim != 3 or drawn.shape[2] != 3:
         return None
     return drawn.astype(np.uint8)

@@ -57,11 +57,13 @@ class ReplayedWindow:
         number: which window.
         updates: its minibatches in order; empty unless asked for.
         clip_range: PPO's at this window; None: the algorithm does not clip.
+        clip_range_vf: PPO's for the value function at this window; None: it does not clip.
     """
 
     number: int
     updates: tuple[Update, ...]
     clip_range: float | None
+    clip_range_vf: float | None = None
 
 
 def replay(
@@ -109,10 +111,13 @@ class Replay:
         for number in range(self._folder.window_count(self._seed)):
             table = read_table(self._folder.transitions_path(self._seed, number))
             updates = self._train(table, keep_updates)
-            clip: Any = getattr(self.model, "clip_range", None)
-            progress = self.model._current_progress_remaining
-            yield ReplayedWindow(number, updates, None if clip is None else float(clip(progress)))
+            yield ReplayedWindow(number, updates, self._clip("clip_range"), self._clip("clip_range_vf"))
         self.model.env.close()  # type: ignore[union-attr]
+
+    def _clip(self, name: str) -> float | None:
+        """Return the value of one of PPO's clip ranges at this window."""
+        schedule: Any = getattr(self.model, name, None)
+        return None if schedule is None else float(schedule(self.model._current_progress_remaining))
 
     def _train(self, table: pa.Table, keep_updates: bool) -> tuple[Update, ...]:
         model, buffer = self.model, self.model.rollout_buffer
@@ -129,11 +134,17 @@ class Replay:
                 parameters = {name: value.detach().clone() for name, value in model.policy.state_dict().items()}
                 updates.append(Update(parameters, rows))
 
-        buffer.before = keep
+        def drop() -> None:
+            del updates[-1:]
+
+        buffer.before, buffer.given_up = keep, drop
+        if hasattr(model, "n_epochs"):
+            model.n_epochs = len(buffer.minibatches)  # of epochs after a stop by `target_kl` nothing is recorded
         model.num_timesteps += len(record.reward)
         model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
         with ONE_AT_A_TIME:
-            model.train()
+            if buffer.minibatches:
+                model.train()
         return tuple(updates)
 
 
@@ -148,7 +159,7 @@ class _Record:
         if earlier := EarlierTraining.of(metadata):
             raise InputError(f"a replay needs a training recorded from its first step: {earlier.what_follows()}")
         if np.any(table["reward_scale"].to_numpy() != 1.0):
-            raise InputError("a replay of a training under VecNormalize is not supported: clipped rewards are lost")
+            raise InputError("a replay of a training under VecNormalize is not supported: it pays rewards as given")
         self.reward = table["reward"].to_numpy() if edit is None else edit.rewards(table)
         form = array_format(table.schema, "observation")
         self.observations = self._by_step(decode_arrays(table["observation"], form))
@@ -168,6 +179,8 @@ class _Record:
         self.minibatches = np.array(table["minibatches"].combine_chunks().flatten().to_numpy()).reshape(
             len(self.reward), -1
         )
+        if not self.minibatches.shape[1]:
+            raise InputError("a replay needs to know which minibatch used which row, and none was recorded")
 
     def _by_step(self, values: Array) -> Array:
         return values.reshape(self._envs, -1, *values.shape[1:]).swapaxes(0, 1)
@@ -239,7 +252,10 @@ def _split(order: np.random.RandomState, rows: int) -> Rows:
 def _minibatch_rows(
     membership: NDArray[np.int32], order: np.random.RandomState, draw: Callable[[np.random.RandomState, int], Rows]
 ) -> Iterator[list[Rows]]:
-    """Yield the rows of each minibatch of each epoch, in the order they were drawn in where it can be told."""
+    """Yield the rows of each minibatch of each epoch, in the order they were drawn in where it can be told.
+
+    An epoch without a minibatch (`target_kl` stopped at its first) is drawn and left out.
+    """
     for epoch in membership.T:
         count = int(epoch.max(initial=-1)) + 1
         sizes = np.bincount(epoch[epoch != UNUSED_ROW], minlength=count)
@@ -248,7 +264,8 @@ def _minibatch_rows(
         parts = [drawn[starts[i] : starts[i + 1]] for i in range(count)]
         if not all((epoch[part] == i).all() for i, part in enumerate(parts)):
             parts = [_round(np.flatnonzero(epoch == i)) for i in range(count)]
-        yield parts
+        if parts:
+            yield parts
 
 
 def _round(rows: Rows) -> Rows:
@@ -257,10 +274,17 @@ def _round(rows: Rows) -> Rows:
 
 
 class _Ordered:
-    """Gives minibatches in a given order; a mix-in before a rollout buffer."""
+    """Gives minibatches in a given order; a mix-in before a rollout buffer.
+
+    Attributes:
+        minibatches: rows of the minibatches of each epoch to come.
+        before: called with the rows of each minibatch before it is given.
+        given_up: called where the loop is left with the minibatch that it was given last (see `Membership`).
+    """
 
     minibatches: list[list[Rows]]
     before: Callable[[Rows], None]
+    given_up: Callable[[], None] = staticmethod(lambda: None)
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         """Yield the minibatches of the next epoch."""
@@ -272,7 +296,11 @@ class _Ordered:
         given = self.minibatches.pop(0) if self.minibatches else []
         for rows in given:
             self.before(rows)
-            yield whole._get_samples(rows, *sequences)
+            try:
+                yield whole._get_samples(rows, *sequences)
+            except GeneratorExit:
+                self.given_up()
+                raise
 
     def _new_environments(self) -> NDArray[np.float64]:
         """Return where the rows of another environment begin, [N, 1]: sequences of a recurrent buffer end there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from . import ARRAY_IDS
 from .agents import AgentSpec, new_policy
 from .array_envs import ArrayEnv, GymArrays, Member
 from .arrow_maze import ArrowMazeEnv
-from .edits import RewardEdit
+from .edits import Endings, RewardEdit
 from .ensemble import ONE_AT_A_TIME, train_agent
 from .environments import EnvSpec
 from .maze_arrays import ArrowMazeArrays
@@ -28,10 +29,17 @@ _DRAWS = 1  # the second word of an agent's generator's seed: actions and miniba
 
 
 class Trained(NamedTuple):
-    """One agent after training: its policy, and how many of its transitions the edit changed."""
+    """One agent after training.
+
+    Attributes:
+        policy: its policy.
+        corrected: how many of its transitions the edit changed.
+        outcomes: by outcome, the number of episodes that ended so in each window (rollout) of the training.
+    """
 
     policy: ActorCriticPolicy
     corrected: int
+    outcomes: dict[str, list[int]]
 
 
 def members_at_once(agent: AgentSpec, env: EnvSpec) -> tuple[int, str | None]:
@@ -53,8 +61,16 @@ def train_members(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> 
         policy, vec_env = model.policy, model.get_env()
         assert vec_env is not None
         policy.set_training_mode(False)
-        found.append(Trained(policy, sum(vec_env.get_attr("corrected"))))
+        endings: Endings = sum(vec_env.get_attr("endings"), Counter())
+        found.append(Trained(policy, sum(vec_env.get_attr("corrected")), _by_window(agent, endings)))
     return found
+
+
+def _by_window(agent: AgentSpec, endings: Endings) -> dict[str, list[int]]:
+    """Return numbers of episodes by outcome, one a window of the training."""
+    windows = -(-agent.total_timesteps // (agent.hyperparameter("n_steps") * agent.n_envs))
+    names = sorted({outcome for _, outcome in endings})
+    return {name: [endings[window, name] for window in range(windows)] for name in names}
 
 
 def make_array_env(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> ArrayEnv:
@@ -98,7 +114,10 @@ def train_stack(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> li
     for slot, policy in enumerate(policies):
         policy.load_state_dict(stack.policy.state_dict(slot))
         policy.set_training_mode(False)
-    return [Trained(policies[slot], int(stack.corrected[slot])) for slot in range(len(members))]
+    return [
+        Trained(policies[slot], int(stack.corrected[slot]), _by_window(agent, stack.endings[slot]))
+        for slot in range(len(members))
+    ]
 
 
 def _initial_seed(member: Member) -> int:
@@ -122,6 +141,8 @@ class _Stack:
         self._ppo = StackedPPO(policy, self._settings)
         self._generators = [np.random.default_rng([member.seed, _DRAWS]) for member in members]
         self.corrected = np.zeros(len(members), dtype=np.int64)
+        self.endings: list[Endings] = [Counter() for _ in members]
+        self._windows = 0
 
     def learn(self) -> None:
         """Collect and update until every agent has made its steps."""
@@ -146,6 +167,8 @@ class _Stack:
             log_prob, _ = self.policy.log_prob_and_entropy(head, actions)
             step = self._env.step(actions.numpy())
             self.corrected += step.corrected.sum(axis=1)
+            for member, env in zip(*np.nonzero(step.terminated | step.truncated), strict=True):
+                self.endings[member][self._windows, step.outcomes[member, env]] += 1
             rewards = torch.from_numpy(step.rewards)
             if step.truncated.any():
                 bootstrap = self.policy.values(torch.from_numpy(step.final))
@@ -153,6 +176,7 @@ class _Stack:
             ended = torch.from_numpy(step.terminated | step.truncated)
             kept.append((observations, actions, values, log_prob, rewards, ended))
             observations = torch.from_numpy(step.observations)
+        self._windows += 1
         seen, actions, values, log_probs, rewards, ended = (torch.stack(x, dim=2) for x in zip(*kept, strict=True))
         advantages = self._advantages(rewards, values, ended, self.policy.values(observations))
         whole = (seen, actions, values, log_probs, advantages, advantages + values)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -35,8 +36,7 @@ def why_not_stackable(agent: AgentSpec, policy: ActorCriticPolicy) -> str | None
         return f"the algorithm is {agent.algorithm}"
     if not isinstance(policy.action_space, spaces.Discrete | spaces.Box):
         return f"the actions are {policy.action_space}"
-    flat = isinstance(policy.observation_space, spaces.Box) and not is_image_space(policy.observation_space)
-    if not flat or list(policy.features_extractor.parameters()):
+    if not _is_flat(policy.observation_space) or list(policy.features_extractor.parameters()):
         return f"the observations are {policy.observation_space} ({agent.policy})"
     for net in (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net):
         other = [m for m in net if not isinstance(m, nn.Linear) and list(m.parameters())]
@@ -44,6 +44,27 @@ def why_not_stackable(agent: AgentSpec, policy: ActorCriticPolicy) -> str | None
             return f"a layer is a {type(other[0]).__name__}"
     extra = set(agent.hyperparameters) - set(PPOSettings._fields) - {"policy_kwargs", "use_sde", "stats_window_size"}
     return f"hyperparameters {', '.join(sorted(extra))} are given" if extra else None
+
+
+def _is_flat(space: Space) -> bool:
+    """Return whether an MLP gets the observations as numbers, or one-hot."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.ndim == 1
+    return isinstance(space, spaces.Discrete | spaces.MultiBinary) or (
+        isinstance(space, spaces.Box) and not is_image_space(space)
+    )
+
+
+def _one_hot_starts(space: Space) -> Tensor | None:
+    """Return at which input each number of a Discrete or MultiDiscrete observation begins one-hot, int64 [D].
+
+    Stable-Baselines3 multiplies such rows with the first layer; here its weights are looked up. None: no categories.
+    """
+    if isinstance(space, spaces.Discrete):
+        return torch.zeros(1, dtype=torch.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return torch.from_numpy(np.cumsum([0, *space.nvec[:-1]]))
+    return None
 
 
 class PPOSettings(NamedTuple):
@@ -84,6 +105,7 @@ class StackedPolicy:
     def __init__(self, policies: Sequence[ActorCriticPolicy]) -> None:
         first = policies[0]
         self.space: Space = first.action_space
+        self._starts = _one_hot_starts(first.observation_space)
         self._actor = _layers(first.mlp_extractor.policy_net, "mlp_extractor.policy_net", "action_net")
         self._critic = _layers(first.mlp_extractor.value_net, "mlp_extractor.value_net", "value_net")
         states = [policy.state_dict() for policy in policies]
@@ -105,7 +127,7 @@ class StackedPolicy:
         return found
 
     def head(self, observations: Tensor) -> Tensor:
-        """Return logits or means [K, B, O] of observations [K, B, D]."""
+        """Return logits or means [K, B, O] of observations [K, B, D], categories as numbers."""
         return self._forward(self._actor, observations)
 
     def values(self, observations: Tensor) -> Tensor:
@@ -113,8 +135,13 @@ class StackedPolicy:
         return self._forward(self._critic, observations)[..., 0]
 
     def _forward(self, layers: Sequence[tuple[str, nn.Module | None]], x: Tensor) -> Tensor:
-        for name, activation in layers:
-            x = torch.baddbmm(self.parameters[f"{name}.bias"], x, self.parameters[f"{name}.weight"])
+        for number, (name, activation) in enumerate(layers):
+            bias, weight = self.parameters[f"{name}.bias"], self.parameters[f"{name}.weight"]
+            if number == 0 and self._starts is not None:
+                rows = x.long() + self._starts
+                x = bias + weight[torch.arange(len(x))[:, None, None], rows].sum(2)
+            else:
+                x = torch.baddbmm(bias, x, weight)
             if activation is not None:
                 x = activation(x)
         return x

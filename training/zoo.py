@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import logging
 import pickle
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..datasets.errors import InputError, TaskError
+from ..datasets.limits import GIB, BoundedLoader, parse_json, read_limit, read_yaml
 from ..datasets.remote import local_path
 from .agents import ALGORITHMS, PPO_DEFAULTS, AgentSpec
 
@@ -48,7 +49,7 @@ class SavedModel(NamedTuple):
     version: str | None
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """Plain YAML, ordered dictionaries and tuples."""
 
 
@@ -134,7 +135,7 @@ def read_saved_model(path: str | Path) -> SavedModel:
     path = local_path(path, "a saved model")
     version = _warn_of_other_version(path)
     try:
-        data = json.loads(_read_member(path, "data"))
+        data = parse_json(_read_member(path, "data").decode())
     except ValueError as error:
         raise InputError(f"{path}: `data` is not JSON ({error}), expected it as `model.save` writes it") from error
     try:
@@ -175,11 +176,9 @@ def _config_path(folder: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader with two more tags
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read: {' '.join(str(error).split())}; expected plain values, as rl-zoo3 writes them"
-        ) from error
+        found = read_yaml(path, _Loader)  # a SafeLoader with two more tags
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; expected plain values, as rl-zoo3 writes them") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}, expected a mapping as rl-zoo3 writes it")
     return found
@@ -249,8 +248,10 @@ def _literal(node: ast.expr) -> Any:
 def _read_member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
+            if (size := archive.getinfo(name).file_size) > (limit := read_limit()):
+                raise InputError(f"{path}: {name} has {size / GIB:.1f} GiB, at most {limit / GIB:g} are read")
+            return archive.read(name)  # no more than that, whatever the archive holds
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError) as error:
         raise InputError(
             f"{path} cannot be read ({error}); expected a zip as `model.save` of Stable-Baselines3 writes it"
         ) from error

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..attribution.estimators import Estimator
 from ..attribution.influence import EFFECTS, NULL_DRAWS, TOP_K, Leaders, attribute_window, keep_top
-from ..attribution.registry import AUTO, Chosen, choose_estimator, find_estimator
+from ..attribution.registry import AUTO, find_estimator
 from ..attribution.targets import TargetSteps, make_targets
 from ..attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
 from ..attribution.window import read_window
@@ -48,10 +48,12 @@ from ..datasets.store import (
     write_tensors,
 )
 from ..datasets.words import counted
-from ..training.agents import load_policy, new_policy
+from ..training.agents import load_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import ensure_groups, load_grouping
 from .influence_tables import Addition, covered_by_all
+from .outcomes import require_outcomes
+from .recorded import estimator_of
 from .runs import Run
 from .sources import target_hashes
 from .task import Task
@@ -127,6 +129,8 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     find_estimator(estimator)
     run.require_trained()
     known = failures_of(run, set_name)
+    if known:
+        require_outcomes(run)
     there, named = frozenset(known), frozenset(failures)
     for name in failures:
         if name not in there:
@@ -179,12 +183,13 @@ def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
     """Return the rows of each seed's reward summary that are summed over windows: groups that can have an effect."""
     ensure_groups(run.folder, run.task)
     grouping, root = load_grouping(run.folder, run.task), run.folder.root
-    kept = [reward_sums_path(run.folder, seed, grouping) for seed in run.task.seeds if grouping.name == "transition"]
-    for path in [path for path in kept if path.exists()]:
+    paths = {seed: reward_sums_path(run.folder, seed, grouping.name) for seed in run.task.seeds}
+    for path in [path for path in paths.values() if grouping.name == "transition" and path.exists()]:
         if metadata_of(read_table_schema(path)).get("group_names") != GROUP_NAMES:
             path.unlink()  # of 0.1, which named transitions otherwise
-    open_seeds = [seed for seed in run.task.seeds if not reward_sums_path(run.folder, seed, grouping).exists()]
+    open_seeds = [seed for seed, path in paths.items() if not path.exists()]
     workers.map(_summarise, [_SummaryPiece(root, run.task, seed) for seed in open_seeds], f"sum {run.task.name}")
+    run.note_files([paths[seed] for seed in open_seeds])
     found = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
     if grouping.name == "transition":  # every state would be a group of its own
         found = [table.filter(pc.field("wrong_transitions") > 0) for table in found]
@@ -206,19 +211,13 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
-def estimator_of(task: Task) -> Chosen:
-    """Return the estimator that `auto` means for a task, on which its verdicts rest, and why."""
-    window = int(task.agent.hyperparameter("n_steps")) * task.agent.n_envs
-    return choose_estimator(new_policy(task.agent, task.training_env), window)
-
-
-def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the influence tables of the task's own estimator: `groups` (at the default damping) and `transitions`.
+def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str], estimator: str) -> dict[str, pa.Table]:
+    """Return the influence tables of an estimator: `groups` (at the default damping) and `transitions`.
 
     Raises:
         InputError: some of the failures were not attributed.
     """
-    own = pc.field("estimator") == estimator_of(task).name
+    own = pc.field("estimator") == estimator
     sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
     tables = {
         "groups": sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)),
@@ -235,12 +234,12 @@ def attributed_tables(folder: RunFolder, task: Task, set_name: str, failures: Se
     return tables
 
 
-def window_effects(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
-    """Return the effects of windows, of the task's own estimator; no rows where an earlier version attributed."""
+def window_effects(folder: RunFolder, set_name: str, estimator: str) -> pa.Table:
+    """Return the effects of windows, of one estimator; no rows where an earlier version attributed."""
     path = folder.influence_path(set_name, "windows")
     if not path.exists():
         return WINDOW_EFFECTS.empty_table()
-    return read_table(path).filter(pc.field("estimator") == estimator_of(task).name)
+    return read_table(path).filter(pc.field("estimator") == estimator)
 
 
 def _failures_in(*tables: pa.Table) -> set[str]:
@@ -300,7 +299,8 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
         name: torch.from_numpy(values).to(precision) for name, values in influence.sums.effects.items() if values.any()
     }
     sums |= {"null": torch.from_numpy(influence.sums.null), "units": torch.from_numpy(influence.units.sums)}
-    names = {"groups": influence.sums.groups, "units": influence.units.groups}
+    unknown = [name for name in EFFECTS if name not in influence.sums.effects]  # of a tensor that is not there: zero
+    names = {"groups": influence.sums.groups, "units": influence.units.groups, "unknown": unknown}
     write_tensors(piece.sums_path, sums, {key: json.dumps(groups) for key, groups in names.items()})
     leaders.add((piece.seed, piece.window), influence.top)
 
@@ -344,7 +344,7 @@ class _SeedSums(NamedTuple):
     """Sums over the windows of one seed's training.
 
     Attributes:
-        effects: by name (`EFFECTS`), [L, F, G].
+        effects: by name (`EFFECTS`), [L, F, G]; without those that the estimator does not compute.
         windows: sum over all groups of each window at the default damping, [W, F].
         null: of permuted influence, [D, G].
         units: by group, [4].
@@ -364,6 +364,8 @@ def _sum_windows(pieces: Sequence[WindowPiece], groups: Sequence[str], failures:
     for index, piece in enumerate(pieces):
         names, tensors = read_tensor_metadata(piece.sums_path), read_tensors(piece.sums_path)
         where = [position[name] for name in json.loads(names["groups"])]
+        for name in json.loads(names.get("unknown", "[]")):
+            effects.pop(name, None)
         for name, total in effects.items():
             if name in tensors:
                 total[:, :, where] += tensors[name].numpy()
@@ -451,13 +453,17 @@ def _merge_sums(sums: _SeedSums, summary: pa.Table, seed: int, failures: tuple[s
     def counts(name: str) -> pa.Array:
         return pa.array(summary[name].to_numpy()[group])
 
+    def effects(name: str) -> pa.Array:
+        total = sums.effects.get(name)
+        return pa.nulls(rows, pa.float64()) if total is None else pa.array(total.reshape(-1), mask=no_effect)
+
     return pa.table(
         {
             "failure": pa.DictionaryArray.from_arrays(pa.array(failure), pa.array(failures, pa.string())),
             "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
             "seed": pa.array(np.full(rows, seed, np.int32)),
             "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            **{name: pa.array(total.reshape(-1), mask=no_effect) for name, total in sums.effects.items()},
+            **{name: effects(name) for name in EFFECTS},
             "transitions": counts("transitions"),
             "reward_events": counts("reward_events"),
             "estimator": pa.repeat(estimator, rows),

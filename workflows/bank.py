@@ -6,6 +6,7 @@ play its agents, and more episodes are only played.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..datasets.errors import RunFolderError
+from ..datasets.learning import learning_rows
 from ..datasets.manifest import digest
 from ..datasets.outcomes import failure_ids
 from ..datasets.remote import exist
 from ..datasets.rewards import Grouping, reward_summary
-from ..datasets.schema import BANK_OUTCOMES, MASKS, metadata_of, with_metadata
+from ..datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS, metadata_of, with_metadata
 from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table, write_tensors
 from ..datasets.words import counted
 from ..reports.evidence import Bank, collect_evidence
@@ -233,6 +235,7 @@ class BankBuilder:
         ]
         found = {piece.mask.member(piece.seed): read_table(piece.path) for piece in self._done}
         corrected = {member: _corrected(table) for member, table in found.items()}
+        learned = [learning_rows(member, _outcomes(table)) for member, table in found.items()]
         plays += [(member, table.replace_schema_metadata(None)) for member, table in found.items()]
         rows = [
             {
@@ -256,6 +259,8 @@ class BankBuilder:
         folder = self.run.folder
         outcomes_path = folder.bank_path(self.set_name, "outcomes")
         write_table(outcomes_path, pa.concat_tables([BANK_OUTCOMES.empty_table(), *outcomes]))
+        learning = pa.concat_tables([BANK_LEARNING.empty_table(), *learned])
+        write_table(folder.bank_path(self.set_name, "learning"), learning)
         write_table(folder.bank_path(self.set_name, "masks"), pa.Table.from_pylist(rows, schema=MASKS))
 
 
@@ -271,7 +276,8 @@ def _train_members(pieces: Sequence[MemberPiece]) -> None:
         Member(piece.seed, piece.mask.edit(grouping, first), task.initial_seed(piece.seed, variant)) for piece in pieces
     ]
     for piece, trained in zip(pieces, train_members(varied.agent, varied.training_env, members), strict=True):
-        write_tensors(piece.policy_path, trained.policy.state_dict(), {"corrected": str(trained.corrected)})
+        about = {"corrected": str(trained.corrected), "outcomes": json.dumps(trained.outcomes)}
+        write_tensors(piece.policy_path, trained.policy.state_dict(), about)
 
 
 def _play_member(piece: MemberPiece) -> None:
@@ -285,14 +291,21 @@ def _play_member(piece: MemberPiece) -> None:
     test = with_earlier(piece.path, later.select(_PLAY_COLUMNS), first)
     kept = piece.policy_path.with_suffix(".parquet")
     train = training_plays(kept, policy, varied.training_env, spec, piece.seed).select(_PLAY_COLUMNS)
-    corrected = read_tensor_metadata(piece.policy_path)["corrected"]
-    write_table(piece.path, with_metadata(pa.concat_tables([test, train]), {"corrected": corrected}))
+    about = read_tensor_metadata(piece.policy_path)
+    told = {name: value for name, value in about.items() if name in ("corrected", "outcomes")}
+    write_table(piece.path, with_metadata(pa.concat_tables([test, train]), told))
 
 
 def _corrected(plays: pa.Table) -> int | None:
     """Return how many transitions a member's edit changed while it was trained."""
     found = metadata_of(plays.schema).get("corrected")
     return None if found is None else int(found)
+
+
+def _outcomes(plays: pa.Table) -> dict[str, list[int]]:
+    """Return how a member's training episodes ended, by outcome and window; nothing of an earlier version."""
+    found: dict[str, list[int]] = json.loads(metadata_of(plays.schema).get("outcomes", "{}"))
+    return found
 
 
 def read_bank(folder: RunFolder, set_name: str, seeds: Sequence[int]) -> Bank | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,9 @@ from typing import Any, Literal, TypeVar, cast
 import click
 
 from ..datasets.errors import AitiaError, InputError
+from ..datasets.plain import PlainFormatter, one_line, plain, without_secrets
 from ..datasets.remote import as_path
-from .processes import begin_importing
+from .processes import begin_importing, silence_pygame
 
 # Nothing here imports torch or Dask before a command runs: `aitia --help` answers at once.
 ESTIMANDS = ("interactive", "replay")
@@ -28,6 +30,21 @@ def _count_or_all(ctx: click.Context, param: click.Parameter, value: str) -> int
     if value.isdecimal():
         return int(value)
     raise click.BadParameter(f"{value!r} was given, expected a number from 0, or all")
+
+
+def _no_more_taken(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Refuse an option that moved to another command."""
+    if value is not None:
+        raise click.UsageError(
+            f"--illustrate {value} was given, but report draws nothing any more: `aitia illustrate RUN {value}` draws, "
+            "then `aitia report RUN` shows it"
+        )
+
+
+def _unused(command: Command) -> Command:
+    """Take, and ignore, the options of stages that compute: a script may give them to every stage."""
+    wrapped: Any = click.option("--scheduler", hidden=True)(command)
+    return cast(Command, click.option("--workers", type=click.IntRange(min=1), hidden=True)(wrapped))
 
 
 def _computing(command: Command) -> Command:
@@ -47,7 +64,7 @@ def _computing(command: Command) -> Command:
 
     @functools.wraps(command)
     def encrypted(*args: Any, tls_ca: str | None, tls_cert: str | None, tls_key: str | None, **options: Any) -> Any:
-        if options["scheduler"] is None:
+        if options["scheduler"] is None and "task" not in options:  # a task is checked first
             begin_importing()
         with _tls(options["scheduler"], tls_ca, tls_cert, tls_key):
             return command(*args, **options)
@@ -85,6 +102,9 @@ _task = click.argument("task", metavar="TASK.yaml", type=as_path)
 _run = click.argument("run", metavar="RUN", type=as_path)
 _out = click.option("--out", metavar="RUN", required=True, type=as_path, help="The run folder, or s3://...")
 _edits = click.option("--edits", metavar="FILE", type=as_path, help="Rewards to correct while training (edits.yaml).")
+_trust = click.option(
+    "--trust", is_flag=True, help="Run the code that the run's task names, although it was made elsewhere."
+)
 _set = click.option("--set", "set_", metavar="NAME", default="test", show_default=True, help="The evaluation set.")
 
 
@@ -96,7 +116,6 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the two runs.")
-@_accept
 @_computing
 def demo(out: str, **options: Any) -> None:
     """Both twins of the arrow maze, end to end (about 4 minutes on two cores)."""
@@ -105,7 +124,27 @@ def demo(out: str, **options: Any) -> None:
     summaries = commands.demo(out, **options)
     _print_table(summaries)
     for name in summaries:
-        click.echo(f"{name}: {_page(as_path(out) / name, 'test')}")
+        _say(f"{name}: {_page(as_path(out) / name, 'test')}")
+
+
+@cli.command()
+@_task
+@_edits
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that would work (default: the cores).")
+def check(task: Path, edits: Path | None, workers: int | None) -> None:
+    """Say in seconds what a task will do, what it lacks, and how long it takes."""
+    _announce(task)
+    from . import commands
+    from .check import check_in_words, estimate_in_words
+
+    found = commands.check(task, edits, workers)
+    for line in (*check_in_words(found), estimate_in_words(found["estimate"])):
+        _say(line)
+    for key, said in found["keys"].items():
+        if not said["told"]:
+            _say(f"info['{key}'] is not told: {said['without']}")
+    for warning in found["warnings"]:
+        _say(f"warning: {warning}")
 
 
 @cli.command()
@@ -116,12 +155,13 @@ def demo(out: str, **options: Any) -> None:
 @_computing
 def run(task: Path, out: Path, **options: Any) -> None:
     """All stages of a task."""
+    _announce(task)
     from . import commands
 
     summaries = commands.run(task, out, **options)
     _print_table(summaries)
     for name in summaries:
-        click.echo(f"{name}: {_page(out, name)}")
+        _say(f"{name}: {_page(out, name)}")
 
 
 @cli.command()
@@ -132,6 +172,7 @@ def run(task: Path, out: Path, **options: Any) -> None:
 @_computing
 def train(task: Path, out: Path, **options: Any) -> None:
     """Train the ensemble and record every transition."""
+    _announce(task)
     from . import commands
 
     commands.train(task, out, **options)
@@ -141,6 +182,7 @@ def train(task: Path, out: Path, **options: Any) -> None:
 @_run
 @_set
 @_accept
+@_trust
 @_computing
 def evaluate(run: Path, set_: str, **options: Any) -> None:
     """Play the episodes of an evaluation set."""
@@ -162,6 +204,7 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
     help="auto: exact TRAK, or projected where it must be.",
 )
 @_accept
+@_trust
 @_computing
 def attribute(
     run: Path, further: tuple[str, ...], set_: str, failure: tuple[str, ...], estimator: str, **options: Any
@@ -178,6 +221,7 @@ def attribute(
 @_run
 @_set
 @_accept
+@_trust
 @_computing
 def verify(run: Path, set_: str, **options: Any) -> None:
     """Train again with corrected rewards: the counterfactual bank."""
@@ -190,6 +234,8 @@ def verify(run: Path, set_: str, **options: Any) -> None:
 @_run
 @_set
 @click.option("--masks", metavar="N", default=12, show_default=True, type=int, help="Random correction sets.")
+@_accept
+@_trust
 @_computing
 def validate(run: Path, set_: str, masks: int, **options: Any) -> None:
     """Ask whether predictions foretell retraining: LDS and its noise ceiling."""
@@ -197,28 +243,37 @@ def validate(run: Path, set_: str, masks: int, **options: Any) -> None:
 
     found = commands.validate(run, set_, masks, **options)
     _print_rows(("", *ESTIMANDS), _validation_rows(found))
-    click.echo(str(run / "validation" / set_ / "validation.json"))
+    _say(str(run / "validation" / set_ / "validation.json"))
+
+
+@cli.command()
+@_run
+@click.argument("number", metavar="[N|all]", default="all", callback=_count_or_all)
+@_set
+@_accept
+@_trust
+@_computing
+def illustrate(run: Path, number: int | Literal["all"], set_: str, **options: Any) -> None:
+    """Draw failures, and the training states on their pages; report shows them."""
+    from . import commands
+
+    commands.illustrate(run, number, set_, **options)
+    _say(f"drawn; `aitia report {run} --set {set_}` shows them")
 
 
 @cli.command()
 @_run
 @_set
-@click.option(
-    "--illustrate",
-    metavar="N|all",
-    default="20",
-    show_default=True,
-    callback=_count_or_all,
-    help="Failures that get pictures.",
-)
-@_computing
-def report(run: Path, set_: str, illustrate: int | Literal["all"], **options: Any) -> None:
-    """Write verdicts and a page for every failure."""
+@click.option("--out", metavar="FOLDER", type=as_path, help="Default: RUN/reports/SET.")
+@click.option("--illustrate", hidden=True, callback=_no_more_taken)
+@_unused
+def report(run: Path, set_: str, out: Path | None, **options: Any) -> None:
+    """Write verdicts and a page for every failure; runs nothing of the run."""
     from . import commands
 
-    summary = commands.report(run, set_, illustrate, **options)
+    summary = commands.report(run, set_, out, **options)
     _print_table({set_: summary})
-    click.echo(_page(run, set_))
+    _say(_page(run, set_) if out is None else str(out / "index.html"))
 
 
 @cli.command()
@@ -237,8 +292,8 @@ def compare(run_a: Path, run_b: Path, set_: str, out: Path | None) -> None:
         for name, rate in found["rates"].items()
     ]
     _print_rows(("", "A", "B", "B - A"), rows)
-    click.echo(found["words"][-1])
-    click.echo(str(comparison_folder(run_a, run_b, set_, out) / "index.html"))
+    _say(found["words"][-1])
+    _say(str(comparison_folder(run_a, run_b, set_, out) / "index.html"))
 
 
 @cli.command()
@@ -257,36 +312,65 @@ def suite(cases: tuple[str, ...], further: tuple[str, ...], out: str, **options:
     _print_rows(("case", "truth", "verdict", "rule"), rows)
     score = found["scores"]["all"]
     right = "-" if score["right"] is None else f"{score['right']:.3f}"
-    click.echo(f"right {right} of determined verdicts, {score['confidently_wrong']} confidently wrong")
-    click.echo(str(Path(out) / "index.html"))
+    _say(f"right {right} of determined verdicts, {score['confidently_wrong']} confidently wrong")
+    _say(str(Path(out) / "index.html"))
 
 
 def main() -> None:
     """Run the command line and exit."""
+    _take_any_text()
     _log_to_stderr()
+    silence_pygame()
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
+        error.message = one_line(without_secrets(error.message))
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("aitia: interrupted; finished pieces are kept, the same command continues", err=True)
+        _say("aitia: interrupted; finished pieces are kept, the same command continues", err=True)
         sys.exit(1)
     except InputError as error:
-        click.echo(f"aitia: {error}", err=True)
+        _say_error(str(error))
+        sys.exit(2)
+    except PermissionError as error:
+        _say_error(f"{error.filename}: permission denied; expected a file or folder that this user may read and write")
         sys.exit(2)
     except AitiaError as error:
-        click.echo(f"aitia: {error}", err=True)
+        _say_error(str(error))
         sys.exit(1)
+
+
+def _say(text: str, err: bool = False) -> None:
+    """Print text, which may have been written by anyone: nothing in it steers the terminal, no secret is in it."""
+    click.echo(
+        plain(without_secrets(text)), file=sys.stderr if err else sys.stdout
+    )  # click itself takes ASCII for UTF-8
+
+
+def _say_error(message: str) -> None:
+    """Print an error; a further line of its message does not look like one of ours."""
+    _say("aitia: " + message.replace("\n", "\n  "), err=True)
+
+
+def _take_any_text() -> None:
+    """Let output that cannot hold a letter, such as one in ASCII, show its number instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _log_to_stderr() -> None:
     log = logging.getLogger("aitia")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _announce(task: Path) -> None:
+    logging.getLogger("aitia").info("check %s: reading the task and making its environments", task)
 
 
 def _page(run: Path, set_name: str) -> str:
@@ -311,9 +395,10 @@ def _print_table(summaries: dict[str, dict[str, Any]]) -> None:
 
 
 def _print_rows(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _validation_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 from ..attribution.order import EffectTable, effect_table
 from ..datasets.rewards import wrong_groups
 from ..datasets.schema import RANDOM_POLICY_SEED
-from ..reports.advice import Surroundings, explain
+from ..reports.advice import Costs, Surroundings, explain
 from ..reports.chart import Chart
 from ..reports.corrections import Correction, smallest_correction
 from ..reports.evidence import Bank
 from ..reports.findings import PredictionFindings, SetFindings, find_for_set, group_means, own_rates
 from ..reports.influence_charts import calibration_chart, concentration_chart, group_effects
+from ..reports.learning import Learning
 from ..reports.pages import ClusterContext, ClusterView
 from ..reports.predictions import calibrate, concentration
 from ..reports.statistics import NOTHING, mean_interval
@@ -43,6 +44,8 @@ class SetTables:
         timeline: influence over training time.
         estimator: name of the estimator.
         noise_ceiling: of a validation; None before one.
+        learning: outcomes over training; None: no training episode ended.
+        costs: of trainings.
     """
 
     task: Task
@@ -56,6 +59,8 @@ class SetTables:
     timeline: Timeline
     estimator: str
     noise_ceiling: float | None
+    learning: Learning | None = None
+    costs: Costs | None = None
 
 
 class ClusterReport(NamedTuple):
@@ -132,7 +137,7 @@ def _surroundings(tables: SetTables, cluster: Cluster, correction: Correction | 
     return Surroundings(
         task.train_kwargs, task.evaluation_env(tables.set_name).kwargs, task.verify.coverage, _worst(tables, cluster),
         None if correction is None else len(correction.groups),
-        None if correction is None else correction.misbehaviour,
+        None if correction is None else correction.misbehaviour, tables.learning, tables.costs,
     )  # fmt: skip
 
 

@@ -7,17 +7,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..datasets.errors import InputError
 from ..datasets.remote import as_path, local_path, remove_folder
 from ..datasets.store import RunFolder
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
+from .check import check_task
 from .compare import compare_stage
-from .report import DEFAULT_ILLUSTRATED, report_stage
-from .runs import Run, beginning, computing, open_run
+from .pictures import Illustrated, draw_failures, draw_training
+from .report import report_stage
+from .runs import beginning, computing, open_run
 from .suite import suite_stage
-from .task import TEST_SET
+from .task import TEST_SET, load_task
 from .train import evaluate_stage, train_stage
 from .validate import DEFAULT_MASKS, validate_stage
 from .verify import verify_stage
@@ -27,7 +29,6 @@ DEMO_TASKS = ("arrow-maze-outer", "arrow-maze-inner")
 DEMO_OUT = "runs"
 SUITE_OUT = "runs/suite"
 SUITE_ILLUSTRATED = 4
-Illustrate = int | Literal["all"]
 log = logging.getLogger("aitia")
 
 
@@ -62,26 +63,47 @@ def train(
         train_stage(run, pool)
 
 
+def check(task: str | Path, edits: str | Path | None = None, workers: int | None = None) -> dict[str, Any]:
+    """Say in seconds what a task will do, what its environment does not tell, and how long it takes.
+
+    Args:
+        task: the task file.
+        edits: an edits file, as of `train`.
+        workers: processes that would work; None: one a core.
+
+    Returns:
+        Observations, keys told, outcomes seen, seeds, steps, groups, trainings, an estimate of minutes and bytes with
+        what it was measured from, and `warnings`.
+
+    Raises:
+        InputError: bad input.
+    """
+    return check_task(load_task(task, edits), workers)
+
+
 def evaluate(
     run: str | Path,
     set: str = TEST_SET,
     workers: int | None = None,
     scheduler: str | None = None,
     accept_changes: bool = False,
+    trust: bool = False,
 ) -> None:
-    """Play the episodes of an evaluation set with every agent of a run, and with a random policy.
+    """Play the episodes of an evaluation set with every agent of a run, and with a random policy; draw some failures.
 
     Args:
         run: a trained run folder.
         set: name of the evaluation set.
         workers, scheduler, accept_changes: see `train`.
+        trust: run the code that the run's task names, although the run was made elsewhere; remembered.
     """
     with (
-        computing(run, "aitia evaluate", accept_changes) as opened,
+        computing(run, "aitia evaluate", accept_changes, trust) as opened,
         Workers(workers, scheduler) as pool,
         opened.timed("evaluate"),
     ):
         evaluate_stage(opened, set, pool)
+        draw_failures(opened, set, None, pool)
 
 
 def attribute(
@@ -92,6 +114,7 @@ def attribute(
     workers: int | None = None,
     scheduler: str | None = None,
     accept_changes: bool = False,
+    trust: bool = False,
 ) -> None:
     """Attribute failures of an evaluation set to training rewards.
 
@@ -102,13 +125,15 @@ def attribute(
         estimator: a name (`aitia.attribution.registry`); `auto`: exact TRAK, or TRAK projected where the policy
             or the window leaves no choice. Verdicts use what `auto` chooses.
         workers, scheduler, accept_changes: see `train`.
+        trust: see `evaluate`.
     """
     with (
-        computing(run, "aitia attribute", accept_changes) as opened,
+        computing(run, "aitia attribute", accept_changes, trust) as opened,
         Workers(workers, scheduler) as pool,
         opened.timed("attribute"),
     ):
         attribute_stage(opened, set, failure, estimator, pool)
+        draw_training(opened, set, pool)
 
 
 def verify(
@@ -117,6 +142,7 @@ def verify(
     workers: int | None = None,
     scheduler: str | None = None,
     accept_changes: bool = False,
+    trust: bool = False,
 ) -> None:
     """Train again with corrected rewards: the counterfactual bank of an evaluation set.
 
@@ -124,36 +150,73 @@ def verify(
         run: an attributed run folder.
         set: name of the evaluation set.
         workers, scheduler, accept_changes: see `train`.
+        trust: see `evaluate`.
     """
     with (
-        computing(run, "aitia verify", accept_changes) as opened,
+        computing(run, "aitia verify", accept_changes, trust) as opened,
         Workers(workers, scheduler) as pool,
         opened.timed("verify"),
     ):
         verify_stage(opened, set, pool)
 
 
+def illustrate(
+    run: str | Path,
+    number: Illustrated = "all",
+    set: str = TEST_SET,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    accept_changes: bool = False,
+    trust: bool = False,
+) -> None:
+    """Draw failures of an evaluation set and the training states that their pages show; `report` embeds them.
+
+    Args:
+        run: an evaluated run folder; without `attribute` only the failing episodes are drawn.
+        number: how many failures have pictures, spread evenly over all; those that are drawn already stay.
+        set: name of the evaluation set.
+        workers, scheduler, accept_changes: see `train`.
+        trust: see `evaluate`.
+    """
+    with (
+        computing(run, "aitia illustrate", accept_changes, trust) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed("illustrate"),
+    ):
+        draw_failures(opened, set, number, pool)
+        draw_training(opened, set, pool)
+
+
 def report(
     run: str | Path,
     set: str = TEST_SET,
-    illustrate: Illustrate = DEFAULT_ILLUSTRATED,
+    out: str | Path | None = None,
+    illustrate: None = None,
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> dict[str, Any]:
-    """Write verdicts and pages of an evaluation set.
+    """Write verdicts and pages of an evaluation set. It only reads the run: nothing that its task names is imported.
 
     Args:
         run: an attributed run folder; without `verify` most verdicts are undetermined.
         set: name of the evaluation set.
-        illustrate: how many failures get pictures (all get a page).
-        workers, scheduler: see `train`.
+        out: folder of the pages; None: the run's own, `RUN/reports/SET`.
+        illustrate: no more taken: `evaluate` and `attribute` draw, and `aitia.illustrate` draws more.
+        workers, scheduler: not needed: taken so that all stages can be called alike.
 
     Returns:
         The summary, as in `summary.json`.
+
+    Raises:
+        InputError: `illustrate` was given.
     """
-    opened = open_run(run)
-    with Workers(workers, scheduler) as pool:
-        return _report(opened, set, illustrate, pool)
+    if illustrate is not None:
+        raise InputError(
+            f"illustrate={illustrate!r} was given to report, which draws nothing any more: `evaluate` and `attribute` "
+            "draw 20 failures, `aitia illustrate RUN [N|all]` (aitia.illustrate) as many as you like, and report shows "
+            "them"
+        )
+    return report_stage(open_run(run), set, out)
 
 
 def validate(
@@ -163,6 +226,7 @@ def validate(
     workers: int | None = None,
     scheduler: str | None = None,
     accept_changes: bool = False,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Ask whether predictions foretell retraining: LDS with its noise ceiling, interactive and replayed.
 
@@ -171,12 +235,13 @@ def validate(
         set: name of the evaluation set.
         masks: random correction sets; each is trained again and replayed with every paired seed.
         workers, scheduler, accept_changes: see `train`.
+        trust: see `evaluate`.
 
     Returns:
         The contents of `validation/SET/validation.json`.
     """
     with (
-        computing(run, "aitia validate", accept_changes) as opened,
+        computing(run, "aitia validate", accept_changes, trust) as opened,
         Workers(workers, scheduler) as pool,
         opened.timed("validate"),
     ):
@@ -256,14 +321,14 @@ def suite(
     """
     folder = local_path(out, "the folder of the suite").resolve()
     with Workers(workers, scheduler) as pool:
-        return suite_stage(folder, cases, lambda task, run: _run(task, run, pool, illustrate=SUITE_ILLUSTRATED))
+        return suite_stage(folder, cases, lambda task, run: _run(task, run, pool, illustrated=SUITE_ILLUSTRATED))
 
 
 def _run(
     task: str | Path,
     out: str | Path,
     pool: Workers,
-    illustrate: Illustrate = DEFAULT_ILLUSTRATED,
+    illustrated: Illustrated | None = None,
     edits: str | Path | None = None,
     accept_changes: bool = False,
 ) -> dict[str, dict[str, Any]]:
@@ -274,17 +339,14 @@ def _run(
         for name in (TEST_SET, *opened.task.sets):
             with opened.timed("evaluate"):
                 evaluate_stage(opened, name, pool)
+                draw_failures(opened, name, illustrated, pool)
             with opened.timed("attribute"):
                 attribute_stage(opened, name, (), DEFAULT_ESTIMATOR, pool)
+                draw_training(opened, name, pool)
             with opened.timed("verify"):
                 verify_stage(opened, name, pool)
-            summaries[name] = _report(opened, name, illustrate, pool)
+            summaries[name] = report_stage(opened, name)
     return summaries
-
-
-def _report(opened: Run, set_name: str, illustrate: Illustrate, pool: Workers) -> dict[str, Any]:
-    with opened.timed("report"):
-        return report_stage(opened, set_name, illustrate, pool)
 
 
 @contextlib.contextmanager

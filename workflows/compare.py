@@ -8,14 +8,18 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..datasets.checksums import check
 from ..datasets.errors import InputError, RunFolderError
 from ..datasets.manifest import installed_versions, source_git_sha
+from ..datasets.rebuilt import foreign, rebuilt
 from ..datasets.remote import as_path
 from ..datasets.store import RunFolder, read_json, read_table
 from ..datasets.words import counted
 from ..reports.compare import ComparedRun, compare_runs, write_comparison
 from ..training.evaluation import EvaluationSpec
 from .runs import Run, open_run
+
+_OWN = ("index.html", "compare.json", "pairs.parquet", "assets")
 
 
 def comparison_folder(run_a: str | Path, run_b: str | Path, set_name: str, out: str | Path | None) -> Path:
@@ -40,12 +44,7 @@ def compare_stage(run_a: str | Path, run_b: str | Path, set_name: str, out: str 
             f"the runs have no evaluated seed in common (A: {sorted(runs[0].seeds)}, B: {sorted(runs[1].seeds)}); "
             "plays are paired by seed: expected at least one, better five"
         )
-    folder = comparison_folder(run_a, run_b, set_name, out).resolve()
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / "compare.json").exists())):
-        raise InputError(
-            f"--out {folder} was given, which exists and is no comparison: expected a new or empty folder, or one that "
-            "`aitia compare` has written"
-        )
+    folder = _free_folder(opened[1], comparison_folder(opened[0].folder.root, opened[1].folder.root, set_name, out))
     found, pairs = compare_runs(runs[0], runs[1], set_name)
     _require_all_pairs(opened[0].task.evaluation, len(found["seeds"]["paired"]), pairs)
     provenance = {
@@ -53,8 +52,33 @@ def compare_stage(run_a: str | Path, run_b: str | Path, set_name: str, out: str 
         "git_sha": source_git_sha() or "unknown",
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    write_comparison(folder, runs, found, pairs, provenance)
+    with rebuilt(folder, last=("compare.json", "index.html")) as fresh:
+        write_comparison(fresh, runs, found, pairs, provenance, shown_in=folder)
     return found
+
+
+def _free_folder(after: Run, folder: Path) -> Path:
+    """Return a folder where a comparison may be written.
+
+    Raises:
+        InputError: it holds something else, or is inside run B only by a link.
+    """
+    place = folder.resolve()
+    if place != folder.absolute() and folder.is_relative_to(after.folder.root):
+        raise InputError(f"{folder} is a link, or lies behind one, to {place}; expected the run's own: remove it")
+    if place.exists() and not _is_free(place):
+        raise InputError(
+            f"--out {place} was given, which exists and is no comparison: expected a new or empty folder, or one that "
+            "`aitia compare` has written"
+        )
+    return place
+
+
+def _is_free(folder: Path) -> bool:
+    """Return whether a folder is empty, or a comparison and nothing else."""
+    if not folder.is_dir() or foreign(folder, _OWN) is not None:
+        return False
+    return not any(folder.iterdir()) or (folder / "compare.json").exists()
 
 
 def _require_same_question(before: Run, after: Run, set_name: str) -> None:
@@ -81,6 +105,7 @@ def _require_same_question(before: Run, after: Run, set_name: str) -> None:
 def _compared(run: Run, set_name: str) -> ComparedRun:
     reports = run.folder.reports_folder(set_name)
     summary = reports / "summary.json"
+    tables = [run.folder.evaluation_path(set_name, "episodes")]
     return ComparedRun(
         name=run.folder.root.name,
         task=run.manifest.task,
@@ -88,6 +113,7 @@ def _compared(run: Run, set_name: str) -> ComparedRun:
         episodes=read_table(run.folder.evaluation_path(set_name, "episodes")),
         summary=read_json(summary) if summary.exists() else None,
         reports=reports,
+        changed=check(run.folder, run.manifest.checksums, tables).changed,
     )
 
 

@@ -1,43 +1,63 @@
-"""Pictures for pages: failing episodes and training states, by playing recorded actions again."""
+"""Drawing failing episodes and suspected training states, by playing recorded actions again, into `frames/SET/`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..attribution.targets import TargetSteps
 from ..datasets.arrays import array_format, decode_actions, decode_arrays
-from ..datasets.schema import metadata_of
+from ..datasets.errors import AitiaError, InputError
+from ..datasets.frames import (
+    MOST_BYTES,
+    MOST_FRAMES,
+    DrawnEpisode,
+    DrawnFailure,
+    DrawnState,
+    EpisodeStep,
+    Frame,
+    FrameIndex,
+    FrameWriter,
+    Moment,
+    TrainingStep,
+)
+from ..datasets.outcomes import failure_ids
+from ..datasets.schema import current_top_transitions, metadata_of
 from ..datasets.store import RunFolder, read_table
-from ..reports.figures import write_frame
-from ..reports.pages import FrameView, StepView
 from ..training.agents import env_seed
-from ..training.environments import EnvSpec, describe
+from ..training.environments import describe
 from ..training.replay import replay_test_episode, replay_training_env
 from ..training.spaces import action_text
+from .attribute import failures_of, load_targets
+from .recorded import estimator_of
 from .runs import Run
+from .shown import episode_rows, moment_of, shown_rewards
 from .task import Task
 from .workers import Workers
 
-_SHOWN_REWARDS = 6
-_SHOWN_EPISODES = 3
+log = logging.getLogger("aitia")
+Illustrated = int | Literal["all"]
+DEFAULT_ILLUSTRATED = 20
 _SHOWN_STEPS = 24
+_CHUNK = 8
+_NOT_DRAWN = "The environment does not draw itself, or did not repeat itself when played again: no pictures."
 
 
-class Moment(NamedTuple):
-    """One training transition: where it is in the run."""
+@dataclass(frozen=True)
+class EpisodesPiece:
+    """Pictures of some failing episodes of an evaluation set."""
 
-    seed: int
-    env: int
-    window: int
-    step: int
+    root: Path
+    task: Task
+    set_name: str
+    failures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -52,105 +72,148 @@ class PicturePiece:
     episodes: frozenset[Moment]
 
 
-class EpisodeSteps(NamedTuple):
-    """Steps of a training episode around a moment; `length` of the whole episode, None if its end was not read."""
+class _Drawn(NamedTuple):
+    """What a piece of one seed drew."""
 
-    steps: tuple[StepView, ...]
-    length: int | None
-
-
-class Pictures(NamedTuple):
-    """Of the training, for one page or one seed: file of the picture of each state, and episodes around some."""
-
-    states: dict[Moment, str]
-    episodes: dict[Moment, EpisodeSteps]
+    states: list[DrawnState]
+    episodes: list[DrawnEpisode]
 
 
-NO_PICTURES = Pictures({}, {})
+def draw_failures(run: Run, set_name: str, illustrated: Illustrated | None, workers: Workers) -> None:
+    """Draw failing episodes of an evaluated set, spread evenly over all; those that are drawn already stay.
 
+    Args:
+        run: the run.
+        set_name: the evaluation set.
+        illustrated: how many failures have pictures; None: as many as before, at first `DEFAULT_ILLUSTRATED`.
+        workers: where the pieces run.
 
-class ShownRewards(NamedTuple):
-    """Rows of the top-k table that a failure's page shows."""
-
-    corrections: list[dict[str, Any]]
-    influential: list[dict[str, Any]]
-
-
-def shown_rewards(top: pa.Table, failure: str) -> ShownRewards:
-    """Choose the rewards for a failure's page; of each group and action only the most influential."""
-    rows = top.filter(pc.equal(top["failure"], failure)).to_pylist()
-    for row in rows:
-        intended = row["intended_reward"]
-        row["effect"] = None if intended is None else (intended - row["reward"]) * row["tau"]
-    helpful = sorted(
-        (row for row in rows if row["effect"] is not None and row["effect"] < 0), key=lambda r: r["effect"]
-    )
-    strongest = sorted(rows, key=lambda row: -abs(row["tau"]))
-    return ShownRewards(_distinct(helpful), _distinct(strongest))
-
-
-def _distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    seen: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        seen.setdefault((row["group"], row["action"]), row)
-    return list(seen.values())[:_SHOWN_REWARDS]
-
-
-def moment_of(row: Mapping[str, Any]) -> Moment:
-    """Return where a row of the top-k table is in the run."""
-    return Moment(row["seed"], row["env"], row["window"], row["step"])
-
-
-def episode_rows(shown: ShownRewards) -> list[dict[str, Any]]:
-    """Choose the rewards whose whole episodes are drawn: wrong ones, else those with the largest influence."""
-    seen: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for row in shown.corrections or shown.influential:
-        seen.setdefault((row["seed"], row["window"], row["env"]), row)
-    return list(seen.values())[:_SHOWN_EPISODES]
-
-
-def training_pictures(
-    run: Run, set_name: str, chosen: Sequence[str], top: pa.Table, workers: Workers
-) -> dict[str, Pictures]:
-    """Draw the training states and episodes that the illustrated pages show, one piece a seed.
-
-    Returns:
-        By failure, what its page shows.
+    Raises:
+        InputError: it is no count, or the set was not evaluated.
     """
-    shown = {failure: shown_rewards(top, failure) for failure in chosen}
-    states = {name: {moment_of(row) for rows in found for row in rows} for name, found in shown.items()}
-    episodes = {name: {moment_of(row) for row in episode_rows(found)} for name, found in shown.items()}
-    wanted, whole = (frozenset[Moment]().union(*found.values()) for found in (states, episodes))
+    if illustrated is not None and illustrated != "all" and illustrated < 0:
+        raise InputError(f"{illustrated} was given, expected a number of failures from 0, or all")
+    folder = run.folder.frames_folder(set_name)
+    names, earlier = failures_of(run, set_name), FrameIndex.read(folder)
+    asked = illustrated if illustrated is not None else DEFAULT_ILLUSTRATED if earlier is None else earlier.asked
+    chosen = _spread(names, len(names) if asked == "all" else asked)
+    index = earlier or FrameIndex(asked=asked)
+    waiting = [name for name in chosen if name not in index.failures]
+    pieces = [
+        EpisodesPiece(run.folder.root, run.task, set_name, tuple(waiting[i : i + _CHUNK]))
+        for i in range(0, len(waiting), _CHUNK)
+    ]
+    drawn = workers.map(_draw_episodes, pieces, f"pictures {run.task.name}")
+    found = {**index.failures, **{name: failure for part in drawn for name, failure in part.items()}}
+    new = index.model_copy(update={"asked": asked, "failures": {name: found[name] for name in chosen}})
+    if new != earlier:
+        new.write(folder)
+
+
+def draw_training(run: Run, set_name: str, workers: Workers) -> None:
+    """Draw the training states and episodes that the pages of illustrated failures show, as far as attributed."""
+    folder, path = run.folder.frames_folder(set_name), run.folder.influence_path(set_name, "transitions")
+    index = FrameIndex.read(folder)
+    if index is None or not path.exists():
+        return
+    top = current_top_transitions(read_table(path)).filter(pc.field("estimator") == estimator_of(run.task).name)
+    shown = [shown_rewards(top.filter(pc.field("failure") == failure)) for failure in index.failures]
+    wanted = {moment_of(row) for found in shown for rows in found for row in rows}
+    whole = {moment_of(row) for found in shown for row in episode_rows(found)}
+    states = {state.moment: state for state in index.states if state.moment in wanted}
+    episodes = {episode.moment: episode for episode in index.episodes if episode.moment in whole}
+    missing = (wanted - states.keys()) | (whole - episodes.keys())
     pieces = [
         PicturePiece(
-            run.folder.root, run.task, set_name, seed, tuple(sorted(m for m in wanted if m.seed == seed)),
-            frozenset(m for m in whole if m.seed == seed),
+            run.folder.root, run.task, set_name, seed, tuple(sorted(m for m in missing if m.seed == seed)),
+            frozenset(m for m in whole & missing if m.seed == seed),
         )
-        for seed in sorted({moment.seed for moment in wanted})
+        for seed in sorted({moment.seed for moment in missing})
     ]  # fmt: skip
-    drawn = workers.map(_draw_moments, pieces, f"pictures {run.task.name}")
-    assets = {moment: asset for found in drawn for moment, asset in found.states.items()}
-    steps = {moment: taken for found in drawn for moment, taken in found.episodes.items()}
-    return {
-        name: Pictures(
-            {moment: assets[moment] for moment in states[name] if moment in assets},
-            {moment: steps[moment] for moment in episodes[name] if moment in steps},
-        )
-        for name in chosen
-    }
+    for drawn in workers.map(_draw_moments, pieces, f"pictures {run.task.name}"):
+        states |= {state.moment: state for state in drawn.states}
+        episodes |= {episode.moment: episode for episode in drawn.episodes}
+    new = index.model_copy(
+        update={
+            "states": [states[moment] for moment in sorted(states)],
+            "episodes": [episodes[moment] for moment in sorted(episodes)],
+        }
+    )
+    if new != index:
+        new.write(folder)
 
 
-def _draw_moments(piece: PicturePiece) -> Pictures:
+def _spread(names: Sequence[str], count: int) -> list[str]:
+    """Return `count` failures spread evenly over all, so that every seed has some."""
+    if count >= len(names):
+        return list(names)
+    return [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)] if count else []
+
+
+def _draw_episodes(piece: EpisodesPiece) -> dict[str, DrawnFailure]:
+    """Draw failing test episodes step by step."""
+    folder, task = RunFolder(piece.root), piece.task
+    targets = load_targets(folder, task, piece.set_name, piece.failures)
+    episodes = task.outcomes.failures(read_table(folder.evaluation_path(piece.set_name, "episodes")))
+    ends = dict(zip(failure_ids(episodes), episodes.to_pylist(), strict=True))
+    writer = FrameWriter(folder.frames_folder(piece.set_name))
+    found = {}
+    for name in piece.failures:
+        found[name] = _draw_episode(piece, targets, targets.ids.index(name), ends[name], writer)
+    return found
+
+
+def _draw_episode(
+    piece: EpisodesPiece, targets: TargetSteps, index: int, episode: dict[str, object], writer: FrameWriter
+) -> DrawnFailure:
+    spec = piece.task.evaluation_env(piece.set_name)
+    rows = np.flatnonzero(targets.failure == index)
+    facts, actions = describe(spec), list(targets.actions[rows])
+    decisive = [*targets.decisive[rows].tolist(), False]
+    steps = _chosen_steps(decisive, MOST_FRAMES)
+    number = episode["episode"]
+    assert isinstance(number, int)
+    try:
+        drawn = replay_test_episode(spec, number, actions, targets.observations[rows], frozenset(steps))
+    except AitiaError:
+        raise
+    except Exception as error:  # whatever an environment's renderer raises: no reason to lose an evaluation
+        log.warning("pictures %s: failure %s could not be drawn (%s)", piece.task.name, targets.ids[index], error)
+        return DrawnFailure(why=f"The environment could not draw itself ({type(error).__name__}: {error}).")
+    if drawn is None:
+        return DrawnFailure(why=_NOT_DRAWN)
+    captions = [f"{t}: {facts.action_name(action_text(action))}" for t, action in enumerate(actions)]
+    captions.append(f"end: {episode['outcome']}")
+    written = dict(zip(steps, map(writer.write, drawn), strict=True))
+    while sum(written[step][1] for step in steps) > MOST_BYTES and len(steps) > 2:
+        steps = [step for step in _chosen_steps(decisive, len(steps) // 2) if step in written]
+    return DrawnFailure(
+        steps=[
+            EpisodeStep(step=step, file=written[step][0], caption=captions[step], decisive=bool(decisive[step]))
+            for step in steps
+        ]
+    )
+
+
+def _chosen_steps(decisive: Sequence[bool], count: int) -> list[int]:
+    """Return at most `count` steps of an episode: the last, decisive ones (at most half), and others evenly spread."""
+    if len(decisive) <= count:
+        return list(range(len(decisive)))
+    marked = [step for step, mark in enumerate(decisive) if mark]
+    kept = {marked[i] for i in np.linspace(0, len(marked) - 1, min(len(marked), count // 2)).astype(int)}
+    return sorted(kept | set(np.linspace(0, len(decisive) - 1, count - len(kept)).astype(int).tolist()))
+
+
+def _draw_moments(piece: PicturePiece) -> _Drawn:
     """Play a seed's recorded actions again and draw the wanted states, and the episodes around some of them."""
     folder, spec = RunFolder(piece.root), piece.task.training_env
-    facts = describe(spec)
-    out = folder.reports_folder(piece.set_name) / "assets" / "frames"
+    facts, writer = describe(spec), FrameWriter(folder.frames_folder(piece.set_name))
     columns = ("env", "step", "action", "terminated", "truncated", "observation", "reward", "intended_reward")
     last = min(max(m.window for m in piece.moments) + 2, folder.window_count(piece.seed))  # an episode may go on
     tables = [read_table(folder.transitions_path(piece.seed, window), columns) for window in range(last)]
     form = array_format(tables[0].schema, "observation")
     n_steps = int(metadata_of(tables[0].schema)["n_steps"])
-    pictures = Pictures({}, {})
+    found = _Drawn([], [])
     for env in sorted({moment.env for moment in piece.moments}):
         moments = {m.window * n_steps + m.step: m for m in piece.moments if m.env == env}
         mine = [table.slice(env * n_steps, n_steps) for table in tables]
@@ -158,27 +221,41 @@ def _draw_moments(piece: PicturePiece) -> Pictures:
         ended = np.concatenate([t["terminated"].to_numpy() | t["truncated"].to_numpy() for t in mine])
         spans = {at: _span(ended, at) for at, moment in moments.items() if moment in piece.episodes}
         wanted = sorted({*moments, *(step for span in spans.values() for step in range(*span.shown))})
-        expected: dict[int, NDArray[Any]] = {
+        expected: dict[int, NDArray[np.generic]] = {
             step: decode_arrays(mine[step // n_steps]["observation"].slice(step % n_steps, 1), form)[0]
             for step in wanted
         }
-        seed = env_seed(piece.task.agent, piece.seed, env)
-        frames = replay_training_env(spec, seed, list(actions), ended.tolist(), expected, wanted)
-        drawn = {step: write_frame(out, frame) for step, frame in frames.items()}
-        pictures.states.update({moments[step]: asset for step, asset in drawn.items() if step in moments})
+        frames = _replay(piece, env, actions, ended, expected, wanted)
+        drawn = {step: writer.write(frame)[0] for step, frame in frames.items()}
+        found.states.extend(DrawnState(moment=moment, file=drawn.get(at)) for at, moment in moments.items())
         rewards, intended = (
             [value for table in mine for value in table[name].to_pylist()] for name in ("reward", "intended_reward")
         )
         for at, (start, length, shown) in spans.items():
             steps = [
-                StepView(
-                    step - start, facts.action_name(action_text(actions[step])), rewards[step], intended[step],
-                    drawn.get(step),
+                TrainingStep(
+                    number=step - start, action=facts.action_name(action_text(actions[step])), reward=rewards[step],
+                    intended=intended[step], file=drawn.get(step),
                 )
                 for step in range(*shown)
             ]  # fmt: skip
-            pictures.episodes[moments[at]] = EpisodeSteps(tuple(steps), length)
-    return pictures
+            found.episodes.append(DrawnEpisode(moment=moments[at], length=length, steps=steps))
+    return found
+
+
+def _replay(
+    piece: PicturePiece, env: int, actions: NDArray[np.generic], ended: NDArray[np.bool_],
+    expected: dict[int, NDArray[np.generic]], wanted: Sequence[int],
+) -> dict[int, Frame]:  # fmt: skip
+    """Return frames of one training environment; none where its renderer fails."""
+    seed = env_seed(piece.task.agent, piece.seed, env)
+    try:
+        return replay_training_env(piece.task.training_env, seed, list(actions), ended.tolist(), expected, wanted)
+    except AitiaError:
+        raise
+    except Exception as error:  # whatever an environment's renderer raises: no reason to lose an attribution
+        log.warning("pictures %s: training of seed %d could not be drawn (%s)", piece.task.name, piece.seed, error)
+        return {}
 
 
 class _Span(NamedTuple):
@@ -196,21 +273,3 @@ def _span(ended: NDArray[np.bool_], at: int) -> _Span:
     stop = at + int(after[0]) + 1 if len(after) else len(ended)
     first = max(start, min(at - _SHOWN_STEPS // 2, stop - _SHOWN_STEPS))
     return _Span(start, stop - start if len(after) else None, (first, min(stop, first + _SHOWN_STEPS)))
-
-
-def episode_frames(
-    spec: EnvSpec, episode: Mapping[str, Any], targets: TargetSteps, index: int, out: Path
-) -> list[FrameView]:
-    """Draw a failing test episode step by step; empty if the environment does not draw or repeat itself."""
-    rows = np.flatnonzero(targets.failure == index)
-    facts = describe(spec)
-    actions = list(targets.actions[rows])
-    drawn = replay_test_episode(spec, episode["episode"], actions, targets.observations[rows])
-    if drawn is None:
-        return []
-    captions = [f"{t}: {facts.action_name(action_text(action))}" for t, action in enumerate(actions)]
-    decisive = [*targets.decisive[rows].tolist(), False]
-    return [
-        FrameView(write_frame(out, frame), caption, bool(mark))
-        for frame, caption, mark in zip(drawn, [*captions, f"end: {episode['outcome']}"], decisive, strict=True)
-    ]

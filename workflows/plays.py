@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,9 +29,13 @@ def with_earlier(path: Path, later: pa.Table, first: int) -> pa.Table:
     if not first:
         return later
     part = later["part"][0].as_py()
-    return pa.concat_tables(
-        [read_table(path).filter((pc.field("part") == part) & (pc.field("episode") < first)), later]
-    )
+    earlier = read_table(path).filter((pc.field("part") == part) & (pc.field("episode") < first))
+    return joined([earlier, later])
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return tables of plays one after the other; what those of an earlier version do not have is null."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def training_plays(

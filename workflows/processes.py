@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from multiprocessing import forkserver
 
 FORKED = sys.platform == "linux"
@@ -33,3 +34,9 @@ def begin_importing() -> None:
     finally:
         for name in given:
             del os.environ[name]
+
+
+def silence_pygame() -> None:
+    """Keep pygame, where an environment imports it, from printing its version and `pkg_resources`' deprecation."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated", module="pygame")

@@ -1,32 +1,36 @@
-"""Stage report: verdict of the set, an entry and a page for every failure, pictures for some; on Dask."""
+"""Stage report: verdict of the set, an entry and a page for every failure, from what earlier stages left."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..attribution.order import EffectTable, effect_table
-from ..attribution.targets import TargetSteps
+from ..attribution.targets import target_kinds
+from ..datasets.checksums import Checked, check
 from ..datasets.errors import InputError
+from ..datasets.frames import FrameIndex
+from ..datasets.learning import bank_outcomes, learning_path, training_outcomes
 from ..datasets.manifest import installed_versions
 from ..datasets.outcomes import failure_ids
-from ..datasets.rewards import intended_known, reward_summary
+from ..datasets.rebuilt import foreign, rebuilt
+from ..datasets.remote import as_path, relative_link, remote
+from ..datasets.rewards import intended_known, reward_sums_path
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
-from ..reports.advice import explain
+from ..reports.advice import Costs, explain
 from ..reports.corrections import write_corrections
 from ..reports.evidence import Bank
 from ..reports.findings import (
+    SetFindings,
     deciding,
     entries_table,
     failure_entry,
@@ -34,34 +38,32 @@ from ..reports.findings import (
     own_rates,
     summarise,
 )
+from ..reports.learning import find_learning
 from ..reports.pages import (
     ClusterContext,
-    EpisodeView,
     FailureView,
-    FrameView,
     PageContext,
-    RewardView,
     write_cluster_page,
     write_failure_page,
     write_index_page,
 )
+from ..reports.place import Place
+from ..reports.preference import find_preference
 from ..reports.statistics import percent
 from ..reports.timeline import Timeline
-from ..training.environments import EnvProfile, EnvSpec, describe, probe
 from .adopt import recording_notes
-from .attribute import attributed_tables, estimator_of, load_targets, window_effects
+from .attribute import attributed_tables, window_effects
 from .bank import read_bank
 from .cluster_report import ClusterReport, SetTables, report_cluster
 from .clusters import find_clusters, whole_set
-from .groups import load_grouping
-from .pictures import NO_PICTURES, Pictures, episode_frames, episode_rows, moment_of, shown_rewards, training_pictures
+from .episodes import failing_steps, table_of
+from .recorded import NOT_RECORDED, EnvironmentRecord, environment_record, recorded_estimator, recorded_rewards
 from .runs import NOT_REPEATABLE, Run
+from .shown import Drawn, ShownRewards, shown_rewards
 from .task import Task
 from .train import edits_in_words
-from .workers import Workers
 
 log = logging.getLogger("aitia")
-DEFAULT_ILLUSTRATED = 20
 _SHOWN_GROUPS = 20
 _PLURAL = {
     "context": "contexts",
@@ -69,77 +71,108 @@ _PLURAL = {
     "cluster": "state clusters",
     "transition": "states and actions",
 }
-_CHUNK = 32
+_KEPT = ("compare",)  # of an earlier report: comparisons that `aitia compare` wrote
+_OWN = (
+    "index.html", "summary.json", "verdicts.json", "verdicts.parquet", "edits*.yaml", "assets", "failures", "clusters",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class PagePiece:
-    """Entries and pages of some failures (with the number of their cluster), pictures of the illustrated ones;
-    `written` is when the stage began."""
-
-    root: Path
-    task: Task
-    page: PageContext
-    failures: Mapping[str, int]
-    pictures: Mapping[str, Pictures]
-    written: str
+def report_folder(run: RunFolder, set_name: str, out: str | Path | None) -> Path:
+    """Return where a report is written: `out`, or the run's own reports folder of the set."""
+    return run.reports_folder(set_name) if out is None else as_path(out).absolute()
 
 
-class PageResult(NamedTuple):
-    """What a page piece returns: entries of `verdicts.json`, and the thumbnail of illustrated failures."""
-
-    entries: list[dict[str, Any]]
-    thumbnails: dict[str, str]
-
-
-def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], workers: Workers) -> dict[str, Any]:
+def report_stage(run: Run, set_name: str, out: str | Path | None = None) -> dict[str, Any]:
     """Write verdicts, summary and pages of an evaluation set; return the summary.
 
+    Nothing of the run is changed but its reports: they are written in an empty folder, which then takes their place.
+
+    Args:
+        run: an attributed run.
+        set_name: the evaluation set.
+        out: folder of the pages; None: the run's own.
+
     Raises:
-        InputError: an earlier stage is missing, or `illustrate` is not a count.
+        InputError: an earlier stage is missing, or `out` holds something else.
     """
-    if illustrate != "all" and illustrate < 0:
-        raise InputError(f"--illustrate {illustrate} was given, expected a number from 0, or all")
+    run.task.evaluation_env(set_name)
+    final = report_folder(run.folder, set_name, out)
+    _require_free(run.folder, final, own=out is None)
+    with rebuilt(final, _KEPT, last=("index.html", "summary.json")) as fresh:
+        return _report(run, set_name, final, fresh)
+
+
+def _require_free(run: RunFolder, out: Path, own: bool) -> None:
+    """Check that a report may replace what is in a folder.
+
+    Raises:
+        InputError: it may not.
+    """
+    if remote(out) is not None:
+        return
+    if own:
+        if out.resolve() != out:
+            raise InputError(
+                f"{out} is a link, or lies behind one, to {out.resolve()}: expected the run's own folder. Remove it"
+            )
+        return
+    place = out.resolve()
+    inside = remote(run.root) is None and place.is_relative_to(run.root) and place.parent != run.root / "reports"
+    if inside or (remote(run.root) is None and run.root.is_relative_to(place)):
+        raise InputError(f"--out {out} was given, expected a folder outside the run {run.root}")
+    if not out.exists():
+        return
+    other = foreign(out, (*_OWN, *_KEPT)) if out.is_dir() else out.name
+    if other is not None:
+        raise InputError(
+            f"--out {out} was given, which has `{other}` and is no report: expected a new or empty folder, or one that "
+            "`aitia report` has written (it is replaced)"
+        )
+
+
+def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     began = datetime.now(UTC)
     run.require_trained()
     folder, task = run.folder, run.task
-    task.evaluation_env(set_name)
     episodes = read_table(folder.evaluation_path(set_name, "episodes"))
-    grouping = load_grouping(folder, task)
-    rewards = {seed: reward_summary(folder, seed, grouping) for seed in task.seeds}
+    rewards = recorded_rewards(folder, task)
     bank = read_bank(folder, set_name, task.seeds)
+    trainings = {seed: training_outcomes(folder, seed) for seed in task.seeds}
     names = failure_ids(task.outcomes.failures(episodes))
-    attributed = attributed_tables(folder, task, set_name, names)
-    estimator = estimator_of(task).name
+    estimator, reason = recorded_estimator(folder, run.manifest, set_name)
+    attributed = attributed_tables(folder, set_name, names, estimator)
     tables = SetTables(
         task, set_name, episodes, read_table(folder.evaluation_path(set_name, "references")), rewards, bank,
         attributed["groups"],
         read_table(folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator),
-        Timeline(window_effects(folder, task, set_name)), estimator, _noise_ceiling(folder, set_name),
+        Timeline(window_effects(folder, set_name, estimator)), estimator, _noise_ceiling(folder, set_name),
+        find_learning(trainings, bank, bank_outcomes(folder, set_name), task.outcomes), _costs(run, bank),
     )  # fmt: skip
     whole = report_cluster(tables, whole_set(names))
     split = [] if whole.findings.decision.of_set else find_clusters(task, attributed["groups"], names)
     found = [report_cluster(tables, cluster) for cluster in split] if len(split) > 1 else [whole][: len(names)]
     clusters = {number: report.context(tables.timeline) for number, report in enumerate(found)}
     cluster_of = {name: number for number, report in enumerate(found) for name in report.cluster.failures}
-    page = _page_context(run, set_name, whole, clusters, list(rewards.values()), episodes)
-    out = folder.reports_folder(set_name)
-    chosen = _spread(names, len(names) if illustrate == "all" else illustrate)
-    pictures = training_pictures(run, set_name, chosen, attributed["transitions"], workers)
-    chunks = [tuple(names[i : i + _CHUNK]) for i in range(0, len(names), _CHUNK)]
-    pieces = [
-        PagePiece(
-            folder.root, task, page, {name: cluster_of[name] for name in chunk},
-            {name: pictures[name] for name in chunk if name in pictures}, began.isoformat(),
-        )
-        for chunk in chunks
-    ]  # fmt: skip
-    results = workers.map(_write_pages, pieces, f"report {task.name}")
-    entries = [entry for result in results for entry in result.entries]
-    thumbnails = {name: asset for result in results for name, asset in result.thumbnails.items()}
+    frames, record = folder.frames_folder(set_name), environment_record(run.manifest, set_name)
+    drawn = Drawn(frames, FrameIndex.read(frames), out / "assets" / "frames", record)
+    failures = _failure_tables(folder, tables, attributed["transitions"])
+    entries = [_entry(failures, name, cluster_of[name], found[cluster_of[name]].findings) for name in names]
+    views = {name: _failure_view(failures, name, drawn) for name in names}
+    changed = _changed(run, set_name, drawn)
+    page = _page_context(run, set_name, whole, clusters, tables, reason, changed, final)
+    for entry in entries:
+        write_failure_page(out, page, entry, views[entry["failure"]])
+    thumbnails = {name: view.pictures[0].asset for name, view in views.items() if view.pictures}
     seconds = {**run.manifest.seconds, "report": round((datetime.now(UTC) - began).total_seconds(), 2)}
     findings = {number: report.findings for number, report in enumerate(found)}
-    summary = summarise(whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds)
+    preference = None
+    if whole.findings.evidence.largest_error is None:
+        preference = find_preference(trainings, episodes, task.outcomes)
+    summary = summarise(
+        whole.findings, findings, whole.predictions, entries, _trainings(task, bank), seconds, tables.learning,
+        preference,
+    )  # fmt: skip
+    summary["changed_by_hand"] = changed.changed
     write_json(out / "verdicts.json", entries)
     write_table(out / "verdicts.parquet", entries_table(entries))
     for report in [whole, *(report for report in found if report is not whole)]:
@@ -154,11 +187,27 @@ def report_stage(run: Run, set_name: str, illustrate: int | Literal["all"], work
     decided_by = deciding(whole.findings, findings, summary["verdict"])
     told_by = next((report for report in found if report.findings is decided_by), whole)
     write_index_page(
-        out, page, summary, entries, thumbnails, explain(told_by.findings, told_by.around, summary["verdict"])
-    )
-    _remove_old(out, names, clusters)
+        out, page, summary, entries, thumbnails, explain(told_by.findings, told_by.around, summary["verdict"]),
+        tables.learning, preference,
+    )  # fmt: skip
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _changed(run: Run, set_name: str, drawn: Drawn) -> Checked:
+    """Compare the tables that a report rests on with their checksums."""
+    folder, task = run.folder, run.task
+    paths = [folder.evaluation_path(set_name, name) for name in ("episodes", "steps", "references")]
+    paths += [folder.influence_path(set_name, name) for name in ("groups", "transitions", "windows", "null")]
+    paths += [folder.bank_path(set_name, name) for name in ("masks", "outcomes", "learning")]
+    paths += [folder.validation_path(set_name), folder.frames_folder(set_name) / "index.json"]
+    paths += [reward_sums_path(folder, seed, task.group_by) for seed in task.seeds]
+    paths += [learning_path(folder, seed) for seed in task.seeds]
+    found = check(folder, run.manifest.checksums, paths)
+    changed = [*found.changed, *(f"frames/{set_name}/{name}" for name in drawn.damaged)]
+    if changed:
+        log.warning("report %s: changed by hand: %s", task.name, ", ".join(changed))
+    return Checked(changed, found.unrecorded)
 
 
 def _page_context(
@@ -166,39 +215,63 @@ def _page_context(
     set_name: str,
     whole: ClusterReport,
     clusters: Mapping[int, ClusterContext],
-    rewards: Sequence[pa.Table],
-    episodes: pa.Table,
+    tables: SetTables,
+    reason: str,
+    checked: Checked,
+    final: Path,
 ) -> PageContext:
     provenance = {
         **installed_versions(),
         "git_sha": run.manifest.git_sha or "unknown",
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    chosen = estimator_of(run.task)
-    projected = [f"Influence is TRAK's random projection: {chosen.reason}."] if chosen.name != "trak" else []
-    profile = probe(run.task.evaluation_env(set_name), run.task.agent.masked)
+    rewards = tables.rewards
+    projected = [f"Influence is TRAK's random projection: {reason}."] if tables.estimator != "trak" else []
     recorded = recording_notes(run.folder, run.task.seeds)
-    told = [*projected, *recorded, *_told(profile, rewards), *_undeclared(run.task, episodes)]
+    told = [
+        *projected, *recorded, *_told(environment_record(run.manifest, set_name), list(rewards.values())),
+        *_undeclared(run.task, tables.episodes), *_unchecked(checked),
+    ]  # fmt: skip
     return PageContext(
-        run.task.resolved(), set_name, _unit(run.task), whole.findings, clusters, told, provenance, edits_in_words(run),
-        None if whole.correction is None else whole.edits_file,
+        run.task.resolved(), set_name, _unit(run.task), whole.findings, clusters, told, provenance,
+        edits_in_words(run, rewards.__getitem__), None if whole.correction is None else whole.edits_file,
+        relative_link(run.folder.root, final),
+        checked.changed, place_of(run, set_name, final),
     )  # fmt: skip
 
 
-def _told(profile: EnvProfile, rewards: Sequence[pa.Table]) -> list[str]:
+def place_of(run: Run, set_name: str, reports: Path) -> Place:
+    """Return where a run, its task file and its pages are, for commands that can be pasted."""
+    manifest, folder = run.manifest, run.folder
+    known = manifest.task_folder is not None and manifest.task_file is not None
+    task = str(Path(manifest.task_folder or "") / (manifest.task_file or "")) if known else None
+    return Place(str(folder.root), str(reports), set_name, task)
+
+
+def _unchecked(checked: Checked) -> list[str]:
+    """Say which tables could not be compared with a checksum."""
+    if not checked.unrecorded:
+        return []
+    return [f"Checksums of these tables were {NOT_RECORDED}: {', '.join(checked.unrecorded)}."]
+
+
+def _told(record: EnvironmentRecord | None, rewards: Sequence[pa.Table]) -> list[str]:
     """Say in words what the environment does not tell, and what follows."""
     follows = {
         "context": f"The environment tells no context{_as_one_group(rewards)}.",
         "action_labels": "The environment tells no action labels: targets are the log-odds of the actions taken.",
         "untampered_reward": "The environment tells no untampered reward: tampering could not be checked.",
     }
-    told = [text for key, text in follows.items() if key not in profile.keys]
+    told = [] if record is None else [text for key, text in follows.items() if key not in record.keys]
     if not intended_known(list(rewards)):
         told.append("The environment tells no intended reward: no reward could be called wrong or corrected.")
-    if not profile.repeats:
+    if record is None:
+        told.append(f"What else the environment tells, and whether it repeats itself, was {NOT_RECORDED}.")
+        return told
+    if not record.repeats:
         told.append(NOT_REPEATABLE)
-    if not profile.renders:
-        told.append("The environment does not draw itself (rgb_array): there are no pictures.")
+    if record.draws is None:
+        told.append("The environment does not draw itself (rgb_array or ansi): there are no pictures.")
     return told
 
 
@@ -231,27 +304,19 @@ def _unit(task: Task) -> str:
     return f"groups ({_PLURAL[task.group_by]})"
 
 
-def _remove_old(out: Path, failures: Sequence[str], clusters: Mapping[int, ClusterContext]) -> None:
-    """Remove pages and corrections of an earlier report that this one does not have."""
-    kept = {"edits.yaml", *(f"failures/{name}.html" for name in failures)}
-    kept |= {name for cluster in clusters.values() for name in (cluster.page, cluster.edits) if name is not None}
-    for pattern in ("failures/*.html", "clusters/*.html", "edits*.yaml"):
-        for old in out.glob(pattern):
-            if old.relative_to(out).as_posix() not in kept:
-                old.unlink()
-
-
 def _trainings(task: Task, bank: Bank | None) -> int:
     """Return the number of agents trained: the ensemble and the bank's members beside it."""
     members = bank.masks.filter(pc.field("order") != "none").num_rows if bank is not None else 0
     return len(task.seeds) + members
 
 
-def _spread(names: Sequence[str], count: int) -> list[str]:
-    """Return `count` failures spread evenly over all, so that every seed has some."""
-    if count >= len(names):
-        return list(names)
-    return [names[i] for i in np.linspace(0, len(names) - 1, count).astype(int)] if count else []
+def _costs(run: Run, bank: Bank | None) -> Costs:
+    """Return what the trainings of a run cost so far."""
+    retrained = [] if bank is None else bank.masks.filter(pc.field("order") != "none")["seed"].to_pylist()
+    seconds = run.manifest.seconds
+    return Costs(
+        len(run.task.seeds), len(retrained), len(set(retrained)), seconds.get("train", 0.0), seconds.get("verify", 0.0)
+    )
 
 
 def _noise_ceiling(folder: RunFolder, set_name: str) -> float | None:
@@ -262,90 +327,65 @@ def _noise_ceiling(folder: RunFolder, set_name: str) -> float | None:
 
 @dataclass(frozen=True)
 class _FailureTables:
-    """Tables that all failures of a set share, read once a process."""
+    """Tables that all failures of a set share.
+
+    Attributes:
+        episodes: by failure, its row.
+        rates: by episode, rates over all agents and repeats.
+        effects, counts: of the groups.
+        top: by failure, its most influential transitions.
+        kinds: by failure, what the attribution's target was.
+        timeline: influence over training time.
+        steps: by failure, the steps of its episode.
+    """
 
     episodes: dict[str, dict[str, Any]]
     rates: dict[int, dict[str, float | None]]
     effects: EffectTable
     counts: dict[str, tuple[float, ...]]
-    top: pa.Table
-    targets: TargetSteps
+    top: dict[str, pa.Table]
+    kinds: dict[str, str]
     timeline: Timeline
+    steps: dict[str, pa.Table]
 
 
-@lru_cache(maxsize=1)
-def _set_tables(root: Path, task_json: str, set_name: str, written: str) -> _FailureTables:
-    """Read the tables of a set; `written` names the call, so that a later one reads them again."""
-    task, folder = Task.model_validate_json(task_json), RunFolder(root)
-    episodes = read_table(folder.evaluation_path(set_name, "episodes"))
-    failed = task.outcomes.failures(episodes)
-    failures = dict(zip(failure_ids(failed), failed.to_pylist(), strict=True))
-    attributed = attributed_tables(folder, task, set_name, list(failures))
-    grouping = load_grouping(folder, task)
+def _failure_tables(folder: RunFolder, tables: SetTables, top: pa.Table) -> _FailureTables:
+    task = tables.task
+    failed = task.outcomes.failures(tables.episodes)
+    plays = tables.episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED)
+    steps = read_table(folder.evaluation_path(tables.set_name, "steps"))
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(top["failure"].to_pylist()):
+        rows.setdefault(name, []).append(row)
     return _FailureTables(
-        failures,
-        own_rates(
-            episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED),
-            read_bank(folder, set_name, task.seeds),
-            task.outcomes,
-        ),
-        effect_table(attributed["groups"]),
-        group_means([reward_summary(folder, seed, grouping) for seed in task.seeds], ("transitions", "reward_events")),
-        attributed["transitions"],
-        load_targets(folder, task, set_name, list(failures)),
-        Timeline(window_effects(folder, task, set_name)),
+        dict(zip(failure_ids(failed), failed.to_pylist(), strict=True)),
+        own_rates(plays, tables.bank, task.outcomes),
+        effect_table(tables.sums),
+        group_means(list(tables.rewards.values()), ("transitions", "reward_events")),
+        {name: top.take(pa.array(mine)) for name, mine in rows.items()},
+        target_kinds(steps, failed, task.target),
+        tables.timeline,
+        failing_steps(steps, failure_ids(failed)),
     )
 
 
-def _write_pages(piece: PagePiece) -> PageResult:
-    """Label failures and write their pages."""
-    folder, task, page = RunFolder(piece.root), piece.task, piece.page
-    tables = _set_tables(piece.root, task.model_dump_json(), page.set_name, piece.written)
-    tables = replace(tables, top=tables.top.filter(pc.field("failure").isin(list(piece.failures))).combine_chunks())
-    out = folder.reports_folder(page.set_name)
-    entries, thumbnails = [], {}
-    for name, cluster in piece.failures.items():
-        episode, findings = tables.episodes[name], page.clusters[cluster].findings
-        rates = tables.rates[episode["episode"]]
-        entry = failure_entry(episode, cluster, findings, rates, tables.effects, tables.counts)
-        view = _failure_view(piece, name, episode, tables, out)
-        if view.frames:
-            thumbnails[name] = view.frames[0].asset
-        write_failure_page(out, page, entry, view)
-        entries.append(entry)
-    return PageResult(entries, thumbnails)
+def _entry(tables: _FailureTables, name: str, cluster: int, findings: SetFindings) -> dict[str, Any]:
+    """Return the entry of a failure in `verdicts.json`."""
+    episode = tables.episodes[name]
+    return failure_entry(episode, cluster, findings, tables.rates[episode["episode"]], tables.effects, tables.counts)
 
 
-def _failure_view(
-    piece: PagePiece, name: str, episode: Mapping[str, Any], tables: _FailureTables, out: Path
-) -> FailureView:
-    spec = piece.task.evaluation_env(piece.page.set_name)
-    index = tables.targets.ids.index(name)
-    frames: list[FrameView] = []
-    reason = "This failure was not chosen for pictures; aitia report RUN --illustrate all draws every one."
-    pictures = piece.pictures.get(name, NO_PICTURES)
-    if name in piece.pictures:
-        frames = episode_frames(spec, episode, tables.targets, index, out / "assets" / "frames")
-        reason = "The environment does not draw itself, or did not repeat itself when played again: no pictures."
-    shown = shown_rewards(tables.top, name)
-    kind = tables.targets.kinds[index]
+def _failure_view(tables: _FailureTables, name: str, drawn: Drawn) -> FailureView:
+    """Return what a failure's page shows."""
+    frames, reason = drawn.episode(name)
+    kind = tables.kinds[name]
     target = {
         "labels": "log-odds of misbehaving against desired actions at the decisive steps",
         "log-odds": "log-odds of the actions taken",
         "episode": "log-likelihood of the whole failing episode",
         "value": "value of the state in which the episode began",
     }.get(kind, kind)
-    corrections, influential = ([_reward_view(row, spec, pictures) for row in rows] for rows in shown)
-    episodes = [
-        EpisodeView(_reward_view(row, spec, pictures), *pictures.episodes[moment_of(row)])
-        for row in episode_rows(shown)
-        if moment_of(row) in pictures.episodes
-    ]
-    return FailureView(frames, reason, target, corrections, influential, episodes, tables.timeline.of([name]))
-
-
-def _reward_view(row: Mapping[str, Any], spec: EnvSpec, pictures: Pictures) -> RewardView:
-    return RewardView(
-        row["group"], describe(spec).action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"],
-        row["reward"], row["intended_reward"], row["tau"], row["effect"], pictures.states.get(moment_of(row)),
-    )  # fmt: skip
+    shown = shown_rewards(tables.top[name]) if name in tables.top else ShownRewards([], [])
+    corrections, influential, episodes = drawn.training(name, shown)
+    steps = table_of(tables.steps, name, drawn.action_name, frames)
+    return FailureView(frames, reason, target, corrections, influential, episodes, tables.timeline.of([name]), steps)

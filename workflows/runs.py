@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..attribution.targets import user_target
+from ..datasets.checksums import noting
 from ..datasets.errors import EnvironmentError_, RunFolderError
 from ..datasets.lock import locked
 from ..datasets.manifest import Manifest
+from ..datasets.remote import exist
 from ..datasets.rewards import missing_file
-from ..datasets.store import RunFolder
+from ..datasets.store import RunFolder, on_write, sha256_of
 from ..training.agents import new_policy
-from ..training.environments import probe
+from ..training.environments import EnvProfile, EnvSpec, probe
 from .adopt import recorded_seeds, require_adoptable, require_scripts_fit
 from .changes import identify, require_unchanged
+from .recorded import TRAINING, record_environments
 from .task import TEST_SET, Task, add_import_path, load_task, make_task
+from .trust import remember, require_no_links_outside, require_trusted
 
 log = logging.getLogger("aitia")
 NOT_REPEATABLE = (
@@ -39,15 +43,37 @@ class Run:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the wall-clock seconds of the block to the stage's in `run.json`."""
+        """Add the wall-clock seconds of the block to the stage's in `run.json`, and checksums of tables it writes."""
         began = time.monotonic()
         try:
-            yield
+            with on_write(noting(self.folder, self.note)):
+                yield
         finally:
             seconds = self.manifest.seconds
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - began, 2)
             if self.folder.manifest_path.exists():
                 self.manifest.write(self.folder)
+
+    def note(self, name: str, checksum: str) -> None:
+        """Write the checksum of a table into `run.json`, before the table is there."""
+        if self.manifest.checksums.get(name) == checksum:
+            return
+        self.manifest.checksums[name] = checksum
+        self.manifest.write(self.folder)
+
+    def note_files(self, paths: Sequence[Path]) -> None:
+        """Write the checksums of files that workers wrote into `run.json`; those that are not there are left out."""
+        for path in paths:
+            if path.exists():
+                self.note(path.relative_to(self.folder.root).as_posix(), sha256_of(path))
+
+    def forget_missing_files(self) -> None:
+        """Take the checksums of files that are no more out of `run.json`."""
+        names = list(self.manifest.checksums)
+        there = exist([self.folder.root / name for name in names])
+        for name in (name for name, found in zip(names, there, strict=True) if not found):
+            del self.manifest.checksums[name]
+        self.manifest.write(self.folder)
 
     def require_trained(self) -> None:
         """Check that every seed's training is whole.
@@ -62,34 +88,52 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder.
+    """Open a run folder for reading: nothing that its task names is imported, no environment is made.
 
     Raises:
-        RunFolderError: it is not a run of this version.
+        RunFolderError: it is not a run of this version, or something in it leads out of it.
     """
     folder = RunFolder.at(path)
     manifest = Manifest.read(folder)
-    if manifest.task_folder is not None:
-        add_import_path(Path(manifest.task_folder))
+    require_no_links_outside(folder)
     return Run(folder, make_task(manifest.task, str(folder.manifest_path)), manifest)
 
 
+def open_for_computing(path: str | Path, trust: bool = False) -> Run:
+    """Open a run folder to compute, which runs the code that its task names; modules beside its task file are found.
+
+    Args:
+        path: the run folder.
+        trust: run it, although the run was made elsewhere, and remember that.
+
+    Raises:
+        RunFolderError: see `open_run`.
+        InputError: the run was made elsewhere, and was not trusted.
+    """
+    run = open_run(path)
+    require_trusted(run.folder, run.manifest, trust)
+    if run.manifest.task_folder is not None:
+        add_import_path(Path(run.manifest.task_folder))
+    return run
+
+
 @contextmanager
-def computing(path: str | Path, command: str, accept_changes: bool = False) -> Iterator[Run]:
+def computing(path: str | Path, command: str, accept_changes: bool = False, trust: bool = False) -> Iterator[Run]:
     """Open a run to compute in it: nobody else does in the block, and its code is what it was made with.
 
     Args:
         path: the run folder.
         command: what is done, for others who want to.
         accept_changes: go on where code or versions changed; `run.json` keeps what did.
+        trust: see `open_for_computing`.
 
     Raises:
         RunFolderError: it is no run folder, another command is at work in it, or its code changed.
+        InputError: see `open_for_computing`.
     """
-    folder = RunFolder.at(path)
-    Manifest.read(folder)  # no lock is left in what is no run folder
+    folder = open_for_computing(path, trust).folder  # first: nothing is written into what is no run of this user's
     with locked(folder, command):
-        run = open_run(path)
+        run = open_for_computing(path, trust)
         if require_unchanged(run.task, run.manifest, accept_changes):
             run.manifest.write(folder)
         yield run
@@ -105,8 +149,7 @@ def beginning(
         RunFolderError: another command is at work in it.
     """
     folder = RunFolder.at(out)
-    if folder.root.exists() and not folder.root.is_dir():
-        raise _not_a_run(folder)
+    _require_room(folder)  # no lock is left in what is no run folder
     with locked(folder, command):
         yield begin_run(task, out, edits, accept_changes)
 
@@ -128,6 +171,7 @@ def begin_run(
     task, folder = load_task(task_path, edits), RunFolder.at(out)
     if folder.manifest_path.exists():
         manifest = Manifest.read(folder)
+        require_no_links_outside(folder)
         differences = task.differences(manifest.task)
         if differences:
             raise RunFolderError(
@@ -140,40 +184,54 @@ def begin_run(
     elif recorded_seeds(folder):
         require_adoptable(folder, task)
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
-    elif folder.root.exists() and (not folder.root.is_dir() or _holds_something(folder)):
-        raise _not_a_run(folder)
     else:
+        _require_room(folder)
         manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
-    manifest.task_folder = str(Path(task_path).resolve().parent)
+    manifest.task_folder, manifest.task_file = str(Path(task_path).resolve().parent), Path(task_path).name
     if folder.manifest_path.exists():
         require_unchanged(task, manifest, accept_changes)
     user_target(task.target)
-    require_environments(task)
+    record_environments(manifest, task, require_environments(task))
     identify(task, manifest)
     manifest.write(folder)
+    remember(folder, manifest)
     return Run(folder, task, manifest)
 
 
-def _holds_something(folder: RunFolder) -> bool:
-    """Return whether there is anything in a folder but the lock that this command holds."""
-    found = [path for path in folder.root.rglob("*") if path.is_file()]
-    return any(path.parent != folder.parts_folder() or not path.name.startswith("lock") for path in found)
+def _require_room(folder: RunFolder) -> None:
+    """Check that a folder is a run, recordings, new, or empty but for the lock that this command holds.
+
+    Raises:
+        RunFolderError: it is something else.
+    """
+    if not folder.root.exists() or folder.manifest_path.exists() or recorded_seeds(folder):
+        return
+    ours = {folder.parts_folder(), folder.parts_folder("lock"), folder.parts_folder("lock.json")}
+    if not folder.root.is_dir() or any(path not in ours for path in folder.root.rglob("*")):
+        raise RunFolderError(
+            f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "
+            "Give another --out"
+        )
 
 
-def _not_a_run(folder: RunFolder) -> RunFolderError:
-    return RunFolderError(
-        f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "
-        "Give another --out"
-    )
+def require_environments(task: Task) -> dict[str, EnvProfile]:
+    """Probe the training environment and every evaluation set, equal ones once.
 
-
-def require_environments(task: Task) -> None:
-    """Probe the training environment and every evaluation set.
+    Returns:
+        What was found of the training environment (`TRAINING`), and of each set by its name.
 
     Raises:
         EnvironmentError_: one of them breaks the contract, or their spaces differ.
     """
-    training = probe(task.training_env, task.agent.masked)
+    found_of: dict[str, EnvProfile] = {}
+
+    def probed(env: EnvSpec) -> EnvProfile:
+        key = repr(env)
+        found_of[key] = found_of.get(key) or probe(env, task.agent.masked)
+        return found_of[key]
+
+    training = probed(task.training_env)
+    profiles = {TRAINING: training}
     new_policy(task.agent, task.training_env)
     if task.edits is not None:
         task.edits.require_told(training.keys, task.env)
@@ -182,12 +240,12 @@ def require_environments(task: Task) -> None:
             f"group_by: component was given, but `{task.env}` tells no info['reward_components']: use context, cluster "
             "or transition"
         )
-    if task.target == "labels" and "action_labels" not in probe(task.evaluation_env(TEST_SET), task.agent.masked).keys:
+    if task.target == "labels" and "action_labels" not in probed(task.evaluation_env(TEST_SET)).keys:
         raise EnvironmentError_(
             f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"
         )
     for name in (TEST_SET, *task.sets):
-        found = probe(task.evaluation_env(name), task.agent.masked)
+        found = profiles[name] = probed(task.evaluation_env(name))
         if not found.repeats:
             log.warning("set `%s` of %s: %s", name, task.name, NOT_REPEATABLE)
         for kind in ("observation_space", "action_space"):
@@ -197,3 +255,4 @@ def require_environments(task: Task) -> None:
                     f"the evaluation set `{name}` has {kind} {given}, the training environment {expected}: "
                     "expected the same; check test_kwargs and sets"
                 )
+    return profiles

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from distributed import Client, LocalCluster, Security, WorkerPlugin
 
 from ..datasets.errors import AitiaError, ClusterError, InputError
 from ..datasets.manifest import installed_versions
-from .processes import ENVIRONMENT, FORKED, begin_importing
+from .processes import ENVIRONMENT, FORKED, begin_importing, silence_pygame
 
 _LOOPBACK = "127.0.0.1"
 
@@ -45,9 +47,8 @@ class WorkerSetup(WorkerPlugin):
                 f"{', '.join(different)}. Expected the same everywhere, or the agents of a run would not be "
                 "comparable: install the same versions there"
             )
-        for path in reversed(self.paths):
-            if path not in sys.path:
-                sys.path.insert(0, path)
+        sys.path.extend(path for path in self.paths if path not in sys.path)  # last: what is installed goes first
+        silence_pygame()
         import torch
 
         torch.set_num_threads(1)
@@ -67,8 +68,14 @@ def different_versions(here: Mapping[str, str], there: Mapping[str, str]) -> lis
     ]
 
 
-def start_cluster(workers: int) -> LocalCluster:
-    """Start worker processes on this machine; nothing of it listens on anything but loopback.
+@contextlib.contextmanager
+def start_cluster(workers: int) -> Iterator[LocalCluster]:
+    """Start worker processes on this machine that no other user of it can give work to, and end them.
+
+    Every user reaches what listens on loopback. So connections need a certificate, which exists only in the memory of
+    this process and its workers; the HTTP servers, which Dask always starts, have no pages unless
+    `aitia.dashboard-address` in Dask's configuration asks for them; and Dask's scratch folders, which it puts on
+    `sys.path`, lie in a folder of this user alone.
 
     Raises:
         ClusterError: they do not start.
@@ -76,21 +83,40 @@ def start_cluster(workers: int) -> LocalCluster:
     begin_importing()
     method = {"worker": {"multiprocessing-method": "forkserver"}} if FORKED else {}
     dask.config.update_defaults({"distributed": {"nanny": {"pre-spawn-environ": ENVIRONMENT}, **method}})
-    try:
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host=_LOOPBACK,
-            dashboard_address=f"{_LOOPBACK}:0",
-            silence_logs=logging.CRITICAL,
-            env=dict(os.environ),  # forked ones would have that of when importing began
-        )
-    except (OSError, RuntimeError) as error:
-        raise ClusterError(
-            f"--workers {workers}: Dask could not start so many processes on this machine ({error}). Give fewer, or "
-            "make room in memory and in the temporary folder"
-        ) from error
+    dashboard = dask.config.get("aitia.dashboard-address", None)
+    routes = {} if dashboard else {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
+    with contextlib.ExitStack() as stack:
+        try:
+            scratch = stack.enter_context(_private_folder())
+            # as long as the cluster lives: killed workers are started anew with the settings of that moment
+            stack.enter_context(dask.config.set({"temporary-directory": scratch, **routes}))
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host=_LOOPBACK,
+                security=Security.temporary(),
+                dashboard_address=dashboard or f"{_LOOPBACK}:0",
+                silence_logs=logging.CRITICAL,
+                env=dict(os.environ),  # forked ones would have that of when importing began
+            )
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(
+                f"--workers {workers}: Dask could not start so many processes on this machine ({error}). Give fewer, "
+                "or make room in memory and in the temporary folder"
+            ) from error
+        yield stack.enter_context(cluster)
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[str]:
+    """Make a temporary folder of this user alone; afterwards neither it nor its place on `sys.path` is left."""
+    where = dask.config.get("temporary-directory", None)
+    with tempfile.TemporaryDirectory(prefix="aitia-", dir=where, ignore_cleanup_errors=True) as folder:
+        try:
+            yield folder
+        finally:
+            sys.path[:] = [path for path in sys.path if not path.startswith(folder)]
 
 
 def connect(scheduler: str, seconds: float) -> Client:
@@ -125,7 +151,7 @@ def prepare_workers(client: Client) -> None:
     """
     address = client.scheduler_info()["address"]
     try:
-        client.register_plugin(WorkerSetup([str(Path.cwd()), *[path for path in sys.path if path]]))
+        client.register_plugin(WorkerSetup([*filter(None, sys.path), str(Path.cwd())]))
     except AitiaError:
         raise
     except OSError as error:
@@ -139,7 +165,11 @@ def prepare_workers(client: Client) -> None:
 
 def _address(scheduler: str) -> str:
     """Return the address that was given, or that a scheduler file holds (after a restart perhaps another)."""
-    return str(json.loads(Path(scheduler).read_text())["address"]) if scheduler.endswith(".json") else scheduler
+    return (
+        str(json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"])
+        if scheduler.endswith(".json")
+        else scheduler
+    )
 
 
 def _require_certificates(address: str) -> None:

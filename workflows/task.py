@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from ..attribution.profiles import MOST_CLUSTERS
 from ..attribution.targets import BUILT_IN
-from ..datasets.errors import TaskError, nearest
+from ..datasets.errors import TaskError, listed, nearest, shown
+from ..datasets.limits import read_yaml
 from ..datasets.manifest import digest
 from ..datasets.outcomes import Outcomes
 from ..datasets.remote import local_path
@@ -29,6 +29,8 @@ from ..training.recorded_task import unfilled
 
 TEST_SET = "test"
 DEFAULT_SEEDS = 8
+MOST_SEEDS = 10_000
+_MOST_LETTERS = 100  # of a name that becomes one of a file
 ORDERS = ("none", "all", "attribution", "random", "size", "arbitrary", "placebo")
 _TRAINING_KEYS = ("env", "train_kwargs", "hooks", "agent")
 _FREE_KEYS = (
@@ -62,14 +64,14 @@ class VerifySpec(_Model):
         clusters: most clusters of failures with alike influence profiles, each with a verdict; 1: never split a set.
     """
 
-    seeds: int = Field(default=5, ge=1)
-    points: int = Field(default=5, ge=0)
-    budget: int | None = Field(default=None, ge=0)
+    seeds: int = Field(default=5, ge=1, le=MOST_SEEDS)
+    points: int = Field(default=5, ge=0, le=1_000)
+    budget: int | None = Field(default=None, ge=0, le=1_000_000)
     minimal: float | None = Field(default=None, ge=0, lt=1)
     sets: dict[str, list[str] | str] = Field(default_factory=dict)
     arbitrary: bool = False
     coverage: dict[str, Any] | None = None
-    clusters: int = Field(default=MOST_CLUSTERS, ge=1)
+    clusters: int = Field(default=MOST_CLUSTERS, ge=1, le=1_000)
 
     @field_validator("sets", mode="before")
     @classmethod
@@ -100,11 +102,11 @@ class BiasSpec(_Model):
 
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
-    initial_seed: int = Field(default=0, ge=0)
+    initial_seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 def _is_name(text: str) -> bool:
-    return text.replace("-", "").replace("_", "").isalnum()
+    return text.replace("-", "").replace("_", "").isalnum() and len(text) <= _MOST_LETTERS
 
 
 class VerdictSpec(_Model):
@@ -132,8 +134,8 @@ class VerdictSpec(_Model):
 class Task(_Model):
     """A task file as resolved, and the edits that it is trained with. See docs/task-file.md for each key."""
 
-    name: str = Field(min_length=1)
-    env: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=1_000)
+    env: str = Field(min_length=1, max_length=1_000)
     train_kwargs: dict[str, Any] = Field(default_factory=dict)
     test_kwargs: dict[str, Any] = Field(default_factory=dict)
     sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -153,13 +155,18 @@ class Task(_Model):
     @field_validator("seeds", mode="before")
     @classmethod
     def _seed_list(cls, value: Any) -> Any:
-        return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+        count = value if isinstance(value, int) and not isinstance(value, bool) else None
+        if (len(value) if isinstance(value, list) else count or 0) > MOST_SEEDS:
+            raise ValueError(f"expected at most {MOST_SEEDS:,} seeds: each is a training")
+        return value if count is None else list(range(count))
 
     @field_validator("seeds")
     @classmethod
     def _distinct_seeds(cls, value: list[int]) -> list[int]:
-        if any(seed < 0 for seed in value) or len(set(value)) != len(value):
-            raise ValueError(f"{value} was given, expected distinct seeds from 0 (-1 is the random policy)")
+        if any(not 0 <= seed < 2**31 for seed in value) or len(set(value)) != len(value):
+            raise ValueError(
+                f"{shown(value)} was given, expected distinct seeds from 0 to {2**31 - 1} (-1 is the random policy)"
+            )
         return value
 
     @field_validator("target")
@@ -276,10 +283,14 @@ class Task(_Model):
         return {"task": digest(values), "training": digest(training), **edits}
 
     def differences(self, earlier: Mapping[str, Any]) -> list[str]:
-        """Return in words what keeps this task from continuing a run of an earlier one."""
+        """Return in words what keeps this task from continuing a run of an earlier one.
+
+        Raises:
+            TaskError: the earlier one is no task.
+        """
         mine = self.resolved()
         fixed = [key for key in mine if key not in (*_FREE_KEYS, "edits")]
-        trained_with = None if earlier.get("edits") is None else Edits.model_validate(earlier["edits"])
+        trained_with = make_task(earlier, "the task in the run's run.json").edits
         old, new = (str(edits or "none") for edits in (trained_with, self.edits))
         edits = [] if old == new else [f"corrected rewards (--edits): {old} in the run, {new} given"]
         return edits + [
@@ -313,9 +324,11 @@ def load_task(path: str | Path, edits: str | Path | None = None) -> Task:
     if not path.is_file():
         raise TaskError(f"the task file {path} does not exist; expected a YAML file such as examples/*.yaml")
     try:
+        values = read_yaml(path)
         text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise TaskError(f"the task file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise TaskError(f"{path} is not YAML: {error}") from error
     if left := unfilled(text):
         raise TaskError(
@@ -339,7 +352,7 @@ def make_task(values: object, where: str) -> Task:
     try:
         task = Task.model_validate(values)
     except ValidationError as error:
-        raise TaskError(f"{where}: " + "\n".join(_explain(item) for item in error.errors())) from error
+        raise TaskError(f"{where}: " + listed([_explain(item) for item in error.errors()])) from error
     task.agent.require_valid()
     return task
 
@@ -359,7 +372,7 @@ def _explain(item: ErrorDetails) -> str:
         return f"unknown key `{key}`; known here: {', '.join(known)}.{nearest(location[-1], known)}"
     if item["type"] == "missing":
         return f"key `{key}` is missing; every task needs name, env and outcomes (desired and misbehaved)"
-    return f"key `{key}`: {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r})"
+    return f"key `{key}`: {item['msg'].removeprefix('Value error, ')} (given: {shown(item['input'])})"
 
 
 def _known_keys(location: Iterable[str]) -> list[str]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from ..datasets.errors import RunFolderError
+from ..datasets.learning import keep_training_outcomes, learning_path
 from ..datasets.lock import is_held
 from ..datasets.remote import remote, remove_folder
-from ..datasets.rewards import reward_summary
+from ..datasets.rewards import reward_summary, reward_sums_path
 from ..datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
 from ..datasets.store import (
     RunFolder,
@@ -27,15 +29,19 @@ from ..training.agents import load_policy
 from ..training.edits_file import ALL
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
+from ..training.outcome_names import FirstWindow, SeenOutcomes
 from ..training.recorder import RECORDING_LOCK
 from ..training.references import play_references
+from .check import before_training
 from .groups import ensure_groups, load_grouping
-from .plays import episode_count, episodes_at, training_plays, with_earlier
+from .outcomes import warn_of_outcomes
+from .plays import episode_count, episodes_at, joined, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
 
 log = logging.getLogger("aitia")
+_OF_SEEDS = ("reward_sums", "learning", "evaluations", "plays")  # folders of finished pieces that are one seed's
 
 
 @dataclass(frozen=True)
@@ -46,22 +52,35 @@ class SeedPiece:
     task: Task
     seed: int
     set_name: str = ""
+    outcomes: SeenOutcomes | None = None  # before training
 
 
 def train_stage(run: Run, workers: Workers) -> None:
     """Train and record every seed that is not whole yet."""
     open_seeds = [seed for seed in run.task.seeds if run.folder.missing_files(seed)]
+    outcomes = before_training(run.task, workers) if open_seeds else None
     _remove_interrupted(run.folder, open_seeds)
-    forget(run.folder, open_seeds)
-    pieces = [SeedPiece(run.folder.root, run.task, seed) for seed in open_seeds]
+    forget(run, open_seeds)
+    pieces = [SeedPiece(run.folder.root, run.task, seed, outcomes=outcomes) for seed in open_seeds]
     workers.map(_train_seed, pieces, f"train {run.task.name}")
     ensure_groups(run.folder, run.task)
-    if pieces and (words := edits_in_words(run)) is not None:
+    for seed in open_seeds:  # workers wrote these
+        run.note_files([reward_sums_path(run.folder, seed, run.task.group_by), learning_path(run.folder, seed)])
+    if pieces and (words := edits_in_words(run, partial(_reward_summary, run))) is not None:
         log.info("train %s: %s", run.task.name, words)
 
 
-def edits_in_words(run: Run) -> str | None:
-    """Say what corrected rewards a run was trained with, and how much they changed; None: rewards as paid."""
+def _reward_summary(run: Run, seed: int) -> pa.Table:
+    return reward_summary(run.folder, seed, load_grouping(run.folder, run.task))
+
+
+def edits_in_words(run: Run, rewards: Callable[[int], pa.Table]) -> str | None:
+    """Say what corrected rewards a run was trained with, and how much they changed; None: rewards as paid.
+
+    Args:
+        run: a trained run.
+        rewards: takes a seed, returns what its training paid each group.
+    """
     folder, task = run.folder, run.task
     if task.edits is None:
         return None
@@ -71,8 +90,7 @@ def edits_in_words(run: Run) -> str | None:
         f"{min(changed)} to {counted(max(changed), 'transition')} of a training."
     )
     if task.edits.groups != ALL and task.edits.grouping == task.group_by:
-        grouping = load_grouping(folder, task)
-        met = {group for seed in task.seeds for group in reward_summary(folder, seed, grouping)["group"].to_pylist()}
+        met = {group for seed in task.seeds for group in rewards(seed)["group"].to_pylist()}
         never = [group for group in task.edits.groups if group not in met]
         words += f" Training never met {', '.join(never)}: check the names." if never else ""
     return words
@@ -99,41 +117,45 @@ def _remove_interrupted(folder: RunFolder, seeds: Sequence[int]) -> None:
             )
 
 
-def forget(folder: RunFolder, seeds: Sequence[int]) -> None:
+def forget(run: Run, seeds: Sequence[int]) -> None:
     """Remove what was derived from earlier trainings of seeds that are trained (again).
 
-    Of a seed that was never trained that is what all seeds share: influence. Of one that was, also its plays and sums,
-    and what may name groups or rest on rewards that the next training does not have: state clusters, the bank with its
-    agents, validations.
+    Of a seed that was never trained that is what all seeds share: influence. Of one that was, also its plays and sums.
+    Where the next training may be another one (accepted changes of code, an environment that does not repeat itself),
+    also what names its groups or rests on its rewards: state clusters, the bank with its agents, validations.
     """
+    folder = run.folder
     again = [seed for seed in seeds if _was_trained(folder, seed)]
     for seed in again:
-        for kind in ("reward_sums", "evaluations", "plays"):
+        for kind in _OF_SEEDS:
             for part in folder.parts_folder(kind).glob(f"*/seed={seed}.*"):
                 part.unlink()
     if seeds:
         for merged in folder.root.glob("evaluations/*/episodes.parquet"):
             merged.unlink()
-        for derived in (folder.root / "influence", folder.parts_folder("influence")):
+        for derived in (folder.root / "influence", folder.root / "frames", folder.parts_folder("influence")):
             remove_folder(derived)
-    if again:
-        log.warning("seeds %s are trained again: whatever was derived from them is computed anew, the bank too", again)
+    if again and not run.manifest.same_again:
+        log.warning("seeds %s are trained again with other code: the bank and its agents are made anew, too", again)
         parts = [folder.parts_folder(*names) for names in (("bank",), ("policies",), ("reward_sums", "cluster"))]
         for derived in (*parts, *(folder.root / name for name in ("groups", "bank", "validation"))):
             remove_folder(derived)
+    run.forget_missing_files()
 
 
 def _was_trained(folder: RunFolder, seed: int) -> bool:
     """Return whether there is anything of an earlier training of a seed."""
     kept = [*folder.checkpoints_folder(seed).glob("*"), *folder.transitions_folder(seed).glob("*")]
-    parts = (folder.parts_folder(kind).glob(f"*/seed={seed}.*") for kind in ("reward_sums", "evaluations", "plays"))
+    parts = (folder.parts_folder(kind).glob(f"*/seed={seed}.*") for kind in _OF_SEEDS)
     return bool(kept) or any(True for found in parts for _ in found)
 
 
 def _train_seed(piece: SeedPiece) -> None:
     folder = RunFolder(piece.root)
     if folder.missing_files(piece.seed):  # none: a worker that was lost when it had finished
-        train_recorded(piece.task.agent, piece.task.training_env, piece.seed, folder, piece.task.training_edit)
+        task, seen = piece.task, piece.outcomes
+        watch = None if seen is None else FirstWindow(task.outcomes, seen.seen, seen.listed)
+        train_recorded(task.agent, task.training_env, piece.seed, folder, task.training_edit, watch)
     if piece.task.group_by != "cluster":  # clusters are found when all seeds are trained
         reward_summary(folder, piece.seed, load_grouping(folder, piece.task))
 
@@ -159,9 +181,10 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
     ):
         for table, path in merged.items():
             parts = [read_table(_evaluation_part(run.folder, set_name, seed, table)) for seed in seeds]
-            whole = with_metadata(pa.concat_tables(parts), {"plays": plays})
+            whole = with_metadata(joined(parts), {"plays": plays})
             write_table(path, whole)
     _play_references(run, set_name)
+    warn_of_outcomes(run, set_name)
 
 
 def _play_references(run: Run, set_name: str) -> None:
@@ -195,6 +218,7 @@ def _evaluate_seed(piece: SeedPiece) -> None:
         return  # by a worker that was lost when it had finished
     policy = None
     if piece.seed != RANDOM_POLICY_SEED:
+        keep_training_outcomes(folder, piece.seed)
         policy = load_policy(task.agent, task.training_env, read_tensors(folder.final_path(piece.seed)))
     spec, masked = task.evaluation, task.agent.masked
     paths = {table: _evaluation_part(folder, piece.set_name, piece.seed, table) for table in ("steps", "episodes")}

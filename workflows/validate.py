@@ -32,8 +32,9 @@ from ..training.evaluation import evaluate_policy
 from ..training.replayed import replay
 from ..training.spaces import as_tensors
 from ..training.stack_training import members_at_once, train_members
-from .attribute import estimator_of, failures_of, load_targets
+from .attribute import failures_of, load_targets
 from .groups import load_grouping
+from .recorded import estimator_of
 from .runs import Run
 from .task import Task
 from .workers import Workers

@@ -30,9 +30,11 @@ from ..reports.budgets import COVERAGE
 from ..reports.curve import suffices
 from ..reports.findings import group_means
 from ..reports.verdict import removal
-from .attribute import attributed_tables, estimator_of
+from .attribute import attributed_tables
 from .bank import BankBuilder, Mask
 from .clusters import Cluster, find_clusters, whole_set
+from .outcomes import require_outcomes
+from .recorded import estimator_of
 from .runs import Run
 from .workers import Workers
 
@@ -49,7 +51,8 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     or no reward is wrong (rules 5 and 6).
 
     Raises:
-        InputError: an earlier stage is missing, or a set of the task names a group that training never met.
+        InputError: an earlier stage is missing, a set of the task names a group that training never met, or no desired
+            or no misbehaved outcome ever occurred.
     """
     run.require_trained()
     build, spec = BankBuilder(run, set_name, workers), run.task.verify
@@ -57,6 +60,7 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     if not clusters:
         build.write()
         return
+    require_outcomes(run)
     named = _named_sets(build)  # first: what the task names must be there
     rule = build.decision(clusters[0]).rule  # 5 and 6 speak of the training: they apply to all clusters or to none
     if rule not in (_UNKNOWN_RULE, _NOTHING_WRONG_RULE) and wrong_groups(build.rewards):
@@ -79,7 +83,7 @@ def _clusters_to_explain(build: BankBuilder) -> tuple[list[Cluster], pa.Table]:
     if whole.of_set or not failures:
         log.info("verify %s: rule %d applies, nothing to train again", task.name, whole.rule)
         return [], GROUP_EFFECTS.empty_table()
-    sums = attributed_tables(build.run.folder, task, build.set_name, failures)["groups"]
+    sums = attributed_tables(build.run.folder, build.set_name, failures, estimator_of(task).name)["groups"]
     clusters = []
     for cluster in find_clusters(task, sums, failures):
         if build.decision(cluster).rule > _NOTHING_TO_EXPLAIN:

@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 from ..datasets.errors import ClusterError, InputError
 from ..datasets.manifest import Manifest
+from ..datasets.plain import one_line
 from ..datasets.store import RunFolder
 from ..datasets.words import counted
 from .changes import remember_modules, require_current_modules
+from .processes import begin_importing
 from .schedulers import NoSchedulerError, connect, prepare_workers, start_cluster
 
 Piece = TypeVar("Piece")
@@ -57,6 +59,17 @@ class Workers:
         self._scheduler = scheduler
         self._cluster: LocalCluster | None = None
         self._client: Client | None = None
+        self._owned = contextlib.ExitStack()
+
+    @property
+    def count(self) -> int:
+        """Processes of a local cluster; of an existing scheduler as many as this machine has cores."""
+        return self._count
+
+    def begin_importing(self) -> None:
+        """Let the process that local workers are forked from import what they need; the caller goes on."""
+        if self._scheduler is None:
+            begin_importing()
 
     def __enter__(self) -> Workers:
         return self
@@ -66,8 +79,7 @@ class Workers:
     ) -> None:
         if self._client is not None:
             self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        self._owned.close()
 
     def map(self, function: Callable[[Piece], Result], pieces: Sequence[Piece], label: str) -> list[Result]:
         """Run `function` on every piece and return the results in the order of the pieces.
@@ -161,7 +173,7 @@ class Workers:
             if self._scheduler is not None:
                 self._client = connect(self._scheduler, seconds)
             else:
-                self._cluster = self._cluster or start_cluster(self._count)
+                self._cluster = self._cluster or self._owned.enter_context(start_cluster(self._count))
                 self._client = Client(self._cluster, set_as_default=False)
             prepare_workers(self._client)
         return self._client
@@ -225,7 +237,7 @@ class Progress:
     def __init__(self, label: str, total: int) -> None:
         self._label, self._total, self._done = label, total, 0
         self._began = self._logged = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit="piece", leave=True) if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total, desc=one_line(label), unit="piece", leave=True) if sys.stderr.isatty() else None
         if self._bar is None:
             log.info("%s: 0/%d", label, total)
 

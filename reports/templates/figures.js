@@ -15,7 +15,7 @@ document.addEventListener("DOMContentLoaded", () => {
       failed(new Error(`the figure ${figure.id} cannot be drawn: a file of assets/ is missing`));
       continue;
     }
-    window.vegaEmbed(canvas.firstElementChild, specification, { actions: false, renderer: "svg", tooltip: { theme: "page" } })
+    window.vegaEmbed(canvas.firstElementChild, specification, { actions: false, ast: true, renderer: "svg", tooltip: { theme: "page" } })
       .then(() => { figure.dataset.drawn = ""; }, failed);
   }
 });

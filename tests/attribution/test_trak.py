@@ -180,6 +180,6 @@ def test_large_windows_are_scored_in_float32_within_one_in_ten_thousand(
     exact = policy_gradients(make_policy(), rows, make_targets(), "w").trak(lam)
     monkeypatch.setattr("aitia.attribution.trak.DOUBLE_ROWS", 100)
     gradients = policy_gradients(make_policy(), rows, make_targets(), "w")
-    assert gradients.gram.dtype == torch.float32
+    assert gradients.gram.dtype == torch.float32 and gradients.double is not None
     error = np.abs(gradients.trak(lam) - exact).max() / np.abs(exact).max()
-    assert 0 < error < 1e-4
+    assert error < 1e-4 and (error > 0) == (gradients.double.refused < lam)

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import LocalCluster
 from numpy.typing import NDArray
+from shared_cluster import shared_cluster
 from toy_environments import Bonus
 
 from aitia.datasets import store
 from aitia.workflows import cli, commands  # noqa: F401 (commands: imported before a process is forked)
-from aitia.workflows.schedulers import start_cluster
 from aitia.workflows.workers import Workers
 
 When = Literal["before", "within", "after"]
@@ -126,7 +126,7 @@ def stamps(root: Path) -> dict[str, list[int]]:
 @contextlib.contextmanager
 def patient_workers() -> Iterator[LocalCluster]:
     """A cluster of two workers that has the patience for many of them to be killed."""
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}), start_cluster(2) as cluster:
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "10 minutes"}), shared_cluster() as cluster:
         yield cluster
 
 
@@ -153,7 +153,8 @@ def contents(root: Path) -> dict[str, Any]:
         if path.suffix == ".parquet":
             found[name] = pq.read_table(path)
         elif path.suffix == ".html":
-            found[name] = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC|Seconds: [^<]*", "TIME", path.read_text())
+            text = path.read_text().replace(str(root), "RUN")  # commands on pages name the run
+            found[name] = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC|Seconds: [^<]*", "TIME", text)
         elif path.suffix == ".json":
             value = json.loads(path.read_text())
             if isinstance(value, dict):

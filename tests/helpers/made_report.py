@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from aitia.datasets.arrays import array_format_of, array_metadata, encode_arrays
+from aitia.datasets.frames import FrameWriter
 from aitia.datasets.outcomes import Outcomes
+from aitia.datasets.schema import BANK_LEARNING, EPISODES, LEARNING, with_metadata
 from aitia.datasets.store import write_json
 from aitia.reports.advice import Surroundings, explain
 from aitia.reports.curve import CurvePoint, Units
-from aitia.reports.figures import write_frame
+from aitia.reports.episode import episode_table
 from aitia.reports.findings import PredictionFindings, SetFindings, summarise
 from aitia.reports.framing import RewardScale
 from aitia.reports.goals import Competence, Goal, Goals
+from aitia.reports.learning import Learning, find_learning
 from aitia.reports.pages import (
     ClusterContext,
     EpisodeView,
@@ -29,7 +33,9 @@ from aitia.reports.pages import (
     write_failure_page,
     write_index_page,
 )
+from aitia.reports.place import Place
 from aitia.reports.predictions import concentration
+from aitia.reports.preference import Preference, find_preference
 from aitia.reports.statistics import Interval, rate_interval
 from aitia.reports.timeline import Stretch
 from aitia.reports.verdict import Evidence, OutcomeRate, SeedRates, Thresholds, decide
@@ -86,7 +92,9 @@ class MadeReport:
     groups: list[str]
 
 
-def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", clusters: int = 1) -> MadeReport:
+def write_report(
+    run: Path, failures: int = 12, pages: int = 2, text: str = "", clusters: int = 1, drawn: bool = True
+) -> MadeReport:
     """Write a report of `failures` failures with `pages` pages of failures.
 
     Args:
@@ -95,6 +103,7 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", 
         pages: how many of them get a page.
         text: stands in every field that an environment or a task fills.
         clusters: how many; the first is outer, others inner.
+        drawn: whether the environment draws pictures; else text.
     """
     folder = run / "reports" / "test"
     findings = made_findings()
@@ -110,20 +119,22 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", 
         other = made_findings(Evidence(BEFORE, BEFORE, CAPABLE, largest_error=1.0))
         contexts[number] = ClusterContext(number, other, explain(other, Surroundings()), None, line)
     page = PageContext(
-        _task(text), "test", "groups (contexts)", findings, contexts, [f"told {text}"], _PROVENANCE, None, "edits.yaml"
-    )
+        _task(text), "test", "groups (contexts)", findings, contexts, [f"told {text}"], _PROVENANCE, None, "edits.yaml",
+        place=Place("/runs/made run", "/runs/made run/reports/test", "test", f"/tasks/made{text}.yaml"),
+    )  # fmt: skip
     entries = [
         _entry(n, groups, text)
         | {"cluster": n % clusters, "verdict": str(contexts[n % clusters].findings.decision.verdict)}
         for n in range(failures)
     ]
     frames = [np.full((24, 24, 3), shade, np.uint8) for shade in (40, 120, 200)]
-    assets = [write_frame(folder / "assets" / "frames", frame) for frame in frames]
+    assets = [FrameWriter(folder / "assets" / "frames").write(frame)[0] for frame in frames]
     for entry in entries[:pages]:
-        write_failure_page(folder, page, entry, _view(assets, groups, line, text))
+        write_failure_page(folder, page, entry, _view(assets, groups, line, text, drawn))
     thumbnails = {entry["failure"]: assets[0] for entry in entries[:pages]}
     found_of = {number: context.findings for number, context in contexts.items()}
-    summary = summarise(findings, found_of, predictions, entries, 20, {"train": 1.0})
+    learning, preference = made_learning(text), made_preference(text)
+    summary = summarise(findings, found_of, predictions, entries, 20, {"train": 1.0}, learning, preference)
     shown = [
         {"group": g, "effect": float(e.mean()), "interval": Interval(float(e.mean()), float(e.min()), float(e.max())),
          "rate": Interval(None, None, None), "wrong": 4.0, "error": 4.0}
@@ -133,7 +144,7 @@ def write_report(run: Path, failures: int = 12, pages: int = 2, text: str = "", 
     for number, context in contexts.items():
         mine = [entry for entry in entries if entry["cluster"] == number]
         write_cluster_page(folder, page, context, mine, report.view(page.unit))
-    write_index_page(folder, page, summary, entries, thumbnails, explanation)
+    write_index_page(folder, page, summary, entries, thumbnails, explanation, learning, preference)
     write_json(folder / "verdicts.json", entries)
     write_json(folder / "summary.json", summary)
     linked = ["evaluations/test/steps", "influence/test/windows", "influence/test/transitions"]
@@ -182,8 +193,58 @@ def _entry(number: int, groups: list[str], text: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _view(assets: list[str], groups: list[str], line: list[Stretch], text: str) -> FailureView:
-    frames = [FrameView(asset, f"{t}: down{text}", t == 1) for t, asset in enumerate(assets)]
+def _view(assets: list[str], groups: list[str], line: list[Stretch], text: str, drawn: bool) -> FailureView:
+    frames = [
+        FrameView(asset, f"{t}: down{text}", t == 1, None if drawn else f"room {t} \x1b[41mA\x1b[0m{text}\n", t)
+        for t, asset in enumerate(assets)
+    ]
     reward = RewardView(groups[0], f"up{text}", 0, 3, 1, 7, 0.0, 1.0, -0.3, -0.3, assets[0])
     steps = [StepView(t, f"up{text}", 0.0, float(t == 2), asset) for t, asset in enumerate(assets)]
-    return FailureView(frames, text, f"target {text}", [reward], [reward], [EpisodeView(reward, steps, 3)], line)
+    texts = {frame.step: frame.text for frame in frames if frame.text is not None}
+    table = episode_table(made_steps(2), lambda action: f"{action}{text}", texts)
+    return FailureView(frames, text, f"target {text}", [reward], [reward], [EpisodeView(reward, steps, 3)], line, table)
+
+
+def made_steps(steps: int, **columns: Any) -> pa.Table:
+    """Return the steps of an episode in which nothing changes, as an evaluation keeps them."""
+    observations = np.tile(np.array([0.25, 1.0, 0.0], np.float32), (steps, 1))
+    table = pa.table(
+        {
+            "observation": encode_arrays(observations), "action": pa.array([1] * steps),
+            "action_labels": pa.nulls(steps, pa.list_(pa.int8())), "log_prob": [-0.5] * steps, "value": [0.5] * steps,
+            "reward": [0.0] * steps, "probabilities": [[0.25, 0.6, 0.15]] * steps, **columns,
+        }
+    )  # fmt: skip
+    return with_metadata(table, {**array_metadata("observation", array_format_of(observations)), "actions": "3"})
+
+
+def made_training(shares: list[tuple[int, int, int]], text: str = "", returns: float = 1.0) -> pa.Table:
+    """Return how a training's episodes ended: numbers of desired, misbehaved and other ones of each window."""
+    names = (f"arrow{text}", f"corner{text}", f"timeout{text}")
+    rows = [
+        {"seed": 0, "window": window, "outcome": name, "episodes": n, "reward": n * returns * (1 + index)}
+        for window, counts in enumerate(shares)
+        for index, (name, n) in enumerate(zip(names, counts, strict=True))
+        if n
+    ]
+    return pa.Table.from_pylist(rows, schema=LEARNING)
+
+
+def made_learning(text: str = "") -> Learning:
+    """Return outcomes over training of agents that still learn, none of them corrected."""
+    trainings = {seed: made_training([(w, 20 - w - seed, 5) for w in range(12)], text) for seed in range(3)}
+    found = find_learning(trainings, None, BANK_LEARNING.empty_table(), _declared(text))
+    assert found is not None
+    return found
+
+
+def made_preference(text: str = "") -> Preference:
+    """Return the preference of a reward that pays misbehaviour twice as much."""
+    trainings = {seed: made_training([(3, 2, 1)], text, 1 + seed / 10) for seed in range(3)}
+    found = find_preference(trainings, EPISODES.empty_table(), _declared(text))
+    assert found is not None
+    return found
+
+
+def _declared(text: str) -> Outcomes:
+    return Outcomes(desired=[f"arrow{text}"], misbehaved=[f"corner{text}"])

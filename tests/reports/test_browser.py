@@ -6,6 +6,7 @@ Needs Debian's chromium (`apt-get install chromium`); without it these tests are
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ USABLE = 3.0  # seconds of the page's own thread, so that a busy machine is no r
 DRAWN = "[...document.querySelectorAll('figure.chart')].every((figure) => 'drawn' in figure.dataset)"
 
 Open = Callable[..., Page]
+
+
+def until(page: Page, expression: str, seconds: float = 30.0) -> None:
+    """Wait until an expression is true; Playwright's own waiting needs `eval`, which the pages forbid."""
+    ends = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < ends, expression
+        page.wait_for_timeout(20)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +84,7 @@ def test_pages_draw_their_figures_without_errors_and_are_accessible(
     report: MadeReport, open_page: Open, name: str
 ) -> None:
     page = open_page(report.folder, name)
-    page.wait_for_function(DRAWN)
+    until(page, DRAWN)
     assert page.locator("figure.chart svg").count() == page.locator("figure.chart").count() > 1
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
@@ -87,7 +96,7 @@ def test_pages_draw_their_figures_without_errors_and_are_accessible(
 @pytest.mark.parametrize("name", PAGES)
 def test_every_link_and_picture_resolves(report: MadeReport, open_page: Open, name: str) -> None:
     page = open_page(report.folder, name)
-    page.wait_for_function(DRAWN)
+    until(page, DRAWN)
     found = page.evaluate("[...document.querySelectorAll('[href], [src]')].map((e) => e.href || e.src)")
     links = {urlsplit(link) for link in found if isinstance(link, str)}
     assert len(links) > 8 and {link.scheme for link in links} == {"file"}
@@ -157,7 +166,7 @@ def test_five_thousand_failures_stay_usable(tmp_path: Path, open_page: Open) -> 
     controls.get_by_label("seed").select_option("4")
     assert page.locator(".failures [role=status]").inner_text().startswith("1000 of 5000")
     metrics = {each["name"]: each["value"] for each in measured.send("Performance.getMetrics")["metrics"]}
-    page.wait_for_function(DRAWN)
+    until(page, DRAWN)
     controls.get_by_label("seed").select_option("all")
     page.get_by_label("rows a page").select_option("all")
     assert len(cells(page, 0)) == 5_000
@@ -173,7 +182,7 @@ def test_the_failing_episode_is_played(report: MadeReport, open_page: Open) -> N
     page.get_by_role("slider").press("End")
     assert status.inner_text() == "2: down"
     page.get_by_role("button", name="Play").click()
-    page.wait_for_function("document.querySelector('.player input').value === '2'")
+    until(page, "document.querySelector('.player input').value === '2'")
     page.get_by_role("button", name="Play").wait_for()  # it stops at the end
 
 
@@ -181,7 +190,7 @@ def test_text_of_environments_stays_text(tmp_path: Path, open_page: Open) -> Non
     made = write_report(tmp_path / "run", failures=4, pages=1, text=HOSTILE)
     for name in PAGES:
         page = open_page(made.folder, name)
-        page.wait_for_function(DRAWN)
+        until(page, DRAWN)
         assert page.evaluate("document.querySelectorAll('[onerror], figure b b, td b, img[src=x]').length") == 0
         assert page.evaluate("window.broken") is None
     page = open_page(made.folder, "index.html")
@@ -189,7 +198,7 @@ def test_text_of_environments_stays_text(tmp_path: Path, open_page: Open) -> Non
     page.locator(".controls").get_by_label("context").select_option(label="1" + HOSTILE)
     assert page.locator(".failures tbody tr").count() == 1
     page = open_page(made.folder, "failures/0-0.html")
-    page.wait_for_function(DRAWN)
+    until(page, DRAWN)
     page.locator("#top-groups .layer_0_marks path").first.hover(position={"x": 9, "y": 2})
     tip = page.locator("#vg-tooltip-element.visible")
     tip.wait_for()
@@ -208,7 +217,7 @@ def test_without_javascript_rows_and_still_pictures_remain(report: MadeReport, o
 
 def test_print_is_light_and_without_controls(report: MadeReport, open_page: Open) -> None:
     page = open_page(report.folder, "index.html", color_scheme="dark")
-    page.wait_for_function(DRAWN)
+    until(page, DRAWN)
     colour = "getComputedStyle(document.querySelector('#shares .mark-text text')).fill"
     dark = page.evaluate(colour)
     page.emulate_media(media="print")
@@ -220,7 +229,7 @@ def test_print_is_light_and_without_controls(report: MadeReport, open_page: Open
 def test_a_phone_needs_no_sideways_scrolling_and_keys_reach_the_content(report: MadeReport, open_page: Open) -> None:
     for name in PAGES:
         page = open_page(report.folder, name, viewport={"width": 400, "height": 800})
-        page.wait_for_function(DRAWN)
+        until(page, DRAWN)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400, name
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"

@@ -59,7 +59,7 @@ def test_many_copies_are_the_environment(name: str) -> None:
         if isinstance(space, gym.spaces.Discrete):
             actions = generator.integers(0, space.n, (4, 4))
         one, other = many.step(actions), single.step(actions)
-        for field in ("observations", "rewards", "terminated", "truncated", "final", "corrected"):
+        for field in ("observations", "rewards", "terminated", "truncated", "final", "corrected", "outcomes"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field), err_msg=field)
         corrected += one.corrected.sum(axis=1)
     assert corrected[0] == 0 and corrected[1] > corrected[2]

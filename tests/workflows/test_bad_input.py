@@ -178,7 +178,7 @@ def test_stages_out_of_order_say_which_comes_first(
         (("attribute", "RUN", "0-0"), ("--failure ID ...",)),
         (("attribute", "RUN", "--estimator", "track"), ("track", "`trak`")),
         (("evaluate", "RUN", "--set", "tset"), ("tset", "`test`")),
-        (("report", "RUN", "--illustrate", "some"), ("some", "a number from 0, or all")),
+        (("illustrate", "RUN", "some"), ("some", "a number from 0, or all")),
         (("report", "RUN", "--workers", "0"), ("--workers",)),
         (("attribute", "RUN", "--nonsense"), ("--nonsense",)),
         (("evaluate", "/no/such/run"), ("no run.json",)),
@@ -192,11 +192,12 @@ def test_bad_arguments_are_said(
 
 
 def test_an_unreachable_scheduler_is_said(
-    small_run: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
+    small_run: Path, tmp_path: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aitia.workflows.workers._CONNECT_SECONDS", 1)
+    shutil.copytree(small_run, tmp_path / "copy")
     refused(
-        aitia_command("report", small_run, "--scheduler", "tcp://127.0.0.1:9"),
+        aitia_command("illustrate", tmp_path / "copy", "all", "--scheduler", "tcp://127.0.0.1:9"),
         "tcp://127.0.0.1:9",
         "no Dask scheduler",
     )

@@ -36,7 +36,7 @@ def split_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory, schedul
     shutil.copytree(small_run, run)
     split_by_episode(run)
     commands.verify(run, scheduler=scheduler)
-    commands.report(run, illustrate=0, scheduler=scheduler)
+    commands.report(run, scheduler=scheduler)
     return run
 
 
@@ -100,7 +100,7 @@ def test_clusters_of_before_leave_nothing_behind(
     shutil.copytree(split_run, run)
     shutil.copy(small_run / "influence" / "test" / "groups.parquet", run / "influence" / "test" / "groups.parquet")
     commands.verify(run, scheduler=scheduler)
-    commands.report(run, illustrate=0, scheduler=scheduler)
+    commands.report(run, scheduler=scheduler)
     both = [folder / "reports" / "test" for folder in (run, small_run)]
     for pattern in ("edits*.yaml", "clusters/*.html", "failures/*.html"):
         found = [sorted(str(path.relative_to(reports)) for path in reports.glob(pattern)) for reports in both]

@@ -17,8 +17,9 @@ from command_line import Finished
 from aitia.attribution.order import area_under_curve, attribution_order, effect_table
 from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.workflows import commands
-from aitia.workflows.attribute import estimator_of, failures_of
+from aitia.workflows.attribute import failures_of
 from aitia.workflows.groups import load_grouping
+from aitia.workflows.recorded import estimator_of
 from aitia.workflows.runs import open_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fast_jl.*")]
@@ -145,7 +146,7 @@ def test_validation_scores_every_estimator_beside_its_noise_ceiling(
     manifest = json.loads((copy / "run.json").read_text())
     manifest["task"] |= {"causes": "aitia.training.arrow_maze:causal_levels", "verify": {"seeds": 2, "points": 1}}
     (copy / "run.json").write_text(json.dumps(manifest))
-    commands.attribute(copy, estimator="size", scheduler=scheduler)
+    commands.attribute(copy, estimator="size", scheduler=scheduler, trust=True)
     done = aitia_command("validate", copy, "--masks", 4, "--scheduler", scheduler)
     assert done.code == 0, done.err
     assert "noise ceiling" in done.out and "AUC of the declared cause, trak" in done.out

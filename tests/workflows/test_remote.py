@@ -122,7 +122,7 @@ def test_only_what_was_deleted_is_done_again(runs: Runs, other: s3fs.S3FileSyste
     commands.verify(runs.remote, scheduler=runs.scheduler)
     assert {piece for piece in pieces if other.info(piece)["LastModified"] != before[piece]} == {pieces[1]}
     assert other.cat(f"{prefix}/bank/test/outcomes.parquet") == outcomes
-    commands.report(runs.remote, illustrate=0, scheduler=runs.scheduler)
+    commands.report(runs.remote, scheduler=runs.scheduler)
     assert not other.exists(f"{prefix}/reports/test/failures/9-99.html")
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import ast
-import os
+import contextlib
 import re
+import shlex
 import shutil
+import socket
+import stat
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
+import dask
 import pytest
 from command_line import Finished
 from dask_jobqueue.slurm import SLURMCluster
 from distributed import LocalCluster, Security
 from faults import ROOMS
+from shared_cluster import without_certificates
 
 from aitia.datasets.errors import InputError
 from aitia.datasets.store import RunFolder, write_json
@@ -43,22 +49,6 @@ def scheduler() -> Iterator[str]:
     """A cluster whose one worker is a thread of this process."""
     with LocalCluster(**LOCAL, processes=False, protocol="tcp", silence_logs=50) as cluster:
         yield str(cluster.scheduler_address)
-
-
-def test_a_local_cluster_listens_on_loopback_only_and_keeps_its_memory() -> None:
-    before = {socket.laddr for socket in _listening()}
-    with Workers(1) as pool:
-        assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
-        opened = [socket.laddr for socket in _listening() if socket.laddr not in before]
-        assert pool.map(os.getenv, ["MALLOC_TRIM_THRESHOLD_"], "environment") == [str(2**30)]
-    assert len(opened) >= 5, "scheduler, dashboard, nanny and worker must listen somewhere"
-    assert {address.ip for address in opened} == {"127.0.0.1"}
-
-
-def _listening() -> list[Any]:
-    here = psutil.Process()
-    processes = [here, *here.children(recursive=True)]
-    return [s for process in processes for s in process.net_connections("inet") if s.status == psutil.CONN_LISTEN]
 
 
 def test_a_scheduler_file_gives_the_address(tmp_path: Path, scheduler: str) -> None:
@@ -156,7 +146,8 @@ def test_certificates_open_an_encrypted_scheduler_and_nothing_else_does(
 
     def train(address: str | None, **files: str) -> Finished:
         options = [text for name, file in files.items() for text in (f"--tls-{name}", certificates / file)]
-        return aitia_command("train", task, "--out", run, *(["--scheduler", address] if address else []), *options)
+        with without_certificates():  # those of the session's own cluster
+            return aitia_command("train", task, "--out", run, *(["--scheduler", address] if address else []), *options)
 
     mine = {"ca": "ca.pem", "cert": "me.pem", "key": "me.key"}
     refused = {
@@ -174,7 +165,43 @@ def test_certificates_open_an_encrypted_scheduler_and_nothing_else_does(
     assert done.code == 0 and RunFolder(run).missing_files(0) == [], done.err
 
 
-def test_the_scripts_of_the_page_are_python_and_slurm_gets_its_job() -> None:
+def test_the_one_certificate_of_the_page_opens_its_scheduler_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's own commands, at a port of the system's choice."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    (script,) = re.findall(r"```\n(umask 077.*?)\n```", (DOCS / "schedulers.md").read_text(), re.DOTALL)
+    lines = [line for line in script.splitlines() if not line.startswith("aitia ")]
+    text = "\n".join(lines[:-2] + [f"{line} &" for line in lines[-2:]] + ["trap 'kill $(jobs -p)' EXIT", "wait -n"])
+    monkeypatch.setattr(workers, "_CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    text = text.replace("8786", str(port)).replace("--nworkers 8", "--nworkers 1").replace("$HOME", str(tmp_path))
+    for name in ("scheduler", "worker"):
+        command = shlex.join([sys.executable, "-m", f"distributed.cli.dask_{name}"])
+        text = text.replace(f"dask {name} ", f"{command} ")
+    running = subprocess.Popen(["bash", "-c", text], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    address, mine = f"tls://127.0.0.1:{port}", tmp_path / "me.pem"
+    tls = {"ca-file": str(mine), "client.cert": str(mine), "client.key": str(tmp_path / "me.key")}
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        settings = {f"distributed.comm.tls.{name}": value for name, value in tls.items()}
+        with dask.config.set(settings), Workers(scheduler=address) as pool:
+            assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
+        assert stat.S_IMODE((tmp_path / "me.key").stat().st_mode) == 0o600
+        with pytest.raises(InputError, match="no Dask scheduler answers"), without_certificates():
+            Workers(scheduler=f"tcp://127.0.0.1:{port}").map(str, [1], "numbers")
+        assert (tmp_path / ".cache/dask").is_dir()
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def test_the_scripts_of_the_page_are_python_and_slurm_gets_its_job(tmp_path: Path) -> None:
     slurm, kubernetes, tls = re.findall(r"```python\n(.*?)```", (DOCS / "schedulers.md").read_text(), re.DOTALL)
     exec(compile(tls.replace("dask.config.set", "dict"), "schedulers.md", "exec"), {})
     assert {"name", "image", "n_workers", "worker_command", "resources", "env"} == set(
@@ -184,11 +211,14 @@ def test_the_scripts_of_the_page_are_python_and_slurm_gets_its_job() -> None:
         **_keywords(slurm, "SLURMCluster"),
         "interface": "lo",
         "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+        "security": Security.temporary(),
+        "shared_temp_directory": str(tmp_path),
     }
     with SLURMCluster(**given) as cluster:
         script = cluster.job_script()
     for line in ("#SBATCH -p cpu", "#SBATCH --cpus-per-task=8", "#SBATCH -t 04:00:00", "export OMP_NUM_THREADS=1"):
         assert line in script
+    assert "tls://" in script and f"--tls-key {tmp_path}" in script
     assert "--nthreads 1" in script and "--nworkers 8" in script
 
 
@@ -196,4 +226,5 @@ def _keywords(script: str, name: str) -> dict[str, Any]:
     """Return the arguments with which a script calls something; none if it does not."""
     calls = [node for node in ast.walk(ast.parse(script)) if isinstance(node, ast.Call)]
     found = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == name]
-    return {str(word.arg): ast.literal_eval(word.value) for call in found for word in call.keywords}
+    words = [word for call in found for word in call.keywords if not isinstance(word.value, ast.Name)]
+    return {str(word.arg): ast.literal_eval(word.value) for word in words}

@@ -30,6 +30,7 @@ class WorldArrays:
 
     def __init__(self, agent: AgentSpec, world: World, members: Sequence[Member]) -> None:
         self._world, self._shape = world, (len(members), agent.n_envs)
+        self._outcomes = np.array([*world.outcomes, None], dtype=object)  # the last: `RUNNING`, -1
         self._draws = [
             seeding.np_random(env_seed(agent, member.seed, number))[0]
             for member in members
@@ -64,12 +65,14 @@ class WorldArrays:
             before = rewards
             rewards = np.where(self._edited(edits, by_level, moved.components), moved.intended, rewards)
         final = self._observe()
+        outcomes = self._outcomes[moved.outcome].reshape(self._shape)
         ended = np.flatnonzero(terminated | truncated)
         self._begin(ended)
         following = self._observe() if len(ended) else final
         changed = np.abs(rewards - before) > WRONG_REWARD
         ends, stops, counted = (flags.reshape(self._shape) for flags in (terminated, truncated, changed))
-        return ArrayStep(following, rewards.astype(np.float32).reshape(self._shape), ends, stops, final, counted)
+        paid = rewards.astype(np.float32).reshape(self._shape)
+        return ArrayStep(following, paid, ends, stops, final, counted, outcomes)
 
     def close(self) -> None:
         """Nothing is held."""

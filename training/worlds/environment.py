@@ -54,7 +54,7 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
             raise EnvironmentError_(f"{family}: render_mode={render_mode!r} was given, expected None or 'rgb_array'")
         self.world = FAMILIES[family](parameters_of(FAMILIES[family], parameters))
         self.tell_intended, self.render_mode = tell_intended, render_mode
-        self.metadata = {**self.metadata, "action_names": self.world.action_names}
+        self.metadata = {**self.metadata, "action_names": self.world.action_names, "outcomes": self.world.outcomes}
         self.reference_goals = self.world.goals
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (self.world.width,), np.float32)
         self.action_space = self.world.action_space

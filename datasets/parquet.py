@@ -1,0 +1,182 @@
+"""Reading Parquet that somebody sent: what a table takes in memory is known before it is decoded.
+
+A footer may say anything, and run lengths and dictionaries make a few bytes stand for gigabytes. So the headers of the
+pages are read, which the decoder itself goes by: a page has as many values, and as many bytes, as its header says.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .limits import GIB, READ_LIMIT, read_limit
+
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+_LEVELS = 4  # bytes of a value's definition and repetition levels
+_DELTA_BYTE_ARRAY = 7
+_ENCODING = {5: 2, 7: 2, 8: 4}  # field that tells the encoding: of a data page, a dictionary, a data page of version 2
+_STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _STRUCT = 0, 1, 2, 3, 7, 8, 12
+_INTEGERS = (4, 5, 6)
+
+
+class TooLargeError(ValueError):
+    """The table takes more memory than `read_limit`."""
+
+
+class _Bounds(NamedTuple):
+    """Bytes of a column in memory.
+
+    Attributes:
+        known: at least.
+        texts: at most, further, if every value is as long as its whole dictionary.
+    """
+
+    known: int
+    texts: int
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    """Read a local Parquet file, whole or some of its columns.
+
+    Raises:
+        TooLargeError: it takes more memory than `read_limit`.
+        pa.ArrowInvalid, OSError, ValueError: it is damaged.
+    """
+    limit, file = read_limit(), pq.ParquetFile(path, memory_map=False)
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        bounds = _bounds(file.metadata, data, columns)
+    known = sum(bound.known for bound in bounds.values())
+    _require(known, limit)
+    names = list(columns) if columns is not None else None
+    if known + sum(bound.texts for bound in bounds.values()) <= limit:
+        return file.read(columns=names)
+    texts = [name for name, bound in bounds.items() if bound.texts]
+    table = pq.ParquetFile(path, memory_map=False, read_dictionary=texts).read(columns=names)
+    _require(known + sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks), limit)
+    plain = file.schema_arrow
+    return table.cast(pa.schema([plain.field(name) for name in table.column_names], plain.metadata))
+
+
+def _require(size: int, limit: int) -> None:
+    if size > limit:
+        raise TooLargeError(
+            f"takes {size / GIB:.1f} GiB of memory, at most {limit / GIB:g} GiB are read: if you trust who made it and "
+            f"have the memory, set {READ_LIMIT}={size // GIB + 1}"
+        )
+
+
+def _bounds(metadata: Any, data: mmap.mmap, columns: Sequence[str] | None) -> dict[str, _Bounds]:
+    """Return the bounds of each leaf column that is read."""
+    found: dict[str, _Bounds] = {}
+    for leaf in range(metadata.num_columns):
+        described = metadata.schema.column(leaf)
+        name = described.path
+        if columns is not None and not any(name == c or name.startswith(f"{c}.") for c in columns):
+            continue
+        width = described.length or _WIDTHS.get(described.physical_type)
+        known = texts = 0
+        for group in range(metadata.num_row_groups):
+            if not metadata.row_group(group).num_rows:
+                continue  # nothing of it is decoded; an empty table's column may have no page
+            chunk = metadata.row_group(group).column(leaf)
+            start, dictionary, values = chunk.data_page_offset, 0, 0
+            first = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
+            if first and (start == 0 or first < start):  # 0: a chunk without rows has a dictionary only
+                start = first
+            for page in _pages(data, start, chunk.total_compressed_size):
+                if page.is_dictionary:
+                    dictionary += page.size
+                values += 0 if page.is_dictionary else page.values
+                known += page.size if page.is_dictionary else max(page.size, page.values * (_LEVELS + (width or 0)))
+            texts += 0 if width else values * dictionary
+        found[name] = _Bounds(known, texts)
+    return found
+
+
+class _Page(NamedTuple):
+    """What a page's header says: bytes without compression, number of values, whether they are a dictionary."""
+
+    size: int
+    values: int
+    is_dictionary: bool
+
+
+def _pages(data: mmap.mmap, at: int, size: int) -> Iterator[_Page]:
+    """Yield the pages of a column chunk."""
+    end = at + size
+    if not 0 <= at <= end <= len(data):
+        raise ValueError("a column lies outside the file")
+    while at < end:
+        header, at = _struct(data, at)
+        plain, stored = header.get(2, -1), header.get(3, -1)
+        about = {key: about for key in _ENCODING if isinstance(about := header.get(key), dict)}
+        values = max((found.get(1, 0) for found in about.values()), default=0)
+        if not all(isinstance(number, int) and number >= 0 for number in (plain, stored, values)):
+            raise ValueError("a page has no size")
+        if any(found.get(_ENCODING[key]) == _DELTA_BYTE_ARRAY for key, found in about.items()):
+            raise ValueError("a page repeats the beginnings of texts (DELTA_BYTE_ARRAY), which aitia does not write")
+        yield _Page(plain, values, header.get(1) == 2)
+        at += stored
+
+
+def _struct(data: mmap.mmap, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+    """Read a struct of Thrift's compact protocol, and where it ends: integers and structs, by the number of the field.
+
+    Source: Apache Thrift, "Thrift Compact protocol encoding"; the header of a page is in parquet.thrift.
+    """
+    found: dict[int, Any] = {}
+    field = 0
+    while (head := data[at]) != _STOP:
+        at, kind = at + 1, head & 15
+        if head >> 4:
+            field += head >> 4
+        else:
+            field, at = _integer(data, at)
+        if kind in _INTEGERS:
+            found[field], at = _integer(data, at)
+        elif kind == _STRUCT and depth < 3:
+            found[field], at = _struct(data, at, depth + 1)
+        elif kind == _BINARY:
+            length, at = _varint(data, at)
+            at += length
+        elif kind in (_TRUE, _FALSE, _BYTE, _DOUBLE):
+            at += {_BYTE: 1, _DOUBLE: 8}.get(kind, 0)
+        else:
+            raise ValueError("a page has a header that is none of Parquet's")
+    return found, at + 1
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        byte, at = data[at], at + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("a page has a header that is none of Parquet's")
+
+
+def _integer(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
+
+
+def _text_bytes(array: pa.Array) -> int:
+    """Return what the texts of a column take when each is written out."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        lengths = pc.binary_length(array.dictionary).cast(pa.int64())
+        return int(pc.sum(lengths.take(array.indices)).as_py() or 0)
+    if pa.types.is_map(kind):
+        return _text_bytes(array.keys) + _text_bytes(array.items)
+    if pa.types.is_nested(kind):
+        parts = array.flatten()
+        return sum(map(_text_bytes, parts)) if isinstance(parts, list) else _text_bytes(parts)
+    return 0
