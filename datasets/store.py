@@ -131,7 +131,7 @@ class RunFolder:
             return 0
         told = read_tensor_metadata(path).get("windows", "")
         if not (told.isascii() and told.isdecimal() and len(told) < 10 and int(told) <= MOST_WINDOWS):
-            raise _damaged(path, ValueError(f"it says {told[:20]!r} windows, expected a number up to {MOST_WINDOWS:,}"))
+            raise _damaged(path, ValueError(f"windows are {told[:20]!r}, expected a number up to {MOST_WINDOWS:,}"))
         return int(told)
 
     def missing_files(self, seed: int) -> list[Path]:

@@ -123,7 +123,7 @@ class AgentSpec(BaseModel):
         rows = steps * self.n_envs
         if rows > _MOST_ROWS or self.total_timesteps > rows * MOST_WINDOWS:
             raise ValueError(
-                f"n_steps {steps:,} times n_envs {self.n_envs:,} make windows of {rows:,} transitions, of "
+                f"n_steps {steps:,} times n_envs {self.n_envs:,} make windows of {counted(rows, 'transition')}, of "
                 f"{self.total_timesteps:,} in all; expected at most {_MOST_ROWS:,} in a window and {MOST_WINDOWS:,} "
                 "windows"
             )

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..datasets import schema
 from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays
 from ..datasets.errors import EnvironmentError_
+from ..datasets.words import counted
 from .choices import Choice, Choices, policy_choices, random_choices
 from .contract import InfoReader, Told
 from .environments import EnvSpec
@@ -57,8 +58,8 @@ class EvaluationSpec(BaseModel):
     def _so_many_plays(self) -> EvaluationSpec:
         if self.episodes * self.repeats > _MOST_PLAYS:
             raise ValueError(
-                f"{self.episodes:,} episodes of {self.repeats:,} repeats were given, expected at most {_MOST_PLAYS:,} "
-                "plays an agent"
+                f"{counted(self.episodes, 'episode')} of {counted(self.repeats, 'repeat')} were given, expected at "
+                f"most {_MOST_PLAYS:,} plays an agent"
             )
         return self
 

@@ -130,11 +130,12 @@ class ByTransition:
     def _label(self, observation: Any, action: Any, context: str | None) -> str:
         sent = np.asarray(env_action(self._facts.action_space, action))
         seen, done = _observation_text(observation), _numbers_text(sent)
-        exact = seen.exact and done.exact
-        digest = hashlib.blake2b(observation.tobytes() + sent.tobytes(), digest_size=_HASH_BYTES).hexdigest()
-        parts = ["obs", *([seen.text] if seen.text else []), *([] if exact else [f"#{digest}"])]
+        shown = f"obs {seen.text}" if seen.text else "obs"
+        if not (seen.exact and done.exact):
+            digest = hashlib.blake2b(observation.tobytes() + sent.tobytes(), digest_size=_HASH_BYTES).hexdigest()
+            shown = f"{shown} #{digest}"
         chosen = self._action_names[int(sent)] if self._action_names else done.text
-        return _BETWEEN.join([*([] if context is None else [context]), " ".join(parts), chosen])
+        return _BETWEEN.join([shown, chosen] if context is None else [context, shown, chosen])
 
 
 class _Text(NamedTuple):
@@ -160,7 +161,7 @@ def _numbers_text(values: Array) -> _Text:
     flat = values.reshape(-1)
     floats = np.issubdtype(flat.dtype, np.floating)
     texts = [f"{number:.3g}" if floats else str(int(number)) for number in flat.tolist()]
-    exact = not floats or np.array_equal(np.array(texts, np.float64).astype(flat.dtype), flat)
+    exact = not floats or np.array([float(text) for text in texts], flat.dtype).tobytes() == flat.tobytes()
     return _Text(texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]", exact)
 
 

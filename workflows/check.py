@@ -10,6 +10,7 @@ from typing import Any
 
 from ..datasets.errors import TaskError
 from ..datasets.rewards import BY_CONTEXT, Grouping
+from ..datasets.words import counted
 from ..training.contract import STEP_KEYS
 from ..training.environments import EnvProfile, can_render, describe
 from ..training.groups import ByComponent, ByTransition
@@ -100,7 +101,7 @@ def _look(task: Task, training: EnvProfile | None) -> tuple[dict[str, Any], Seen
     steps, declared = _steps(task), task.outcomes
     warnings = [
         _too_few_seeds(task),
-        f"{steps['given']} steps were given; agents make {steps['trained']}, whole windows of {steps['window']} "
+        f"{counted(steps['given'], 'step')} given; agents make {steps['trained']}, whole windows of {steps['window']} "
         f"(n_steps * n_envs)" if steps["given"] != steps["trained"] else "",
         unseen_in_words(declared, seen.seen, seen.listed, _LOOK),
         f"info['intended_reward'] is missing: {WITHOUT['intended_reward']}" if "intended_reward" not in keys else "",
@@ -140,7 +141,7 @@ def _look(task: Task, training: EnvProfile | None) -> tuple[dict[str, Any], Seen
 def _too_few_seeds(task: Task) -> str:
     needed = task.verdict.thresholds.seeds
     if len(task.seeds) < needed:
-        return f"{len(task.seeds)} seeds were given, a verdict needs {needed}: it will be undetermined"
+        return f"{counted(len(task.seeds), 'seed')} given, a verdict needs {needed}: it will be undetermined"
     if len(task.paired_seeds) < needed:
         return f"verify.seeds is {len(task.paired_seeds)}, a verdict needs {needed}: more are trained again one by one"
     return ""
@@ -246,9 +247,9 @@ def check_in_words(facts: dict[str, Any]) -> list[str]:
     return [
         f"observations {facts['observations']}, actions {facts['actions']}; told: {', '.join(told) or 'nothing'}; "
         f"groups ({groups['by']}): {met}",
-        f"{trainings['ensemble']} trainings of {steps['trained']:,} steps in {steps['windows']} windows; then up to "
-        f"{trainings['bank']} with corrected rewards if all failures are alike, {trainings['bank_at_most']} if not, "
-        f"{together}",
+        f"{counted(trainings['ensemble'], 'training')} of {counted(steps['trained'], 'step')} in "
+        f"{counted(steps['windows'], 'window')}; then up to {trainings['bank']} with corrected rewards if "
+        f"all failures are alike, {trainings['bank_at_most']} if not, {together}",
     ]
 
 
@@ -258,7 +259,7 @@ def estimate_in_words(estimate: dict[str, Any]) -> str:
     return (
         f"about {minutes['train']:.1f} min to train, {minutes['evaluate']:.1f} to evaluate, up to "
         f"{minutes['verify']:.1f} to verify failures that are alike, with {estimate['workers']} processes; "
-        f"{sum(size.values()) / 1e6:,.0f} MB (from a training of {measured['steps']} steps: "
+        f"{sum(size.values()) / 1e6:,.0f} MB (from a training of {counted(measured['steps'], 'step')}: "
         f"{measured['steps_a_second']:,.0f} steps/s, bank {measured['bank_steps_a_second']:,.0f}; not counted: "
         f"{estimate['not_counted']})"
     )

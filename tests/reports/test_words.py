@@ -17,14 +17,17 @@ NOUNS = (
     "row", "run", "edit", "step", "window",
 )  # fmt: skip
 # a count in braces, directly before the plural of a noun
-BARE = re.compile(r"\{(?!_?[A-Z_]+\})[^{}]*\} (?:paired |first |reward |test )?(" + "|".join(NOUNS) + r")s\b")
-BARE_JINJA = re.compile(r"\}\} (?:paired |first |reward |test )?(" + "|".join(NOUNS) + r")s\b")
+PLURAL = "(?:paired |first |reward |test )?(?:" + "|".join(NOUNS) + r")s\b(?!/)"
+BARE = re.compile(r"\{(?!_?[A-Z_]+(?::,)?\})[^{}]*\} " + PLURAL)
+BARE_JINJA = re.compile(r"\}\} " + PLURAL)
 # whatever these count is more than one, or may be a fraction
 MORE_THAN_ONE = (
     "The failures have {{ clusters|length }} kinds",
     "reward_events:.1%} of all reward events",
     '"few" if summary.ease.kind',
     "fewer than {seeds} paired seeds",
+    "have {lengths} windows",  # a list
+    "if count > 1 %}Of {{ count }} failures",
     'plays = f"{wanted} episodes of seeds {seeds}"',  # metadata, which no one reads
 )
 

@@ -98,8 +98,8 @@ def test_a_check_says_what_is_missing_and_what_it_costs(
     for words in (
         "3 trainings of 384 steps in 3 windows",
         "one by one, because the algorithm is A2C",
-        "300 steps were given; agents make 384, whole windows of 128",
-        "3 seeds were given, a verdict needs 5",
+        "300 steps given; agents make 384, whole windows of 128",
+        "3 seeds given, a verdict needs 5",
         "info['context'] is not told: with group_by: context all transitions are one group",
         "min to train",
         "with 2 processes",

@@ -270,3 +270,14 @@ def test_a_recording_without_its_agent_block_is_told_what_is_known(tmp_path: Pat
     assert "write `learning_rate: lin_0.002`" in str(refused.value)
     assert "write the `policy` and `policy_kwargs` of the script" in str(refused.value)
     assert np.count_nonzero([line.startswith("seed 0") for line in str(refused.value).splitlines()]) == 2
+
+
+def test_an_outcome_cannot_write_into_the_file(tmp_path: Path) -> None:
+    """Outcomes stand in a comment, whatever an environment calls them."""
+    env = DummyVecEnv([lambda: Corridor(goal="goal\nhooks: os:system\r\x85#")])
+    path = _record(tmp_path / "run", _ppo(env))
+    values = yaml.safe_load(path.read_text())
+    assert "hooks" not in values and set(values) == {
+        "name", "env", "train_kwargs", "test_kwargs", "outcomes", "agent", "seeds",
+    }  # fmt: skip
+    assert "goal hooks: os:system" in path.read_text()
