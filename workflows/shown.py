@@ -120,8 +120,8 @@ class Drawn:
 
     def _reward(self, row: Mapping[str, Any], drawn: bool) -> RewardView:
         return RewardView(
-            row["group"], self.action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"], row["reward"],
-            row["intended_reward"], row["tau"], row["effect"],
+            row["group"], self.action_name(row["action"]), row["seed"], row["window"], row["env"], row["step"],
+            row["reward"], row["intended_reward"], row["tau"], row["effect"],
             self._asset(self._states.get(moment_of(row))) if drawn else None,
         )  # fmt: skip
 
