@@ -55,7 +55,7 @@ from .influence_tables import Addition, covered_by_all
 from .outcomes import require_outcomes
 from .recorded import estimator_of
 from .runs import Run
-from .sources import target_hashes
+from .sources import hashes_of
 from .task import Task
 from .workers import Workers
 
@@ -105,7 +105,7 @@ class WindowPiece:
 
 def attribution_key(run: Run) -> str:
     """Return the digest of what all attributions of a run share: rows with another key are out of date."""
-    task, code = run.task, target_hashes(run.task, run.manifest.task_folder)
+    task, code = run.task, hashes_of(run.task.target, run.manifest.task_folder)
     named = [GROUP_NAMES] if task.group_by == "transition" else []
     return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
 

@@ -16,7 +16,7 @@ from ..datasets.manifest import Manifest, installed_versions, source_git_sha
 from ..datasets.schema import SCHEMA_VERSION
 from ..training.environments import EnvSpec
 from ..training.fingerprint import Fingerprint, replay_fingerprint, take_fingerprint
-from .sources import changed_sources, source_hashes
+from .sources import changed_sources, hashes_of
 from .task import TEST_SET, Task
 
 log = logging.getLogger("aitia")
@@ -27,7 +27,7 @@ _DECISIVE = ("aitia", "torch")  # a major or minor release of theirs may change 
 
 def identify(task: Task, manifest: Manifest) -> None:
     """Write into a manifest what the run is made with: source hashes, and fingerprints of environments without one."""
-    manifest.sources = source_hashes(task, manifest.task_folder)
+    manifest.sources = hashes_of(task.resolved(), manifest.task_folder)
     for name, env in _environments(task).items():
         if name not in manifest.fingerprints:
             found = take_fingerprint(env, task.agent.masked)
@@ -101,7 +101,7 @@ def _release(version: str) -> list[str]:
 def _changed_sources(task: Task, manifest: Manifest) -> list[str]:
     if manifest.sources is None:  # of an earlier version, whose schema is another one
         return []
-    return changed_sources(manifest.sources, source_hashes(task, manifest.task_folder))
+    return changed_sources(manifest.sources, hashes_of(task.resolved(), manifest.task_folder))
 
 
 def _changed_environments(task: Task, manifest: Manifest) -> list[str]:

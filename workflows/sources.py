@@ -12,31 +12,41 @@ import hashlib
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from .task import Task
-
 _MOST_FILES = 2_000  # a task beside a large code base: more are not followed
 
 
-def source_hashes(task: Task, folder: str | Path | None) -> dict[str, str]:
+def named_in(value: object) -> Iterator[str]:
+    """Yield every `module:name` in a task, or in a part of one, given as plain values."""
+    if isinstance(value, str):
+        module, colon, name = value.partition(":")
+        if colon and name and all(part.isidentifier() for part in module.split(".")):
+            yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from named_in(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from named_in(part)
+
+
+def hashes_of(named: object, folder: str | Path | None) -> dict[str, str]:
     """Return the SHA-256 of the source of every module that a task names, and of what these import, by module.
 
     Nothing is imported or run. Modules of the standard library, installed packages and aitia are left out.
 
     Args:
-        task: the task.
+        named: the task, or a part of it, as plain values.
         folder: that of the task file: modules in it can be named; None: not known.
     """
-    return _hashes([task.env, task.hooks, task.target, task.causes, *task.verify.sets.values()], folder)
-
-
-def target_hashes(task: Task, folder: str | Path | None) -> dict[str, str]:
-    """Return the same of the target alone: what attributions depend on and trainings do not."""
-    return _hashes([task.target], folder)
+    modules = [module for value in named_in(named) for module in _with_packages(value.partition(":")[0])]
+    path = [*sys.path, *([str(folder)] if folder is not None else [])]
+    files = _sources(sorted(set(modules)), path)
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -44,10 +54,10 @@ def changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]
     return [f"the source of module `{name}` changed" for name in sorted(old) if new.get(name, old[name]) != old[name]]
 
 
-def _hashes(named: Iterable[object], folder: str | Path | None) -> dict[str, str]:
-    modules = sorted({value.partition(":")[0] for value in named if isinstance(value, str) and ":" in value})
-    path = [*sys.path, *([str(folder)] if folder is not None else [])]
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in _sources(modules, path).items()}
+def _with_packages(name: str) -> list[str]:
+    """Return a module and the packages that it is in, all of which importing it runs."""
+    parts = name.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 
 def _sources(modules: list[str], path: Sequence[str]) -> dict[str, Path]:
@@ -117,8 +127,7 @@ def _imports(file: Path, package: str) -> Iterator[str]:
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+            yield from _with_packages(name)
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str | None:

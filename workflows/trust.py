@@ -7,13 +7,10 @@ that these are imported from stand in its `run.json`. Runs that this user began,
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from ..datasets.errors import InputError, RunFolderError
 from ..datasets.manifest import Manifest, digest
 from ..datasets.remote import remote
 from ..datasets.store import RunFolder
+from .sources import hashes_of, named_in
 
 log = logging.getLogger("aitia")
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
@@ -58,7 +56,7 @@ def require_trusted(folder: RunFolder, manifest: Manifest, trust: bool) -> None:
     if trust:
         remember(folder, manifest, "trusted")
         return
-    named = ", ".join(f"`{name}`" for name in sorted(set(_named(manifest.task)))) or "nothing of its own"
+    named = ", ".join(f"`{name}`" for name in sorted(set(named_in(manifest.task)))) or "nothing of its own"
     raise InputError(
         f"{folder.root} was not made by you on this machine (or its task, or the code it names, was changed since), "
         f"and this command runs the code that its run.json names: {named}, with modules from {manifest.task_folder}. "
@@ -108,50 +106,8 @@ def _key(folder: RunFolder, manifest: Manifest, trusted: bool) -> str:
     if manifest.task_folder is not None:
         place = Path(manifest.task_folder)
         if trusted or (remote(folder.root) is None and place.resolve().is_relative_to(folder.root)):
-            found["modules"] = _modules(place, _named(manifest.task))
+            found["modules"] = hashes_of(manifest.task, place)
     return digest(found)
-
-
-def _named(value: Any) -> Iterator[str]:
-    """Yield every `module:name` of a task."""
-    if isinstance(value, str):
-        module, colon, name = value.partition(":")
-        if colon and name and all(part.isidentifier() for part in module.split(".")):
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _named(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _named(item)
-
-
-def _modules(folder: Path, named: Iterator[str]) -> dict[str, str]:
-    """Return the SHA-256 of the modules beside a task file that it names, and of those that they import there."""
-    waiting, found = [name.partition(":")[0] for name in named], dict[str, str]()
-    seen: set[str] = set()
-    while waiting:
-        top = waiting.pop().partition(".")[0]
-        if top in seen:
-            continue
-        seen.add(top)
-        files = [folder / f"{top}.py", *sorted((folder / top).rglob("*.py"))]
-        for path in files:
-            if path.is_file():
-                data = path.read_bytes()
-                found[path.relative_to(folder).as_posix()] = hashlib.sha256(data).hexdigest()
-                waiting += _imported(data)
-    return found
-
-
-def _imported(source: bytes) -> list[str]:
-    """Return the modules that a source file imports by name."""
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError, RecursionError):
-        return []
-    found = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    return found + [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
 
 
 def _private(folder: Path) -> Path:

@@ -218,10 +218,10 @@ def test_an_environment_is_recognised_and_one_that_does_not_repeat_itself_gets_n
 
 def test_what_the_user_did_not_write_is_known_by_its_version(bench: Workbench, tmp_path: Path) -> None:
     task = load_task(bench.task)
-    found = sources.source_hashes(task, tmp_path)
+    found = sources.hashes_of(task.resolved(), tmp_path)
     mine = {PLACE, f"{PLACE}_amount", f"{PLACE}_target", "toy_environments"}
     assert set(found) == mine, "numpy, gymnasium, the standard library and aitia are installed packages"
-    assert set(sources.target_hashes(task, tmp_path)) == {f"{PLACE}_target"}
+    assert set(sources.hashes_of(task.target, tmp_path)) == {f"{PLACE}_target"}
 
 
 def test_relative_imports_and_packages_are_followed_without_importing(tmp_path: Path, bench: Workbench) -> None:
@@ -233,8 +233,8 @@ def test_relative_imports_and_packages_are_followed_without_importing(tmp_path: 
     (package / "inner/sibling.py").write_text("")
     (package / "other.py").write_text("x = 1\n")
     bench.write(env="deep_package.inner.env:Env", target="auto")
-    found = set(sources.source_hashes(load_task(bench.task), tmp_path))
-    assert {"deep_package.inner.env", "deep_package.inner.sibling"} <= found
+    found = set(sources.hashes_of(load_task(bench.task).resolved(), tmp_path))
+    assert found == {f"deep_package{part}" for part in ("", ".inner", ".inner.env", ".inner.sibling", ".other")}
     assert "deep_package" not in sys.modules
 
 
