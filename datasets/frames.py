@@ -27,7 +27,7 @@ _LARGEST_SIDE = 512  # pixels; larger pictures are reduced
 _MOST_CHARACTERS = 10_000  # of a text
 _LARGEST_FILE = 4 << 20
 _DIGITS = 32
-_HIGHLIGHT = re.compile(r"\x1b\[[0-9;]*m([^\x1b\n]*)\x1b\[0?m")
+_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 Frame = NDArray[np.uint8] | str
@@ -171,8 +171,9 @@ class FrameWriter:
 
 
 def _plain(text: str) -> str:
-    """Return a text without terminal escapes; what they highlight (where the agent is) stands in brackets."""
-    return _CONTROL.sub("", _HIGHLIGHT.sub(r"[\1]", text))
+    """Return a text whose only terminal escapes are colours: they may be all that shows where the agent is."""
+    parts = _COLOUR.split(text)
+    return "".join(part if position % 2 else _CONTROL.sub("", part) for position, part in enumerate(parts))
 
 
 def read_frame(folder: Path, name: str) -> bytes | None:

@@ -67,6 +67,10 @@ class Run:
             if path.exists():
                 self.note(path.relative_to(self.folder.root).as_posix(), sha256_of(path))
 
+    def note_new(self, paths: Sequence[Path]) -> None:
+        """Write the checksums of files that have none yet into `run.json`."""
+        self.note_files([p for p in paths if p.relative_to(self.folder.root).as_posix() not in self.manifest.checksums])
+
     def forget_missing_files(self) -> None:
         """Take the checksums of files that are no more out of `run.json`."""
         names = list(self.manifest.checksums)

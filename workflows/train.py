@@ -174,6 +174,8 @@ def evaluate_stage(run: Run, set_name: str, workers: Workers) -> None:
         if not _is_evaluated(run.folder, set_name, seed, wanted)
     ]
     workers.map(_evaluate_seed, pieces, f"evaluate {run.task.name}")
+    for seed in run.task.seeds:  # workers wrote these, perhaps of a call that ended before it noted them
+        run.note_new([reward_sums_path(run.folder, seed, run.task.group_by), learning_path(run.folder, seed)])
     plays = f"{wanted} episodes of seeds {seeds}"
     merged = {table: run.folder.evaluation_path(set_name, table) for table in ("steps", "episodes")}
     if pieces or any(

@@ -55,7 +55,7 @@ def written(run: Path, **changes: Any) -> tuple[RunFolder, Manifest]:
         **{"task": task, "hashes": {}, "seeds": [0], "task_folder": str(run.parent / "code"), **changes}
     )
     folder = RunFolder(run)
-    folder.manifest_path.unlink(missing_ok=True)  # somebody puts another one there
+    folder.manifest_path.unlink(missing_ok=True)
     manifest.write(folder)
     return folder, Manifest.read(folder)
 
