@@ -249,8 +249,8 @@ def policy_gradients(
 ) -> WindowGradients:
     """Compute the inner products of the policy channel: gradients of log pi(a|s) of a window's distinct rows.
 
-    In float64 up to `DOUBLE_ROWS` distinct rows, beyond in float32: half the time. At each damping float32 scores are
-    checked against some rows in float64; where they may be off by more than `LARGEST_ERROR`, all are computed in float64.
+    In float64 up to `DOUBLE_ROWS` distinct rows, beyond in float32: half the time. At each damping scores in float32
+    are checked by some rows in float64; where they may be off by more than `LARGEST_ERROR`, all are done in float64.
 
     Args:
         policy: the policy with the parameters that collected the window; its dtype is changed.

@@ -6,9 +6,9 @@ surrogate's gradient by the normalised advantage of row k is
 .. math:: w_{kj} \nabla \log \pi_{\theta_j}(a_k|s_k), \quad w_{kj} = \frac{\pi_{\theta_j}}{\pi_{\theta_i}}
           \, 1[\text{not clipped}]
 
-(Schulman et al. 2017, arXiv:1707.06347, eq. 7); the value loss has none where `clip_range_vf` holds V. Each update is scored as a window of its own, at theta_j and with the
-Fisher matrix of its rows, and carried to raw advantages by the adjoint of its own centring and scaling; the mean over
-updates has the unit of the window form.
+(Schulman et al. 2017, arXiv:1707.06347, eq. 7); where `clip_range_vf` holds V, the value loss has none. Each update is
+scored as a window of its own, at theta_j and with the Fisher matrix of its rows, and carried to raw advantages by the
+adjoint of its own centring and scaling; the mean over updates has the unit of the window form.
 """
 
 from __future__ import annotations

@@ -82,14 +82,12 @@ def _bounds(metadata: Any, data: mmap.mmap, columns: Sequence[str] | None) -> di
         width = described.length or _WIDTHS.get(described.physical_type)
         known = texts = 0
         for group in range(metadata.num_row_groups):
-            if not metadata.row_group(group).num_rows:
-                continue  # nothing of it is decoded; an empty table's column may have no page
             chunk = metadata.row_group(group).column(leaf)
             start, dictionary, values = chunk.data_page_offset, 0, 0
-            first = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
-            if first and (start == 0 or first < start):  # 0: a chunk without rows has a dictionary only
-                start = first
-            for page in _pages(data, start, chunk.total_compressed_size):
+            if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+                start = chunk.dictionary_page_offset
+            stored = chunk.total_compressed_size if chunk.num_values else 0  # without values no page is read
+            for page in _pages(data, start, stored):
                 if page.is_dictionary:
                     dictionary += page.size
                 values += 0 if page.is_dictionary else page.values

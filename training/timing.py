@@ -5,6 +5,7 @@ A first training of a few rows warms up and says roughly how long rows take; a s
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import time
@@ -29,6 +30,7 @@ from .stacked import STACK
 
 _WARM_STEPS = 8  # of each environment
 _SECONDS = 0.6  # that a timed training is to take, roughly
+_FEWEST_ROWS = 512  # of a timed one: what every file takes is shared among few otherwise
 _PLAYED_STEPS = 4000
 
 
@@ -80,7 +82,7 @@ def measure_speed(agent: AgentSpec, env: EnvSpec, test: EnvSpec, episode_steps: 
     with undisturbed(), tempfile.TemporaryDirectory(prefix="aitia-check-") as folder:
         warm = _short(agent, _WARM_STEPS)
         rough = _train(warm, env, Path(folder) / "warm").seconds / warm.total_timesteps
-        timed = _short(agent, max(_WARM_STEPS, int(_SECONDS / rough / agent.n_envs)))
+        timed = _short(agent, math.ceil(max(_SECONDS / rough, _FEWEST_ROWS) / agent.n_envs))
         taken, cpu = _train(timed, env, Path(folder) / "timed")
         run, steps = RunFolder(Path(folder) / "timed"), timed.total_timesteps
         windows = run.window_count(0)
@@ -103,7 +105,7 @@ def _short(agent: AgentSpec, steps: int) -> AgentSpec:
     window = max(2, min(steps, int(agent.hyperparameter("n_steps"))))
     changes, rows = {"n_steps": window}, window * agent.n_envs
     if "batch_size" in agent.parameters:
-        batch = min(int(agent.hyperparameter("batch_size")), rows)
+        batch = min(int(agent.hyperparameter("batch_size") or rows), rows)
         changes["batch_size"] = batch if rows % batch != 1 else rows
     total = rows * max(1, round(steps / window))
     return agent.model_copy(update={"hyperparameters": {**agent.hyperparameters, **changes}, "total_timesteps": total})

@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..datasets.errors import TaskError
 from ..datasets.rewards import BY_CONTEXT, Grouping
 from ..datasets.words import counted
 from ..training.contract import STEP_KEYS
@@ -156,7 +157,15 @@ def _grouping(task: Task) -> Grouping | None:
 
 
 def _steps(task: Task) -> dict[str, int]:
-    window = int(task.agent.hyperparameter("n_steps")) * task.agent.n_envs
+    """Return the steps of an agent, as given and as whole windows.
+
+    Raises:
+        TaskError: `n_steps` is no number.
+    """
+    steps = task.agent.hyperparameter("n_steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise TaskError(f"agent.hyperparameters.n_steps: {steps!r} was given, expected a whole number from 1")
+    window = steps * task.agent.n_envs
     windows = math.ceil(task.agent.total_timesteps / window)
     return {"given": task.agent.total_timesteps, "trained": windows * window, "window": window, "windows": windows}
 

@@ -84,12 +84,13 @@ def start_cluster(workers: int) -> Iterator[LocalCluster]:
     method = {"worker": {"multiprocessing-method": "forkserver"}} if FORKED else {}
     dask.config.update_defaults({"distributed": {"nanny": {"pre-spawn-environ": ENVIRONMENT}, **method}})
     dashboard = dask.config.get("aitia.dashboard-address", None)
-    routes = {} if dashboard else {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
+    closed = () if dashboard else ("scheduler", "worker")
+    settings: dict[str, object] = {f"distributed.{role}.http.routes": [] for role in closed}
     with contextlib.ExitStack() as stack:
         try:
             scratch = stack.enter_context(_private_folder())
             # as long as the cluster lives: killed workers are started anew with the settings of that moment
-            stack.enter_context(dask.config.set({"temporary-directory": scratch, **routes}))
+            stack.enter_context(dask.config.set({"temporary-directory": scratch, **settings}))
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,

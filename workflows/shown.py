@@ -144,4 +144,5 @@ class Drawn:
             data = self._copied[name] = read_frame(self._frames, name)
             if data is not None and name.endswith(".png"):
                 write_bytes(self._assets / name, data)
+                self._copied[name] = b""  # it stands in its file now
         return self._copied[name]

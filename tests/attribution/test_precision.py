@@ -116,8 +116,9 @@ def test_the_error_that_is_estimated_is_no_smaller_than_the_true_one(log_std: fl
 @pytest.mark.parametrize(
     ("observe", "act", "algorithm", "kind"),
     [
-        ("vector", "box", "PPO", "log-odds"), ("image", "discrete", "PPO", "episode"), ("dict", "multi", "PPO", "value"),
-        ("vector", "discrete", "MaskablePPO", "log-odds"), ("vector", "discrete", "RecurrentPPO", "log-odds"),
+        ("vector", "box", "PPO", "log-odds"), ("image", "discrete", "PPO", "episode"),
+        ("dict", "multi", "PPO", "value"), ("vector", "discrete", "MaskablePPO", "log-odds"),
+        ("vector", "discrete", "RecurrentPPO", "log-odds"),
     ],
 )  # fmt: skip
 def test_scores_that_are_refused_are_those_of_float64_for_every_kind_of_policy(

@@ -126,6 +126,7 @@ def test_reward_influence_is_the_derivative_of_one_real_update(trained: Trained,
     ).mean(0)
     expected = torch.stack([torch.autograd.grad(row @ step, reward, retain_graph=True)[0] for row in q], dim=1) / RATE
     found = TracIn().prepare(trained.window, trained.loaded, targets).influence(1e-2, slice(0, 2))
+    assert found.tau_value is not None
     total = found.tau + found.tau_value
     assert np.abs(expected.numpy()).max() > 1e-6
     np.testing.assert_allclose(total, expected.numpy(), atol=1e-5 * np.abs(expected.numpy()).max())
@@ -159,6 +160,7 @@ def test_a_single_update_on_the_whole_window_is_the_window_form(tmp_path: Path, 
     expected = Trak().prepare(window, trained.loaded, targets).influence(lam, slice(0, 2))
     found = TrakUpdates().prepare(window, trained.loaded, targets).influence(lam, slice(0, 2))
     for one, other in zip(found, expected, strict=True):
+        assert one is not None and other is not None
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-12)
 
 

@@ -62,9 +62,12 @@ def test_sums_at_every_damping_are_those_of_the_influence(normalize: bool, epoch
         for lam in LAMBDAS:
             found, expected = prepared.sums(lam, weights, 5), Prepared.sums(prepared, lam, weights, 5)
             for name, total, wanted in zip(found._fields, found, expected, strict=True):
+                assert total is not None and wanted is not None
                 np.testing.assert_allclose(total, wanted, rtol=1e-8, atol=1e-13, err_msg=f"{name} at damping {lam}")
         assert np.abs(found.tau).max() > 0.0
-    assert np.abs(found.tau_value).max() > 0.0, "actor and critic share their features: both channels are open"
+    assert found.tau_value is not None and np.abs(found.tau_value).max() > 0.0, (
+        "actor and critic share their features: both channels are open"
+    )
 
 
 @pytest.mark.parametrize("intended", [True, False])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,27 +26,30 @@ from aitia.datasets.store import RunFolder
 from aitia.workflows.task import make_task
 
 GIB = 2**30
-_LIMITED = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, ({0}, {0})); " \
-    "runpy.run_module('aitia', run_name='__main__')"  # fmt: skip
+_LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+resource.setrlimit(resource.RLIMIT_CPU, ({seconds}, {seconds}))
+runpy.run_module("aitia", run_name="__main__")
+"""
 
 
 class Ended(NamedTuple):
-    """How a command ended: exit code (None: out of time), all that it printed, seconds, peak memory in bytes."""
+    """How a command ended: exit code (negative: killed), all that it printed, seconds of its processor, peak memory in
+    bytes."""
 
-    code: int | None
+    code: int
     told: str
     seconds: float
     peak: int
 
 
-def limited(*arguments: object, memory: int = 12 * GIB, seconds: float = 60.0, **environ: str) -> Ended:
-    """Run the command line in a process of its own that may take so much address space and time."""
-    before = time.monotonic()
-    command = [sys.executable, "-c", _LIMITED.format(memory), *map(str, arguments)]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **environ}
-    )
-    timer = threading.Timer(seconds, child.kill)
+def limited(*arguments: object, memory: int = 12 * GIB, seconds: int = 60) -> Ended:
+    """Run the command line in a process of its own that may take so much address space and time of a processor."""
+    command = [sys.executable, "-c", _LIMITED.format(memory=memory, seconds=seconds), *map(str, arguments)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ)
+    timer = threading.Timer(10 * seconds, os.kill, (child.pid, signal.SIGKILL))  # it may also only wait
     timer.start()
     try:
         assert child.stdout is not None
@@ -56,8 +59,7 @@ def limited(*arguments: object, memory: int = 12 * GIB, seconds: float = 60.0, *
         child.returncode = os.waitstatus_to_exitcode(status)
     finally:
         timer.cancel()
-    code = None if child.returncode == -9 else child.returncode
-    return Ended(code, told, time.monotonic() - before, used.ru_maxrss * 1024)
+    return Ended(child.returncode, told, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
 
 
 def sent_run(folder: Path, **changes: Any) -> Path:

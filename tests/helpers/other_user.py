@@ -19,7 +19,7 @@ from pathlib import Path
 
 import dask
 from distributed import Client, Security
-from distributed.core import connect
+from distributed.comm.core import connect
 from distributed.protocol.pickle import dumps
 
 _SECONDS = 4.0

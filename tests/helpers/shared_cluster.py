@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import dask
 import pytest
@@ -18,7 +19,7 @@ _TLS = "distributed.comm.tls"
 def shared_cluster() -> Iterator[LocalCluster]:
     """Start it; commands of this process and of its children connect to it with its certificate."""
     with start_cluster(2) as cluster, pytest.MonkeyPatch.context() as patched:
-        security = cluster.security
+        security: Any = cluster.security
         settings = {
             f"{_TLS}.ca-file": security.tls_ca_file,
             f"{_TLS}.client.cert": security.tls_client_cert,

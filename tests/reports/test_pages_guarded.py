@@ -74,7 +74,7 @@ def test_names_from_right_to_left_stand_in_elements_of_their_own(tmp_path: Path)
             r"<(script|style|title)\b.*?</\1>|<(?!/?bdi)[^>]*>", "", page.read_text(encoding="utf-8"), flags=re.S
         )
         assert f"{RIGHT_TO_LEFT} 12</bdi>" in outside
-        assert RIGHT_TO_LEFT not in re.sub(r"<bdi>.*?</bdi>", "", outside), page.name
+        assert RIGHT_TO_LEFT not in re.sub(r"<bdi>.*?</bdi>", "", outside, flags=re.S), page.name
         assert "\u2068" not in outside
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_a_replay_keeps_the_updates_that_were_made_and_stays_bit_for_bit(tmp_pat
         found = replayed.model.policy.state_dict()
         assert all(torch.equal(found[name], after[name]) for name in found)
         parameters = [update.parameters for update in window.updates] + [after]
-        for one, other in zip(parameters, parameters[1:], strict=False):
+        for one, other in pairwise(parameters):
             assert any(not torch.equal(one[name], other[name]) for name in found), "an update that moved nothing"
     assert stopped, "PPO never stopped: the test is blind"
     edited = replay(agent, ENV, 3, folder, RewardEdit(None)).state_dict()

@@ -87,24 +87,26 @@ def test_a_bad_task_writes_nothing(
 def test_a_nan_reward_in_the_middle_of_training_writes_nothing(
     tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
 ) -> None:
-    task = write_task(**CORRIDOR, train_kwargs={"nan_after": 100}, agent=TINY, seeds=1)
+    """After more steps than the short look at the environment takes of one copy."""
+    agent = {**TINY, "total_timesteps": 2048}
+    task = write_task(**CORRIDOR, train_kwargs={"nan_after": 500}, agent=agent, seeds=1)
     done = aitia_command("train", task, "--out", tmp_path / "run", "--scheduler", scheduler)
-    refused(done, "window 1, env 0, step 36", "reward nan", "fix the reward function")
+    refused(done, "window 7, env 0, step 52", "reward nan", "fix the reward function")
     assert not (tmp_path / "run").exists()
 
 
 def test_components_that_do_not_sum_in_one_seed_leave_the_others_whole(
     tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
 ) -> None:
-    task = {**CORRIDOR, "env": "toy_environments:Forgetful", "agent": TINY, "train_kwargs": {"honest": 8}}
+    task = {**CORRIDOR, "env": "toy_environments:Forgetful", "agent": TINY, "train_kwargs": {"honest": 100}}
     task["test_kwargs"] = task["train_kwargs"]
     arguments = ("--out", tmp_path / "run", "--scheduler", scheduler)
     assert aitia_command("train", write_task(**task, seeds=[0]), *arguments).code == 0
     whole = [path for folder in ("transitions", "checkpoints") for path in (tmp_path / "run" / folder).rglob("*.*")]
     before = {path: path.stat().st_mtime_ns for path in whole}
     refused(
-        aitia_command("train", write_task(**task, seeds=[0, 4]), *arguments),
-        "window 0, env 0, step", "reward_components", "sums to 0.5 but the reward is 1",
+        aitia_command("train", write_task(**task, seeds=[0, 50]), *arguments),
+        "window 0, env 1, step", "reward_components", "sums to 0.5 but the reward is 1",
     )  # fmt: skip
     after = [path for folder in ("transitions", "checkpoints") for path in (tmp_path / "run" / folder).rglob("*.*")]
     assert before == {path: path.stat().st_mtime_ns for path in after}

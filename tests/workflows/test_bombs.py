@@ -1,5 +1,5 @@
 """Run folders and task files that somebody sent: small on the disk, huge when read. Each is refused in one line, with
-exit code 2, within a minute and with little more memory than an ordinary call takes."""
+exit code 2, within a minute of a processor and with little more memory than an ordinary call takes."""
 
 from __future__ import annotations
 

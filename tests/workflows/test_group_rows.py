@@ -20,6 +20,7 @@ from aitia.training.groups import ByTransition
 from aitia.workflows import commands
 from aitia.workflows.attribute import attributed_tables
 from aitia.workflows.groups import group_rows
+from aitia.workflows.recorded import estimator_of
 from aitia.workflows.runs import open_run
 
 PLACE = ["seed", "window", "env", "step"]
@@ -98,7 +99,7 @@ def test_tables_of_0_1_are_read_with_their_groups(run: Path) -> None:
     try:
         episodes = read_table(opened.folder.evaluation_path("test", "episodes"))
         names = failure_ids(opened.task.outcomes.failures(episodes))
-        found = attributed_tables(opened.folder, "test", names, "trak")["transitions"]
+        found = attributed_tables(opened.folder, "test", names, estimator_of(opened.task).name)["transitions"]
         assert found["group"].to_pylist() == now["group"].to_pylist()
     finally:
         write_table(path, now)

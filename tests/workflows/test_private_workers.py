@@ -112,8 +112,8 @@ def test_the_import_paths_of_the_command_come_after_those_of_a_worker(
 
 def test_the_dashboard_is_there_for_who_asks() -> None:
     with dask.config.set({"aitia.dashboard-address": "127.0.0.1:0"}), start_cluster(1) as cluster:
-        address = cluster.scheduler.http_server.port
-        with urllib.request.urlopen(f"http://127.0.0.1:{address}/info/main/workers.html") as answer:
+        server: Any = cluster.scheduler
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_server.port}/info/main/workers.html") as answer:
             assert answer.status == 200
 
 

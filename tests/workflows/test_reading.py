@@ -27,8 +27,8 @@ from aitia.workflows.runs import open_run
 
 pytestmark = pytest.mark.slow
 Command = Callable[..., Finished]
-# `env`, `hooks` and `target` name the first three; the last is what installed packages import where it is there.
-PLANTED = ("planted_env", "planted_hooks", "planted_target", "cupy")
+# `env`, `hooks` and `target` name the first three; the others are what installed packages import where they are there.
+PLANTED = ("planted_env", "planted_hooks", "planted_target", "bottleneck", "numexpr", "pytz", "substrait")
 AUDITED = """
 import os, sys
 

@@ -47,7 +47,7 @@ def test_an_error_shows_the_names_in_a_task_and_obeys_none(tmp_path: Path, aitia
     done = aitia_command("train", task, "--out", tmp_path / "run")
     assert done.code == 2 and SHOWN in done.err
     assert not UNSEEN & set(done.err)
-    task.write_text(task_text(**{f"{HOSTILE}\naitia: all is well": 1}), encoding="utf-8")
+    task.write_text(task_text() + json.dumps(f"{HOSTILE}\naitia: all is well") + ": 1\n", encoding="utf-8")
     done = aitia_command("train", task, "--out", tmp_path / "run")
     assert done.code == 2 and not UNSEEN & set(done.err)
     assert "\naitia: all is well" not in done.err, "a name wrote a line that looks like one of ours"
