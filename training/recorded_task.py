@@ -115,8 +115,10 @@ def _command(folder: RunFolder, path: Path, modules: Sequence[str]) -> str:
     """Return the command that takes the recording over."""
     folders = list(dict.fromkeys(found for name in modules if (found := _search_folder(name.partition(":")[0]))))
     before = f"PYTHONPATH={shlex.quote(':'.join(folders))} " if folders else ""
-    task = shlex.quote(str(path)) if remote(path) is None else f"a local copy of {path}"
-    return f"{before}aitia run {task} --out {shlex.quote(str(folder.root))}"
+    out = shlex.quote(str(folder.root))
+    if remote(path) is not None:
+        return f"{before}aitia run {TASK_FILE} --out {out}  # next to a copy of {path}: task files are local"
+    return f"{before}aitia run {shlex.quote(str(path))} --out {out}"
 
 
 def _search_folder(module: str) -> str | None:

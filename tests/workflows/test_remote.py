@@ -152,7 +152,11 @@ def test_a_script_records_into_a_bucket(other: s3fs.S3FileSystem) -> None:
     names = {path.removeprefix("bucket/script/") for path in other.find("bucket/script")}
     files = {f"{kind}/seed=3/window=0000{i}.{end}" for i in (0, 1) for kind, end in
              (("transitions", "parquet"), ("checkpoints", "safetensors"))}  # fmt: skip
-    assert names == {*files, "checkpoints/seed=3/final.safetensors"}
+    assert names == {*files, "checkpoints/seed=3/final.safetensors", "task.yaml"}
+    assert (
+        "aitia run task.yaml --out s3://bucket/script  # next to a copy"
+        in other.cat("bucket/script/task.yaml").decode()
+    )
 
 
 def test_a_training_that_was_given_up_publishes_nothing(other: s3fs.S3FileSystem) -> None:
