@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from ..datasets.outcomes import Outcomes
 from ..datasets.schema import RANDOM_POLICY_SEED
+from ..datasets.words import counted
 from .statistics import NOTHING, Interval, mean_interval
 
 Kind = Literal["desired", "misbehaved", "other"]
@@ -78,7 +79,7 @@ class Preference:
         sure = "which is clear" if low > 0 or high < 0 else "which is not clear: the interval holds zero"
         if high < 0:
             sure = "the other way round within seeds: agents differ in how often they had either"
-        return f"{said} The difference within {self.seeds} seeds is {_number(self.lead)}, {sure}."
+        return f"{said} The difference within {counted(self.seeds, 'seed')} is {_number(self.lead)}, {sure}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as `summary.json` has it."""
