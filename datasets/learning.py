@@ -75,7 +75,9 @@ def learning_rows(member: str, counts: dict[str, list[int]]) -> pa.Table:
     """
     if len({len(numbers) for numbers in counts.values()}) > 1:
         lengths = {name: len(numbers) for name, numbers in counts.items()}
-        raise RunFolderError(f"the training outcomes of {member} have {lengths} windows, expected as many of each")
+        raise RunFolderError(
+            f"training outcomes of {member}: expected one number a window of each, {lengths} was found"
+        )
     rows = [
         (member, window, outcome, number)
         for outcome, numbers in sorted(counts.items())

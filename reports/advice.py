@@ -59,18 +59,14 @@ class Costs:
 
     def longer(self) -> str:
         """Say what twice the steps cost: every agent is trained again, for twice as long."""
-        return f"{_trainings(self.agents + self.retrained)}, {_duration(2 * (self.train + self.verify))}"
+        return f"{counted(self.agents + self.retrained, 'training')}, {_duration(2 * (self.train + self.verify))}"
 
     def more_seeds(self, seeds: int) -> str:
         """Say what further seeds cost: each is an agent, and as many retrainings as the seeds so far have."""
         each = round(self.retrained / self.seeds) if self.seeds else 0
         ratio = seeds * each / self.retrained if self.retrained else 0.0
         seconds = seeds * self.train / max(self.agents, 1) + ratio * self.verify
-        return f"{_trainings(seeds * (1 + each))}, {_duration(seconds)}"
-
-
-def _trainings(count: int) -> str:
-    return f"{count} training{'s' if count != 1 else ''}"
+        return f"{counted(seeds * (1 + each), 'training')}, {_duration(seconds)}"
 
 
 def _duration(seconds: float) -> str:
@@ -285,7 +281,7 @@ def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...
         return (f"{step}.",)
     seeds = _seeds_wanted(findings)
     return (
-        f"{step}. Twice as many would cost {around.costs.longer()}; {seeds} more seed{'s' if seeds != 1 else ''} would "
+        f"{step}. Twice as many would cost {around.costs.longer()}; {counted(seeds, 'more seed')} would "
         f"cost {around.costs.more_seeds(seeds)}.",
     )
 

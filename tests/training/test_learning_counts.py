@@ -81,5 +81,7 @@ def test_what_was_kept_is_read_and_reading_alone_writes_nothing(tmp_path: Path) 
 
 
 def test_counts_of_different_lengths_are_refused() -> None:
-    with pytest.raises(RunFolderError, match=r"member a have .* windows, expected as many of each"):
+    with pytest.raises(
+        RunFolderError, match=r"member a: expected one number a window of each, \{'goal': 2, 'pit': 1\} was found"
+    ):
         learning_rows("member a", {"goal": [1, 2], "pit": [1]})
