@@ -94,7 +94,8 @@ def require_names(declared: Outcomes, seen: Collection[str], listed: Collection[
                 if name not in known:
                     raise TaskError(
                         f"outcomes.{kind}: `{name}` was given, expected one of the environment's outcomes: "
-                        f"{', '.join(known)}.{nearest(name, known)}"
+                        f"{', '.join(known)}.{nearest(name, known)} (Where a wrapper adds outcomes, "
+                        "metadata['outcomes'] is to list them)"
                     )
             elif slips := [other for other in others if _is_slip(name, other)]:
                 raise TaskError(
