@@ -17,7 +17,8 @@ def hint_at_threads(policy: nn.Module | None) -> None:
     """Say, once in a process, that one thread is probably faster; the setting stays the script's own.
 
     Args:
-        policy: what is trained; None: nothing is, as where a dataset is imported. Nothing is said of networks on another device, with convolutions or with large layers.
+        policy: what is trained; None: nothing is, as where a dataset is imported. Nothing is said of networks on
+            another device, with convolutions or with large layers.
     """
     threads = torch.get_num_threads()
     parameters = list(policy.parameters()) if policy is not None else []
