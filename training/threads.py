@@ -13,14 +13,15 @@ _SMALL = 2**18  # numbers of a layer, 512 x 512: below, handing out its work tak
 log = logging.getLogger("aitia")
 
 
-def hint_at_threads(policy: nn.Module) -> None:
+def hint_at_threads(policy: nn.Module | None) -> None:
     """Say, once in a process, that one thread is probably faster; the setting stays the script's own.
 
     Args:
-        policy: what is trained. Nothing is said of networks on another device, with convolutions or with large layers.
+        policy: what is trained; None: nothing is, as where a dataset is imported. Nothing is said of networks on
+            another device, with convolutions or with large layers.
     """
     threads = torch.get_num_threads()
-    parameters = list(policy.parameters())
+    parameters = list(policy.parameters()) if policy is not None else []
     small = all(each.ndim <= 2 and each.numel() < _SMALL and each.device.type == "cpu" for each in parameters)
     if threads > 1 and parameters and small:
         _say(threads)

@@ -44,10 +44,11 @@ def test_a_recorder_says_it_once_and_changes_nothing(tmp_path: Path, caplog: pyt
         (nn.Linear(1024, 1024), 2),
         (nn.Linear(64, 64, device="meta"), 2),
         (nn.ReLU(), 2),
+        (None, 2),
     ],
 )
 def test_nothing_is_said_where_threads_may_help(
-    policy: nn.Module, count: int, caplog: pytest.LogCaptureFixture
+    policy: nn.Module | None, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.set_num_threads(count)
     threads.hint_at_threads(policy)
