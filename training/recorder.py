@@ -146,7 +146,8 @@ class Recorder(BaseCallback):
         self._earlier = EarlierTraining(int(model.num_timesteps), int(getattr(model, "_n_updates", 0)))
         if self._earlier:
             log.warning("seed %d: %s", self.seed, self._earlier.what_follows())
-        hint_at_threads(model.policy)
+        if model.policy is not None:  # imported data have none
+            hint_at_threads(model.policy)
         self._staged = RunFolder(begin_folder(self._aside))
         self._hold()
         env = model.get_env()
