@@ -253,7 +253,9 @@ def test_a_page_says_which_tables_were_changed_by_hand(copy: Path, aitia_command
     assert not (reports / "assets/frames" / failure.steps[0].file).exists()
 
 
-@pytest.mark.parametrize("stage", ["evaluations", "influence", "bank", "frames", ".parts/reward_sums", ".parts/learning"])
+@pytest.mark.parametrize(
+    "stage", ["evaluations", "influence", "bank", "frames", ".parts/reward_sums", ".parts/learning"]
+)
 def test_every_stage_leaves_checksums_of_its_tables(small_run: Path, stage: str) -> None:
     checksums = json.loads((small_run / "run.json").read_text())["checksums"]
     found = {name: checksum for name, checksum in checksums.items() if name.startswith(stage)}
