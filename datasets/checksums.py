@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import RunFolderError
+from .remote import is_inside, name_in
 from .store import RunFolder, sha256_of
 
 _KEPT = ("evaluations", "influence", "bank", "validation", "frames")
@@ -33,7 +34,7 @@ def noting(folder: RunFolder, note: Callable[[str, str], None]) -> Callable[[Pat
     """
 
     def written(path: Path, aside: Path) -> None:
-        if path.is_relative_to(folder.root) and is_checked(name := path.relative_to(folder.root).as_posix()):
+        if is_inside(path, folder.root) and is_checked(name := name_in(path, folder.root)):
             note(name, sha256_of(aside))
 
     return written
@@ -50,7 +51,7 @@ def check(folder: RunFolder, recorded: Mapping[str, str], paths: Sequence[Path])
     """Compare files with their checksums; those that are not there are left out."""
     found = Checked([], [])
     for path in paths:
-        name = path.relative_to(folder.root).as_posix()
+        name = name_in(path, folder.root)
         try:
             if name in recorded and sha256_of(path) != recorded[name]:
                 found.changed.append(name)

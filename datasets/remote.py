@@ -124,6 +124,16 @@ def asking(path: Path) -> Iterator[None]:
         ) from error
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder or lies in it, by their names; one on a store and a local one never do."""
+    return (remote(path) is None) == (remote(folder) is None) and path.is_relative_to(folder)
+
+
+def name_in(path: Path, folder: Path) -> str:
+    """Return a path relative to a folder that it lies in, with slashes."""
+    return "/".join(path.parts[len(folder.parts) :])
+
+
 def exist(paths: Sequence[Path]) -> list[bool]:
     """Return for each path whether there is such a file; on a store each folder is listed once."""
     folders: dict[str, set[str]] = {}

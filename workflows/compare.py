@@ -12,7 +12,7 @@ from ..datasets.checksums import check
 from ..datasets.errors import InputError, RunFolderError
 from ..datasets.manifest import installed_versions, source_git_sha
 from ..datasets.rebuilt import foreign, rebuilt
-from ..datasets.remote import as_path
+from ..datasets.remote import as_path, is_inside
 from ..datasets.store import RunFolder, read_json, read_table
 from ..datasets.words import counted
 from ..reports.compare import ComparedRun, compare_runs, write_comparison
@@ -64,7 +64,7 @@ def _free_folder(after: Run, folder: Path) -> Path:
         InputError: it holds something else, or is inside run B only by a link.
     """
     place = folder.resolve()
-    if place != folder.absolute() and folder.is_relative_to(after.folder.root):
+    if place != folder.absolute() and is_inside(folder, after.folder.root):
         raise InputError(f"{folder} is a link, or lies behind one, to {place}; expected the run's own: remove it")
     if place.exists() and not _is_free(place):
         raise InputError(

@@ -14,7 +14,7 @@ from ..datasets.checksums import noting
 from ..datasets.errors import EnvironmentError_, RunFolderError
 from ..datasets.lock import locked
 from ..datasets.manifest import Manifest
-from ..datasets.remote import exist
+from ..datasets.remote import exist, name_in
 from ..datasets.rewards import missing_file
 from ..datasets.store import RunFolder, on_write, sha256_of
 from ..training.agents import new_policy
@@ -65,11 +65,11 @@ class Run:
         """Write the checksums of files that workers wrote into `run.json`; those that are not there are left out."""
         for path in paths:
             if path.exists():
-                self.note(path.relative_to(self.folder.root).as_posix(), sha256_of(path))
+                self.note(name_in(path, self.folder.root), sha256_of(path))
 
     def note_new(self, paths: Sequence[Path]) -> None:
         """Write the checksums of files that have none yet into `run.json`."""
-        self.note_files([p for p in paths if p.relative_to(self.folder.root).as_posix() not in self.manifest.checksums])
+        self.note_files([p for p in paths if name_in(p, self.folder.root) not in self.manifest.checksums])
 
     def forget_missing_files(self) -> None:
         """Take the checksums of files that are no more out of `run.json`."""
