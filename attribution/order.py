@@ -49,7 +49,7 @@ def effect_table(sums: pa.Table, lam: float = DEFAULT_LAMBDA) -> EffectTable:
     Raises:
         InputError: rows of several estimators.
     """
-    _require_one_estimator(sums)
+    require_one_estimator(sums)
     chosen = sums.filter((pc.field("lambda") == lam) & pc.field("effect").is_valid())
     failure, group = (chosen[name].combine_chunks().dictionary_encode() for name in ("failure", "group"))
     failures, groups = failure.dictionary.to_pylist(), group.dictionary.to_pylist()
@@ -72,7 +72,7 @@ def effect_table(sums: pa.Table, lam: float = DEFAULT_LAMBDA) -> EffectTable:
     return EffectTable(failures, groups, mean, spread, by_seed)
 
 
-def _require_one_estimator(table: pa.Table) -> None:
+def require_one_estimator(table: pa.Table) -> None:
     """Check that an influence table holds one estimator: another one's effects are in another unit."""
     names = sorted(pc.unique(table["estimator"]).to_pylist()) if "estimator" in table.column_names else []
     if len(names) > 1:
@@ -124,7 +124,7 @@ def bounded_edits(units: pa.Table, bounds: tuple[float, float]) -> list[BoundedE
     Raises:
         InputError: rows of several estimators.
     """
-    _require_one_estimator(units)
+    require_one_estimator(units)
     names = units.set_column(units.column_names.index("group"), "group", units["group"].cast(pa.string()))
     seeds = max(len(pc.unique(units["seed"])), 1)
     columns = ("transitions", "paid", "tau", "reward_tau")

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 
+from .order import require_one_estimator
 from .trak import DEFAULT_LAMBDA
 
 LEAST_SILHOUETTE = 0.5  # "a reasonable structure": Kaufman and Rousseeuw 1990, Finding Groups in Data, table 4
@@ -61,7 +62,11 @@ def cluster_failures(sums: pa.Table, failures: Sequence[str], most: int = MOST_C
         sums: rows of `influence/SET/groups.parquet` of one estimator with known effects.
         failures: ids of all failures; one without a profile (no wrong reward met) is put into the largest cluster.
         most: largest number of clusters; 1: do not split.
+
+    Raises:
+        InputError: rows of several estimators.
     """
+    require_one_estimator(sums)
     names, halves = _halves(sums)
     one = FailureClusters(dict.fromkeys(failures, 0), min(1, len(failures)), None, None)
     least = max(LEAST_FAILURES, int(np.ceil(LEAST_SHARE * len(failures))))

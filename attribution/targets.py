@@ -11,7 +11,7 @@ the state in which it began.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -85,10 +85,11 @@ class TargetSteps:
     def of(self, chosen: NDArray[np.int64]) -> TargetSteps:
         """Return the steps of some failures, in ascending order."""
         steps = np.isin(self.failure, chosen)
-        return TargetSteps(
-            tuple(self.ids[i] for i in chosen), tuple(self.kinds[i] for i in chosen),
-            np.searchsorted(chosen, self.failure[steps]), self.observations[steps], self.actions[steps],
-            self.labels[steps], self.decisive[steps], self.user, self.given.whole_episodes(steps),
+        return replace(
+            self, ids=tuple(self.ids[i] for i in chosen), kinds=tuple(self.kinds[i] for i in chosen),
+            failure=np.searchsorted(chosen, self.failure[steps]), observations=self.observations[steps],
+            actions=self.actions[steps], labels=self.labels[steps], decisive=self.decisive[steps],
+            given=self.given.whole_episodes(steps),
         )  # fmt: skip
 
     def values(self, outputs: Outputs) -> Tensor:

@@ -9,14 +9,17 @@ import pytest
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3 import SAC
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
+from toy_environments import Kinds
 from trained import Trained
 
 from aitia.attribution import trak
 from aitia.attribution.outputs import Outputs
+from aitia.attribution.q_networks import critic_inputs, critic_margins, q_networks
 from aitia.attribution.targets import TargetSteps
-from aitia.attribution.trak import LAMBDAS, LARGEST_ERROR, WindowRows, policy_gradients, value_gradients
+from aitia.attribution.trak import LAMBDAS, LARGEST_ERROR, WindowRows, policy_gradients, q_gradients, value_gradients
 
 ROWS, SIZE, FAILURES = 1100, 6, 5
 
@@ -148,3 +151,18 @@ def test_scores_that_are_refused_are_those_of_float64_for_every_kind_of_policy(
 
 def _both(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps) -> list[trak.WindowGradients | None]:
     return [policy_gradients(policy, rows, targets, "w"), value_gradients(policy, rows, targets, "w", 1.3)]
+
+
+def test_q_networks_are_checked_by_targets_of_their_own_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SAC("MlpPolicy", Kinds(act="box"), seed=0, device="cpu", policy_kwargs={"net_arch": [8]})
+    generator, width = np.random.default_rng(0), int(np.prod(model.action_space.shape or ()))
+    observations = np.stack([model.observation_space.sample() for _ in range(70)])
+    actions = generator.uniform(-1, 1, (70, width)).astype(np.float32)
+    rows = WindowRows.of(critic_inputs(observations, actions), np.zeros(70, np.int64))
+    targets, (network, *_) = critic_margins(observations[:3], actions[:3], -actions[:3]), q_networks(model.policy)
+    exact = q_gradients(network, rows, targets, "w").trak(1e-3)
+    monkeypatch.setattr(trak, "DOUBLE_ROWS", 0)
+    single = q_gradients(network, rows, targets, "w")
+    assert single.double is not None and single.double.error(single, single._factor(1e-1), 1e-1) < LARGEST_ERROR
+    single.double.refused = 1.0
+    np.testing.assert_allclose(single.trak(1e-3), exact, rtol=1e-9, atol=1e-12)

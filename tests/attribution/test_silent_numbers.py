@@ -11,6 +11,7 @@ from aitia.attribution.adjoint import Advantages, reward_influence, spread, summ
 from aitia.attribution.estimators import Trak
 from aitia.attribution.factors import why_not_factored
 from aitia.attribution.order import bounded_edits, effect_table
+from aitia.attribution.profiles import cluster_failures
 from aitia.attribution.registry import choose_estimator
 from aitia.datasets.errors import InputError
 
@@ -23,6 +24,8 @@ def test_effects_of_several_estimators_are_not_added() -> None:
     table = pa.Table.from_pylist(rows)
     with pytest.raises(InputError, match="tracin, trak"):
         effect_table(table)
+    with pytest.raises(InputError, match="tracin, trak"):
+        cluster_failures(table, ["0-0"])
     assert effect_table(table.slice(0, 1)).mean() == {"a": 1.0}
 
 
