@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 
-from .errors import RunFolderError
+from .errors import RunFolderError, shown
+from .limits import parse_json
 from .schema import metadata_of
 
 Array = NDArray[Any]
@@ -46,11 +47,18 @@ def array_format(schema: pa.Schema, column: str) -> ArrayFormat:
     """
     metadata = metadata_of(schema)
     try:
-        form = ArrayFormat(tuple(json.loads(metadata[f"{column}_shape"])), metadata[f"{column}_dtype"])
+        shape = tuple(int(size) for size in parse_json(metadata[f"{column}_shape"]))
+        form = ArrayFormat(shape, metadata[f"{column}_dtype"])
+        _dtype_of(form.dtype)  # is one
     except KeyError as error:
         raise RunFolderError(
             f"the table has no {error} in its schema metadata, so column `{column}` cannot be decoded: "
             "it was not written by aitia, or was rewritten without its metadata"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"the schema metadata of column `{column}` tell no shape ({shown(str(error))}); expected a list of numbers: "
+            "the table was not written by aitia, or is damaged"
         ) from error
     if column in schema.names:
         _require_width(schema.field(column).type, form, f"column `{column}`")
@@ -134,7 +142,7 @@ def _dtype_text(dtype: np.dtype[Any]) -> str:
 def _dtype_of(text: str) -> np.dtype[Any]:
     if not text.startswith("["):
         return np.dtype(text)
-    return np.dtype([(name, base, tuple(shape)) for name, base, shape in json.loads(text)])
+    return np.dtype([(name, base, tuple(shape)) for name, base, shape in parse_json(text)])
 
 
 def encode_actions(actions: Array) -> tuple[pa.Array, dict[str, str]]:

@@ -35,3 +35,17 @@ def test_a_column_without_a_fixed_width_is_an_error() -> None:
 def test_another_shape_of_as_many_bytes_is_read_as_that_shape() -> None:
     form = array_format(table(ArrayFormat((2, 3), "float32")).schema, "observation")
     np.testing.assert_array_equal(decode_arrays(encode_arrays(VALUES), form), VALUES.reshape(4, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"observation_shape": "[6"}, {"observation_shape": "7"}, {"observation_shape": "[" * 5000},
+        {"observation_dtype": "f9"},
+    ],
+)  # fmt: skip
+def test_metadata_that_tell_no_shape_are_an_error(changed: dict[str, str]) -> None:
+    form = ArrayFormat((6,), "float32")
+    damaged = with_metadata(table(form), {**array_metadata("observation", form), **changed})
+    with pytest.raises(RunFolderError, match="tell no shape"):
+        array_format(damaged.schema, "observation")
