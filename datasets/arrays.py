@@ -57,7 +57,7 @@ def array_format(schema: pa.Schema, column: str) -> ArrayFormat:
         ) from error
     except (TypeError, ValueError) as error:
         raise RunFolderError(
-            f"the schema metadata of column `{column}` tell no shape ({shown(str(error))}); expected a list of numbers: "
+            f"the schema metadata of column `{column}` tell no shape ({shown(str(error))}); expected numbers: "
             "the table was not written by aitia, or is damaged"
         ) from error
     if column in schema.names:

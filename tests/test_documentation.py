@@ -90,3 +90,13 @@ def test_every_way_of_recording_works_as_written(tmp_path: Path, monkeypatch: py
     assert "begins after 64 steps" in recording_notes(RunFolder(tmp_path / "runs/zoo"), [0])[1]
     assert namespace["dataset"].total_steps == 1024
     assert len(list((tmp_path / "runs/imported/transitions/seed=0").iterdir())) == 1
+
+
+def test_every_test_that_a_promise_of_safety_names_is_there() -> None:
+    page = (Path(__file__).parents[1] / "docs/safety.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z]+/test_\w+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 30
+    for file, name in named:
+        source = Path(__file__).parent / file
+        assert source.is_file(), file
+        assert not name or re.search(rf"\b(?:def|class) {name}\b", source.read_text(encoding="utf-8")), f"{file}::{name}"
