@@ -19,8 +19,8 @@ from aitia.training.recorder import Recorder
 @pytest.fixture(autouse=True)
 def two_threads(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     log = logging.getLogger("aitia")
-    monkeypatch.setattr(log, "propagate", True)
-    monkeypatch.setattr(log, "handlers", [])  # those of a command that ran before
+    monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.setattr(log, "handlers", [caplog.handler])  # not those of a command that ran before
     threads._say.cache_clear()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
