@@ -18,7 +18,9 @@ from aitia.training.recorder import Recorder
 
 @pytest.fixture(autouse=True)
 def two_threads(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(logging.getLogger("aitia"), "propagate", True)
+    log = logging.getLogger("aitia")
+    monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.setattr(log, "handlers", [caplog.handler])  # not those of a command that ran before
     threads._say.cache_clear()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
