@@ -119,7 +119,7 @@ class AgentSpec(BaseModel):
         """Refuse windows of more transitions, and more windows, than a training can have."""
         steps = self.hyperparameters.get("n_steps", _SHORTEST if self.algorithm == "A2C" else None)
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            return self  # the algorithm says what is wrong with it
+            return self  # `require_valid` says what is wrong with it
         rows = steps * self.n_envs
         if rows > _MOST_ROWS or self.total_timesteps > rows * MOST_WINDOWS:
             raise ValueError(
@@ -167,6 +167,9 @@ class AgentSpec(BaseModel):
                     f"agent.hyperparameters.{name}: `{value}` was given, expected a number, or for instance "
                     "lin_0.001, which falls linearly to zero"
                 )
+        steps = self.hyperparameter("n_steps")
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise TaskError(f"agent.hyperparameters.n_steps: `{steps}` was given, expected a whole number from 1")
         known = list(algorithm_class(self.algorithm).policy_aliases)
         if self.policy not in known:
             raise TaskError(

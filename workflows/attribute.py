@@ -52,7 +52,6 @@ from ..training.agents import load_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import ensure_groups, load_grouping
 from .influence_tables import Addition, covered_by_all
-from .outcomes import require_outcomes
 from .recorded import estimator_of
 from .runs import Run
 from .sources import hashes_of
@@ -129,8 +128,6 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     find_estimator(estimator)
     run.require_trained()
     known = failures_of(run, set_name)
-    if known:
-        require_outcomes(run)
     there, named = frozenset(known), frozenset(failures)
     for name in failures:
         if name not in there:

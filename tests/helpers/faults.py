@@ -120,6 +120,7 @@ def stamps(root: Path) -> dict[str, list[int]]:
     """Return the inode and time of every finished piece of a run folder."""
     folders = (root / ".parts", root / "transitions", root / "checkpoints")
     found = [path for folder in folders for path in folder.rglob("*.*") if path.is_file() and path.suffix != ".tmp"]
+    found = [path for path in found if path.name != "lock.json"]
     return {str(path): [path.stat().st_ino, path.stat().st_mtime_ns] for path in sorted(found)}
 
 

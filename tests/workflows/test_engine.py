@@ -18,7 +18,7 @@ from aitia.attribution.order import area_under_curve, attribution_order, effect_
 from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.workflows import commands
 from aitia.workflows.attribute import failures_of
-from aitia.workflows.groups import load_grouping
+from aitia.workflows.groups import ensure_groups, load_grouping
 from aitia.workflows.recorded import estimator_of
 from aitia.workflows.runs import open_run
 
@@ -181,6 +181,7 @@ def test_clusters_of_a_run_are_kept_and_used_again(copy: Path, write_task: Write
     manifest["task"]["group_by"] = "cluster"
     (copy / "run.json").write_text(json.dumps(manifest))
     run = open_run(copy)
+    ensure_groups(run.folder, run.task)
     table = pq.read_table(run.folder.transitions_path(1, 3))
     first = load_grouping(run.folder, run.task).of_table(table)
     assert (copy / "groups/clusters.safetensors").exists()

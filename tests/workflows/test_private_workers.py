@@ -36,6 +36,19 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
         yield pool
 
 
+_ROUTES = {
+    f"distributed.{role}.http.routes": dask.config.get(f"distributed.{role}.http.routes")
+    for role in ("scheduler", "worker")
+}
+
+
+@pytest.fixture(autouse=True)
+def own_settings() -> Iterator[None]:
+    """Dask's settings as a process begins with them: a cluster that other tests share changes them while it lives."""
+    with dask.config.set({"temporary-directory": None, **_ROUTES}):
+        yield
+
+
 @pytest.mark.slow
 def test_another_user_runs_nothing_and_reads_no_page(pool: Workers, tmp_path: Path) -> None:
     ran, pages = _attacked(tmp_path / "left", {address.port for address in _listening()})

@@ -34,10 +34,10 @@ def test_pygame_prints_nothing_in_the_command_and_in_its_workers(
         capture_output=True, text=True, check=False, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )  # fmt: skip
-    said = done.stdout + done.stderr
+    said = (done.stdout + done.stderr).replace(str(tmp_path), "")
     assert done.returncode == 0, said
     assert said.count("imported here") == 2, "in the command's process and in its worker, or the test is empty"
-    assert "pygame" not in said
+    assert "pygame" not in said.replace("with_pygame", "")
 
 
 @pytest.mark.parametrize("category", [UserWarning, DeprecationWarning])

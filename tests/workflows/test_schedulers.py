@@ -26,6 +26,7 @@ from faults import ROOMS
 from shared_cluster import without_certificates
 
 from aitia.datasets.errors import InputError
+from aitia.datasets.manifest import Manifest
 from aitia.datasets.store import RunFolder, write_json
 from aitia.workflows import schedulers, workers
 from aitia.workflows.workers import Workers
@@ -104,7 +105,7 @@ def test_a_worker_that_does_not_see_the_run_folder_says_so(tmp_path: Path, sched
         for given in (piece, (piece, piece)):
             with pytest.raises(InputError, match=f"does not see the run folder {tmp_path}.*shared folder"):
                 pool.map(type, [given], "train")
-        write_json(RunFolder(tmp_path).manifest_path, {})
+        Manifest({}, {}, []).write(RunFolder(tmp_path))
         assert pool.map(type, [piece], "train") == [RootPiece]
 
 

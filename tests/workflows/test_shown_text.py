@@ -135,6 +135,8 @@ def test_every_file_of_text_names_its_encoding() -> None:
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+            if ast.unparse(node.func) == "os.open":
+                continue  # a descriptor, which whoever opens it as text gives an encoding
             modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
             binary = any("b" in mode for mode in modes if isinstance(mode, str))
             named = any(keyword.arg == "encoding" for keyword in node.keywords)
@@ -194,7 +196,9 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
             lambda path, *a, **k: (real if Path(path) != run / name else permission_denied)(path, *a, **k),
         )
     done = (
-        aitia_command("compare", run, sent_run(tmp_path / "b")) if "final" not in name else aitia_command("verify", run)
+        aitia_command("compare", run, sent_run(tmp_path / "b"))
+        if "final" not in name
+        else aitia_command("verify", run, "--trust")
     )
     assert done.code == 2
     assert "may not be read by this user" in done.err and "chmod" in done.err
@@ -208,5 +212,6 @@ def test_a_folder_that_may_not_be_written_is_said_in_one_line(
     task = tmp_path / "task.yaml"
     task.write_text(json.dumps(SMALL_TASK), encoding="utf-8")
     done = aitia_command("train", task, "--out", tmp_path / "run" / "deep")
-    assert done.code == 2 and len(done.err.strip().splitlines()) == 1
-    assert "permission denied" in done.err and "may write" in done.err
+    assert done.code == 2 and len([line for line in done.err.splitlines() if line.startswith("aitia: ")]) == 1
+    assert "Traceback" not in done.err
+    assert "permission denied" in done.err and "may read and write" in done.err
