@@ -7,16 +7,16 @@ so the rollout is kept in `run.json`, played again by every computing command, a
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..datasets.arrays import flat_numbers
+from ..datasets.errors import RunFolderError
+from .contract import KNOWN_KEYS
 from .environments import EnvSpec, random_actions
 from .spaces import ObservationForm, env_action
 
@@ -24,15 +24,7 @@ _MOST_STEPS = 256
 _FEWEST_STEPS = 16
 _SECONDS = 0.25  # after which the first rollout ends; later ones have its length
 _HEX = 8  # digits kept of a step's digest
-
-
-class _Rollout(NamedTuple):
-    """What an environment said in T steps: digests of observations (T + resets), rewards, ends, infos."""
-
-    observations: list[str]
-    rewards: list[float]
-    ends: str
-    infos: list[dict[str, str]]
+_MANTISSA, _OFFSET = 2**20, 0.3183
 
 
 @dataclass(frozen=True)
@@ -44,8 +36,9 @@ class Fingerprint:
         rewards: the T rewards, as text, with spaces between.
         ends: a character a step: `t` terminated, `u` truncated, `.` neither.
         observations: a digest for each observation, of resets too, joined.
-        infos: a digest for each step's `info`, joined.
-        info_keys: the keys of `info` that counted: those that repeated themselves when the rollout was first taken.
+        infos: a digest of what each step's `info` says of the contract's keys (docs/task-file.md), joined.
+
+    Numbers count to about six digits: processors differ in the last ones.
     """
 
     steps: int
@@ -53,7 +46,6 @@ class Fingerprint:
     ends: str
     observations: str
     infos: str
-    info_keys: tuple[str, ...]
 
     def differences(self, now: Fingerprint) -> list[str]:
         """Say how the same rollout of an environment differs from this one; empty: it does not."""
@@ -66,17 +58,26 @@ class Fingerprint:
         for name in ("observations", "infos"):
             parts = [_split(getattr(each, name)) for each in (self, now)]
             if (step := _first_difference(*parts)) is not None:
-                found.append(f"{name}, from the {step + 1}. on")
+                found.append(
+                    f"{name}, from number {step} on" + (" (resets count too)" if name == "observations" else "")
+                )
         return found
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, for `run.json`."""
-        return {**asdict(self), "info_keys": list(self.info_keys)}
+        return asdict(self)
 
     @staticmethod
     def of_json(values: Mapping[str, Any]) -> Fingerprint:
-        """Return the fingerprint that `as_json` wrote."""
-        return Fingerprint(**{**values, "info_keys": tuple(values["info_keys"])})
+        """Return the fingerprint that `as_json` wrote.
+
+        Raises:
+            RunFolderError: it did not write these.
+        """
+        try:
+            return Fingerprint(**values)
+        except TypeError as error:
+            raise RunFolderError(f"run.json holds a fingerprint that aitia did not write ({error})") from error
 
 
 def take_fingerprint(spec: EnvSpec, masked: bool = False) -> Fingerprint | None:
@@ -90,74 +91,63 @@ def take_fingerprint(spec: EnvSpec, masked: bool = False) -> Fingerprint | None:
         EnvironmentError_: the environment cannot be made.
     """
     first = _roll_out(spec, masked, None)
-    second = _roll_out(spec, masked, len(first.rewards))
-    keys = sorted({key for info in (*first.infos, *second.infos) for key in info})
-    repeating = tuple(
-        key for key in keys if all(a.get(key) == b.get(key) for a, b in zip(first.infos, second.infos, strict=True))
-    )
-    one, two = (_fingerprint(rollout, repeating) for rollout in (first, second))
-    return one if one == two else None
+    return first if _roll_out(spec, masked, first.steps) == first else None
 
 
 def replay_fingerprint(spec: EnvSpec, known: Fingerprint, masked: bool = False) -> Fingerprint:
     """Return the fingerprint of the rollout that `known` is of, played in an environment as it is now."""
-    return _fingerprint(_roll_out(spec, masked, known.steps), known.info_keys)
+    return _roll_out(spec, masked, known.steps)
 
 
-def _fingerprint(rollout: _Rollout, keys: tuple[str, ...]) -> Fingerprint:
-    infos = [_digest(json.dumps([info.get(key) for key in keys])) for info in rollout.infos]
-    rewards = " ".join(map(repr, rollout.rewards))
-    return Fingerprint(
-        len(rollout.rewards), rewards, rollout.ends, "".join(rollout.observations), "".join(infos), keys
-    )  # fmt: skip
-
-
-def _roll_out(spec: EnvSpec, masked: bool, steps: int | None) -> _Rollout:
+def _roll_out(spec: EnvSpec, masked: bool, steps: int | None) -> Fingerprint:
     """Play `steps` steps; None: as many as fit into `_SECONDS`, at most `_MOST_STEPS`."""
     env = spec.make()
     try:
         form = ObservationForm(env.observation_space)
-        draw: Callable[[], Any] = random_actions(env, masked, f"environment `{spec.id}`")
-        found, episode, began = _Rollout([], [], "", []), 0, time.monotonic()
-        observations, rewards, infos, ends = found.observations, found.rewards, found.infos, ""
-        first, _ = env.reset(seed=episode)
-        observations.append(_digest(flat_numbers(form.batch([first])).tobytes()))
+        draw, episode, began = random_actions(env, masked, f"environment `{spec.id}`"), 0, time.monotonic()
+        observations, rewards, infos, ends = list[str](), list[str](), list[str](), ""
+        observations.append(_of_observation(form, env.reset(seed=episode)[0]))
         for step in range(_MOST_STEPS if steps is None else steps):
             if steps is None and step >= _FEWEST_STEPS and time.monotonic() - began > _SECONDS:
                 break
             seen, reward, terminated, truncated, info = env.step(env_action(env.action_space, draw()))
-            observations.append(_digest(flat_numbers(form.batch([seen])).tobytes()))
-            rewards.append(float(reward))
-            infos.append({str(key): _digest(repr(_plain(value))) for key, value in info.items()})
+            observations.append(_of_observation(form, seen))
+            rewards.append(f"{float(reward):.6g}")
+            infos.append(_digest(repr([_plain(info.get(key)) for key in KNOWN_KEYS]).encode()))
             ends += "t" if terminated else "u" if truncated else "."
             if terminated or truncated:
                 episode += 1
-                first, _ = env.reset(seed=episode)
-                observations.append(_digest(flat_numbers(form.batch([first])).tobytes()))
-        return found._replace(ends=ends)
+                observations.append(_of_observation(form, env.reset(seed=episode)[0]))
+        return Fingerprint(len(rewards), " ".join(rewards), ends, "".join(observations), "".join(infos))
     finally:
         env.close()
 
 
+def _of_observation(form: ObservationForm, observation: Any) -> str:
+    return _digest(_rounded(flat_numbers(form.batch([observation])).astype(np.float64)).tobytes())
+
+
+def _rounded(values: Any) -> Any:
+    """Return numbers to 20 bits of their mantissa; none that people write lies where these change."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.floor(mantissa * _MANTISSA + _OFFSET) / _MANTISSA, exponent) + 0.0  # no negative zero
+
+
 def _plain(value: Any) -> Any:
-    """Return a value whose text is the same in every process; of objects whose text may be an address: the type."""
+    """Return a value of the contract as one whose text is the same in every process."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
-    if value is None or isinstance(value, bool | int | str | bytes):
-        return value
     if isinstance(value, float):
-        return "nan" if math.isnan(value) else value
+        return float(_rounded(np.float64(value)))
     if isinstance(value, Mapping):
-        return sorted((str(key), repr(_plain(part))) for key, part in value.items())
-    if isinstance(value, set | frozenset):
-        return sorted(repr(_plain(part)) for part in value)
+        return sorted((str(key), _plain(part)) for key, part in value.items())
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    return type(value).__name__
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _digest(data: str | bytes) -> str:
-    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:_HEX]
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:_HEX]
 
 
 def _split(joined: str) -> list[str]:

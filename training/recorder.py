@@ -37,7 +37,7 @@ from torch import Tensor, as_tensor
 from ..datasets import schema
 from ..datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays, pack
 from ..datasets.errors import AitiaError, EnvironmentError_, InputError
-from ..datasets.lock import held_locally
+from ..datasets.lock import held
 from ..datasets.remote import remote, remove_folder
 from ..datasets.store import RunFolder, begin_folder, publish_folder, write_table, write_tensors
 from .buffers import Membership, action_masks, first_lstm_states, known_buffers, rebuilt
@@ -50,7 +50,17 @@ from .spaces import ObservationForm
 from .threads import hint_at_threads
 
 log = logging.getLogger("aitia")
-RECORDING_LOCK = "lock"  # in the folder aside: held while a script records
+_HELD = ".held"  # beside the folder aside: held while a script records
+
+
+def recording_lock(aside: Path) -> Path:
+    """Return the lock that is held while a script records into a folder aside."""
+    return aside.with_name(f"{aside.name}{_HELD}")
+
+
+def under_way(folder: RunFolder) -> list[Path]:
+    """Return the folders aside of trainings that have not ended, or not well."""
+    return sorted(path for path in folder.parts_folder("train").glob("seed=*") if _HELD not in path.name)
 
 
 @dataclass
@@ -418,11 +428,13 @@ class Recorder(BaseCallback):
 
     def _hold(self) -> None:
         """Let commands see that a script is at work here, until it has finished or its process has ended."""
-        if self.trained_by == SCRIPT and remote(self._aside) is None:
-            self._held.enter_context(held_locally(self._aside / RECORDING_LOCK, self._aside, "a script"))
+        if self.trained_by == SCRIPT:
+            self._held.enter_context(held(recording_lock(self._aside), self._aside, "a script"))
 
     def discard(self) -> None:
         """Remove what a training left aside."""
         self._held.close()
+        if remote(self._aside) is None:
+            recording_lock(self._aside).unlink(missing_ok=True)
         remove_folder(self._staged.root)
         remove_folder(self._aside)

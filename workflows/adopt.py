@@ -24,6 +24,7 @@ from ..training.environments import probe
 from ..training.provenance import PROGRESS, SCRIPT, EarlierTraining, comparable
 from ..training.recorded_agent import FILL_IN, said_schedule
 from ..training.recorded_task import TASK_FILE
+from ..training.recorder import under_way
 from ..training.spaces import ObservationForm
 from .task import Task
 
@@ -52,7 +53,7 @@ def require_adoptable(folder: RunFolder, task: Task) -> None:
         RunFolderError: names what is missing, or how a recording differs from the task. Nothing is changed.
     """
     aside = folder.parts_folder("train")
-    unfinished = sorted(path.name for path in aside.glob("seed=*"))
+    unfinished = [path.name for path in under_way(folder)]
     if unfinished:
         raise RunFolderError(
             f"{aside} holds recordings that are not finished ({', '.join(unfinished)}): of a script that still runs, "

@@ -50,7 +50,7 @@ from ..datasets.store import (
 from ..datasets.words import counted
 from ..training.agents import load_policy
 from ..training.replayed import Replay, ReplayedWindow
-from .groups import ensure_groups, load_grouping
+from .groups import clusters_path, ensure_groups, load_grouping
 from .influence_tables import Addition, covered_by_all
 from .recorded import estimator_of
 from .runs import Run
@@ -251,8 +251,14 @@ def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[s
 
 
 @lru_cache(maxsize=1)
-def _grouping_of(root: Path, task_json: str) -> Grouping:
+def _grouping_of(root: Path, task_json: str, changed: str) -> Grouping:
+    """Return the grouping of a run; read once a process, again if its state clusters change."""
     return load_grouping(RunFolder(root), Task.model_validate_json(task_json))
+
+
+def _clusters_stamp(folder: RunFolder) -> str:
+    path = clusters_path(folder)
+    return stamp(path) if path.exists() else ""
 
 
 @lru_cache
@@ -281,7 +287,8 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     if piece.finished:
         return  # by a worker that was lost then
     window = read_window(
-        folder.transitions_path(piece.seed, piece.window), _grouping_of(piece.root, task.model_dump_json())
+        folder.transitions_path(piece.seed, piece.window),
+        _grouping_of(piece.root, task.model_dump_json(), _clusters_stamp(folder)),
     )
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))

@@ -16,7 +16,7 @@ from ..datasets.manifest import Manifest, installed_versions, source_git_sha
 from ..datasets.schema import SCHEMA_VERSION
 from ..training.environments import EnvSpec
 from ..training.fingerprint import Fingerprint, replay_fingerprint, take_fingerprint
-from .sources import changed_sources, hashes_of
+from .sources import changed_sources, hashes_of, packages_of
 from .task import TEST_SET, Task
 
 log = logging.getLogger("aitia")
@@ -28,6 +28,7 @@ _DECISIVE = ("aitia", "torch")  # a major or minor release of theirs may change 
 def identify(task: Task, manifest: Manifest) -> None:
     """Write into a manifest what the run is made with: source hashes, and fingerprints of environments without one."""
     manifest.sources = hashes_of(task.resolved(), manifest.task_folder)
+    manifest.versions |= packages_of(task.resolved(), manifest.task_folder)
     for name, env in _environments(task).items():
         if name not in manifest.fingerprints:
             found = take_fingerprint(env, task.agent.masked)
@@ -57,9 +58,19 @@ def require_unchanged(task: Task, manifest: Manifest, accept: bool = False) -> b
         RunFolderError: names every change, and what can be done.
     """
     _warn_of_other_versions(manifest)
-    changes = [*_changed_versions(manifest), *_changed_sources(task, manifest), *_changed_environments(task, manifest)]
+    changes = [
+        *_changed_versions(task, manifest),
+        *_changed_sources(task, manifest),
+        *_changed_environments(task, manifest),
+    ]
     if not changes:
         return False
+    if not accept and manifest.schema_version < SCHEMA_VERSION:
+        raise RunFolderError(
+            f"the run `{manifest.task.get('name')}` was made by an earlier version of aitia ({'; '.join(changes)}). It "
+            "can be read as it is (`aitia report`, `aitia compare`); to compute in it with this version, which cannot "
+            "tell whether its code has changed since, give --accept-changes"
+        )
     if not accept:
         raise RunFolderError(
             f"the run `{manifest.task.get('name')}` was begun with other code: {'; '.join(changes)}. Its finished "
@@ -81,13 +92,14 @@ def _environments(task: Task) -> dict[str, EnvSpec]:
     return {TRAINING: task.training_env, **{f"set {name}": env for name, env in sets.items()}}
 
 
-def _changed_versions(manifest: Manifest) -> list[str]:
-    now = installed_versions()
+def _changed_versions(task: Task, manifest: Manifest) -> list[str]:
+    known, now, named = manifest.versions, installed_versions(), packages_of(task.resolved(), manifest.task_folder)
     changed = [
-        f"{name} {manifest.versions[name]} then, {now[name]} now"
+        f"{name} {known[name]} then, {now[name]} now"
         for name in _DECISIVE
-        if name in manifest.versions and _release(manifest.versions[name]) != _release(now[name])
+        if name in known and _release(known[name]) != _release(now[name])
     ]
+    changed += [f"{name} {known[name]} then, {new} now" for name, new in named.items() if known.get(name, new) != new]
     if manifest.schema_version != SCHEMA_VERSION:
         changed.append(f"run folders of version {manifest.schema_version} then, {SCHEMA_VERSION} now")
     return changed
@@ -132,8 +144,9 @@ def require_current_modules(manifest: Manifest) -> None:
     old = [name for name, source in (manifest.sources or {}).items() if _imported.get(name, source) != source]
     if old:
         raise RunFolderError(
-            f"a Dask worker on {socket.gethostname()} has imported {', '.join(old)} before the source changed, and "
-            "would go on with what it has. Restart the workers of the cluster; finished pieces are kept"
+            f"a Dask worker on {socket.gethostname()} has imported {', '.join(old)} before the source changed, or "
+            "another module of that name for another task, and would go on with what it has. Restart the workers of "
+            "the cluster; finished pieces are kept"
         )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from ..datasets.errors import InputError
-from ..datasets.remote import as_path, local_path, remove_folder
-from ..datasets.store import RunFolder
+from ..datasets.remote import as_path, local_path
 from .attribute import DEFAULT_ESTIMATOR, attribute_stage
 from .check import check_task
 from .compare import compare_stage
@@ -55,7 +53,6 @@ def train(
         InputError: bad input; nothing is left half-written.
     """
     with (
-        _new_run_removed_on_bad_input(out),
         beginning(task, out, "aitia train", edits, accept_changes) as run,
         Workers(workers, scheduler) as pool,
         run.timed("train"),
@@ -281,7 +278,7 @@ def run(
     Returns:
         The summary of each evaluation set.
     """
-    with _new_run_removed_on_bad_input(out), Workers(workers, scheduler) as pool:
+    with Workers(workers, scheduler) as pool:
         return _run(task, out, pool, edits=edits, accept_changes=accept_changes)
 
 
@@ -347,20 +344,3 @@ def _run(
                 verify_stage(opened, name, pool)
             summaries[name] = report_stage(opened, name)
     return summaries
-
-
-@contextlib.contextmanager
-def _new_run_removed_on_bad_input(out: str | Path) -> Iterator[None]:
-    """Remove what this call began in a new or empty folder, if its input is bad and nothing is finished.
-
-    Entered before the workers, so that they have ended when the folder is removed.
-    """
-    folder = RunFolder.at(out).root
-    existed = folder.is_dir() and any(folder.iterdir())
-    try:
-        yield
-    except InputError:
-        finished = any(folder.glob("checkpoints/seed=*/final.safetensors"))
-        if not existed and not finished:
-            remove_folder(folder)
-        raise

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ..attribution.targets import user_target
 from ..datasets.checksums import noting
-from ..datasets.errors import EnvironmentError_, RunFolderError
+from ..datasets.errors import EnvironmentError_, InputError, RunFolderError
 from ..datasets.lock import locked
 from ..datasets.manifest import Manifest
-from ..datasets.remote import exist, name_in
+from ..datasets.remote import exist, name_in, remove_folder
 from ..datasets.rewards import missing_file
-from ..datasets.store import RunFolder, on_write, sha256_of
+from ..datasets.store import FINAL, RunFolder, on_write, sha256_of
 from ..training.agents import new_policy
 from ..training.environments import EnvProfile, EnvSpec, probe
 from .adopt import recorded_seeds, require_adoptable, require_scripts_fit
@@ -149,13 +149,21 @@ def beginning(
 ) -> Iterator[Run]:
     """Begin or continue a run (see `begin_run`) in which nobody else computes in the block.
 
+    What the block began is removed where its input is bad and nothing was finished.
+
     Raises:
         RunFolderError: another command is at work in it.
     """
     folder = RunFolder.at(out)
     _require_room(folder)  # no lock is left in what is no run folder
     with locked(folder, command):
-        yield begin_run(task, out, edits, accept_changes)
+        new = not folder.manifest_path.exists() and not recorded_seeds(folder)
+        try:
+            yield begin_run(task, out, edits, accept_changes)
+        except InputError:
+            if new and not any(folder.root.glob(f"checkpoints/seed=*/{FINAL}")):
+                remove_folder(folder.root)  # nothing is finished
+            raise
 
 
 def begin_run(

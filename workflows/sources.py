@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 _MOST_FILES = 2_000  # a task beside a large code base: more are not followed
@@ -49,6 +50,25 @@ def hashes_of(named: object, folder: str | Path | None) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
+def packages_of(named: object, folder: str | Path | None) -> dict[str, str]:
+    """Return the versions of the installed packages that a task names modules of, by package.
+
+    Args:
+        named, folder: see `hashes_of`.
+    """
+    path = [*sys.path, *([str(folder)] if folder is not None else [])]
+    tops = {value.partition(":")[0].partition(".")[0] for value in named_in(named)}
+    specs = {name: _find(name, path) for name in sorted(tops)}
+    own = {name for name, spec in specs.items() if spec is None or spec.origin is None or _is_own(Path(spec.origin))}
+    found = {package for name in tops - own for package in _distributions().get(name, ())}
+    return {package: version(package) for package in sorted(found - {"aitia"})}
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def changed_sources(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Say which modules' source differs; those that only one of the two knows are named by another task."""
     return [f"the source of module `{name}` changed" for name in sorted(old) if new.get(name, old[name]) != old[name]]
@@ -79,17 +99,28 @@ def _sources(modules: list[str], path: Sequence[str]) -> dict[str, Path]:
 
 def _find(name: str, path: Sequence[str]) -> ModuleSpec | None:
     """Find a module without importing it or the packages it is in; None: there is no such file."""
-    where: Sequence[str] | None = path
-    spec = None
     parts = name.split(".")
-    for depth in range(1, len(parts) + 1):
-        if where is None or not all(part.isidentifier() for part in parts):
+    if not all(part.isidentifier() for part in parts):
+        return None
+    spec = _find_top(parts[0], path)
+    for depth in range(2, len(parts) + 1):
+        if spec is None or spec.submodule_search_locations is None:
             return None
-        spec = PathFinder.find_spec(".".join(parts[:depth]), list(where))
-        if spec is None:
-            return None
-        where = spec.submodule_search_locations
+        spec = PathFinder.find_spec(".".join(parts[:depth]), list(spec.submodule_search_locations))
     return spec
+
+
+def _find_top(name: str, path: Sequence[str]) -> ModuleSpec | None:
+    """Find a module that is in no package, as importing would: packages installed to be edited have a finder each."""
+    for finder in sys.meta_path:
+        if finder is PathFinder:
+            spec = PathFinder.find_spec(name, list(path))
+        else:
+            find = getattr(finder, "find_spec", None)
+            spec = None if find is None else find(name, None)
+        if spec is not None:
+            return spec
+    return None
 
 
 @lru_cache(maxsize=1)
@@ -101,8 +132,8 @@ def _others() -> tuple[Path, ...]:
 
 
 def _is_own(file: Path) -> bool:
-    """Return whether a file is source code of the user's."""
-    if file.suffix != ".py" or not file.is_file():
+    """Return whether a file is code of the user's, compiled or not."""
+    if not file.is_file():
         return False
     whole = file.resolve()
     *installed, ours = _others()
@@ -113,7 +144,9 @@ def _is_own(file: Path) -> bool:
 
 
 def _imports(file: Path, package: str) -> Iterator[str]:
-    """Yield the modules that a file may import, its own packages included, in the order of the file."""
+    """Yield the modules that a source file may import, its own packages included, in the order of the file."""
+    if file.suffix != ".py":
+        return
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # whoever imports it is told so

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..datasets.errors import RunFolderError
 from ..datasets.learning import keep_training_outcomes, learning_path
 from ..datasets.lock import is_held
-from ..datasets.remote import remote, remove_folder
+from ..datasets.remote import remove_folder
 from ..datasets.rewards import reward_summary, reward_sums_path
 from ..datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
 from ..datasets.store import (
@@ -30,7 +30,7 @@ from ..training.edits_file import ALL
 from ..training.ensemble import train_recorded
 from ..training.evaluation import evaluate_policy
 from ..training.outcome_names import FirstWindow, SeenOutcomes
-from ..training.recorder import RECORDING_LOCK
+from ..training.recorder import recording_lock, under_way
 from ..training.references import play_references
 from .check import before_training
 from .groups import ensure_groups, load_grouping
@@ -102,14 +102,12 @@ def _remove_interrupted(folder: RunFolder, seeds: Sequence[int]) -> None:
     Raises:
         RunFolderError: one records a seed that is to be trained.
     """
-    parts = folder.parts_folder("train")
-    if remote(parts) is not None:
-        remove_folder(parts)
-        return
-    for left in parts.glob("seed=*"):
-        seed = int(left.name.removeprefix("seed=").partition("-")[0])
-        if not is_held(left / RECORDING_LOCK):
+    for left in under_way(folder):
+        seed, lock = int(left.name.removeprefix("seed=").partition("-")[0]), recording_lock(left)
+        if not is_held(lock):
             remove_folder(left)
+            for file in (lock, lock.with_name(f"{lock.name}.json")):
+                file.unlink(missing_ok=True)
         elif seed in seeds:
             raise RunFolderError(
                 f"a script is recording seed {seed} into {folder.root}: training it here would remove one of the two. "
@@ -133,8 +131,10 @@ def forget(run: Run, seeds: Sequence[int]) -> None:
     if seeds:
         for merged in folder.root.glob("evaluations/*/episodes.parquet"):
             merged.unlink()
-        for derived in (folder.root / "influence", folder.root / "frames", folder.parts_folder("influence")):
+        for derived in (folder.root / "influence", folder.parts_folder("influence")):
             remove_folder(derived)
+    if again:
+        remove_folder(folder.root / "frames")
     if again and not run.manifest.same_again:
         log.warning("seeds %s are trained again with other code: the bank and its agents are made anew, too", again)
         parts = [folder.parts_folder(*names) for names in (("bank",), ("policies",), ("reward_sums", "cluster"))]

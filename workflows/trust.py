@@ -57,11 +57,15 @@ def require_trusted(folder: RunFolder, manifest: Manifest, trust: bool) -> None:
         remember(folder, manifest, "trusted")
         return
     named = ", ".join(f"`{name}`" for name in sorted(set(named_in(manifest.task)))) or "nothing of its own"
+    whose = "was not made by you on this machine (or its task, or the code it names, was changed since)"
+    also = ""
+    if manifest.sources is None:
+        whose = "was made by an earlier version of aitia, which does not know whose it is"
+        also = " Either also needs --accept-changes, for the code may have changed since"
     raise InputError(
-        f"{folder.root} was not made by you on this machine (or its task, or the code it names, was changed since), "
-        f"and this command runs the code that its run.json names: {named}, with modules from {manifest.task_folder}. "
-        "Look at them, and give --trust to run them (it is remembered), or your own task file: `aitia run TASK.yaml "
-        "--out RUN`. Reading it (`aitia report`, `aitia compare`) runs nothing of it"
+        f"{folder.root} {whose}, and this command runs the code that its run.json names: {named}, with modules "
+        f"from {manifest.task_folder}. Look at them, and give --trust to run them (it is remembered), or your own task "
+        f"file: `aitia run TASK.yaml --out RUN`.{also} Reading it (`aitia report`, `aitia compare`) runs nothing of it"
     )
 
 

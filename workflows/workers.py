@@ -196,9 +196,10 @@ def _run_there(function: Callable[[Piece], Result], piece: Piece) -> Result:
         )
     manifest = Manifest.read(folder)
     require_current_modules(manifest)
-    result = function(piece)
-    remember_modules(manifest)
-    return result
+    try:
+        return function(piece)
+    finally:  # a piece that fails has imported them, too
+        remember_modules(manifest)
 
 
 def _raise(error: BaseException, piece: object, label: str) -> None:

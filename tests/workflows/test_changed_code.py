@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from filelock import FileLock
 
+from aitia.datasets import lock
 from aitia.datasets.errors import InputError, RunFolderError
 from aitia.datasets.manifest import Manifest
 from aitia.datasets.rewards import reward_summary
@@ -22,9 +29,9 @@ from aitia.training import environments, fingerprint
 from aitia.training.environments import EnvSpec
 from aitia.workflows import attribute, changes, commands, sources
 from aitia.workflows.groups import clusters_path
-from aitia.workflows.runs import begin_run
+from aitia.workflows.runs import begin_run, beginning
 from aitia.workflows.task import Task, load_task
-from aitia.workflows.workers import Workers
+from aitia.workflows.workers import Workers, _run_there
 
 ENVIRONMENT = """
 from toy_environments import Bonus
@@ -176,7 +183,7 @@ def test_a_changed_target_is_attributed_anew_once_it_is_accepted(bench: Workbenc
     [
         ({"versions": {"aitia": "0.1.0", "torch": "1.4.7"}}, "torch 1.4.7 then, "),
         ({"versions": {"aitia": "7.1.0", "torch": "2.13.0"}}, "aitia 7.1.0 then, "),
-        ({"schema_version": 1}, "run folders of version 1 then, 2 now"),
+        ({"schema_version": 1}, "earlier version of aitia .*run folders of version 1 then, 2 now.*--accept-changes"),
     ],
 )
 def test_versions_are_compared_by_major_and_minor(bench: Workbench, change: dict[str, Any], said: str) -> None:
@@ -212,7 +219,7 @@ def test_an_environment_is_recognised_and_one_that_does_not_repeat_itself_gets_n
     assert first.differences(fingerprint.replay_fingerprint(corridor, first)) == []
     paid = EnvSpec("toy_environments:Corridor", {"step_reward": 0.5})
     (words,) = [w for w in first.differences(fingerprint.replay_fingerprint(paid, first)) if "rewards" in w]
-    assert words == "rewards, from step 0 on: 0.0 when the run began, 0.5 now"
+    assert words == "rewards, from step 0 on: 0 when the run began, 0.5 now"
     assert fingerprint.take_fingerprint(EnvSpec("toy_environments:Unseeded")) is None
 
 
@@ -350,3 +357,91 @@ def test_a_worker_that_outlives_commands_does_not_go_on_with_modules_of_before(b
     commands.evaluate(bench.run, accept_changes=True)
     with pytest.raises(RunFolderError, match=f"imported {PLACE} before the source changed.*Restart the workers"):
         changes.require_current_modules(Manifest.read(RunFolder(bench.run)))
+
+
+def test_a_piece_that_failed_has_imported_its_modules_too(bench: Workbench) -> None:
+    commands.train(bench.task, bench.run)
+
+    @dataclass(frozen=True)
+    class Piece:
+        root: Path
+
+    def fail(piece: Piece) -> None:
+        EnvSpec(f"{PLACE}:Mine").make()
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        _run_there(fail, Piece(bench.run))
+    bench.write(name="room-")
+    commands.evaluate(bench.run, accept_changes=True)
+    with pytest.raises(RunFolderError, match="Restart the workers"):
+        _run_there(fail, Piece(bench.run))
+
+
+def test_a_command_that_came_too_late_leaves_the_run_of_the_first_alone(bench: Workbench) -> None:
+    with (
+        beginning(bench.task, bench.run, "aitia train"),
+        pytest.raises(RunFolderError, match="in use by `aitia train`"),
+    ):
+        commands.train(bench.task, bench.run)
+    assert RunFolder(bench.run).manifest_path.exists()
+    bench.write(env=f"{PLACE}:Nowhere")
+    with pytest.raises(InputError):
+        commands.train(bench.task, bench.folder / "other")
+    assert not (bench.folder / "other").exists()
+
+
+def test_what_the_process_adds_to_info_is_no_change_of_the_environment(bench: Workbench) -> None:
+    source = (bench.folder / f"{PLACE}.py").read_text()
+    source = source.replace('"context": self.start', '"pid": os.getpid(), "at": time.time(), "context": self.start')
+    (bench.folder / "restless.py").write_text("import os, time\n" + source)
+    found = fingerprint.take_fingerprint(EnvSpec("restless:Mine"))
+    assert found is not None
+    command = (
+        "import json, sys; from aitia.training import fingerprint; from aitia.training.environments import EnvSpec; "
+        "known = fingerprint.Fingerprint.of_json(json.loads(sys.argv[1])); "
+        "print(known.differences(fingerprint.replay_fingerprint(EnvSpec('restless:Mine'), known)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command, json.dumps(found.as_json())], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_last_digits_of_numbers_are_no_change_of_the_environment() -> None:
+    values = np.array([0.1, 1.0 / 3.0, 1e9, -0.0, 5e-324, 0.0])
+    near = values * (1 + 4e-16)
+    np.testing.assert_array_equal(fingerprint._rounded(values), fingerprint._rounded(near))
+    assert fingerprint._rounded(0.1) != fingerprint._rounded(0.10001)
+
+
+def test_packages_that_a_task_names_count_by_their_version_and_editable_ones_by_their_source(
+    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(
+        sources.packages_of({"env": "minigrid.envs:DoorKeyEnv", "target": f"{PLACE}_target:target"}, tmp_path)
+    ) == {"minigrid"}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/edited.py").write_text("x = 1\n")
+
+    class Finder:
+        @classmethod
+        def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+            file = tmp_path / "elsewhere" / f"{name}.py"
+            return spec_from_file_location(name, file) if file.exists() else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    assert set(sources.hashes_of("edited:Env", tmp_path)) == {"edited"} and "edited" not in sys.modules
+
+
+def test_a_lock_that_cannot_be_tried_counts_as_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: object, timeout: float) -> None:
+        raise PermissionError(13, "permission denied")
+
+    with lock.held(tmp_path / "lock", tmp_path, "a command"):
+        assert (tmp_path / "lock").stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o666
+        assert lock.is_held(tmp_path / "lock")
+    assert not lock.is_held(tmp_path / "lock")
+    monkeypatch.setattr(FileLock, "acquire", denied)
+    assert lock.is_held(tmp_path / "lock")
