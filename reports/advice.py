@@ -11,7 +11,7 @@ from typing import Any
 
 from ..datasets.words import counted
 from .findings import SetFindings
-from .learning import AS_PAID, Learning, change_in_words
+from .learning import AS_PAID, Change, Learning, change_in_words
 from .statistics import Interval, percent, rate_interval, seeds_for_lower_end
 from .verdict import SeedRates, Verdict, open_margin
 from .words import title_of
@@ -270,11 +270,8 @@ def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...
     if not still:
         return ()
     words = "; ".join(map(change_in_words, still))
-    better = any(
-        (change.kind == "desired") == ((change.change.value or 0.0) > 0) for change in still if change.kind != "other"
-    )
     step = (
-        f"{'Still improving' if better else 'Still changing'}: over the last third of training {words}. More steps "
+        f"{'Still improving' if _improving(still) else 'Still changing'}: over the last third of training {words}. More steps "
         "before more seeds: raise agent.total_timesteps in the task and run it into a new folder"
     )
     if around.costs is None:
@@ -284,6 +281,16 @@ def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...
         f"{step}. Twice as many would cost {around.costs.longer()}; {counted(seeds, 'more seed')} would "
         f"cost {around.costs.more_seeds(seeds)}.",
     )
+
+
+def _improving(still: Sequence[Change]) -> bool:
+    """Return whether the desired share clearly rises in all agents that still change, and no share gets worse.
+
+    Fewer misbehaving episodes are no improvement where only others, of no declared outcome, take their place.
+    """
+    rises = {(change.agents, change.kind): (change.change.value or 0.0) > 0 for change in still}
+    worse = any(up != (kind == "desired") for (_, kind), up in rises.items() if up or kind == "desired")
+    return not worse and all((change.agents, "desired") in rises for change in still)
 
 
 def _seeds_wanted(findings: SetFindings) -> int:
