@@ -277,10 +277,10 @@ def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...
     if around.costs is None:
         return (f"{step}.",)
     seeds = _seeds_wanted(findings)
-    return (
-        f"{step}. Twice as many would cost {around.costs.longer()}; {counted(seeds, 'more seed')} would "
-        f"cost {around.costs.more_seeds(seeds)}.",
-    )
+    longer = f"{step}. Twice as many would cost {around.costs.longer()}"
+    if seeds is None:
+        return (f"{longer}; more seeds would not decide.",)
+    return (f"{longer}; {counted(seeds, 'more seed')} would cost {around.costs.more_seeds(seeds)}.",)
 
 
 def _improving(still: Sequence[Change]) -> bool:
@@ -293,14 +293,22 @@ def _improving(still: Sequence[Change]) -> bool:
     return not worse and all((change.agents, "desired") in rises for change in still)
 
 
-def _seeds_wanted(findings: SetFindings) -> int:
-    """Return how many more seeds would decide, as far as is known; else as many as the fewest for a verdict."""
+def _seeds_wanted(findings: SetFindings) -> int | None:
+    """Return how many more seeds would decide; None where no number would, as far as is known.
+
+    Where too little is known to say, it is as many as the fewest for a verdict.
+    """
     evidence, limits = findings.evidence, findings.thresholds
+    rates = _rates(evidence.uncorrected)
     if findings.decision.rule == 4:
-        have, needed = len(evidence.uncorrected), seeds_for_lower_end(_rates(evidence.uncorrected), limits.recurs)
+        have, needed = len(evidence.uncorrected), seeds_for_lower_end(rates, limits.recurs)
+        told = len(rates) > 1
     else:
         have, margin = len(evidence.paired()[0]), open_margin(evidence, limits) if evidence.corrected else None
         needed = None if margin is None else margin.seeds
+        told = margin is not None and have >= limits.seeds
+    if needed is None and told:
+        return None
     return max(max(needed or 0, limits.seeds) - have, 1) if needed or have < limits.seeds else limits.seeds
 
 
@@ -363,7 +371,13 @@ def _more_seeds(findings: SetFindings) -> str:
     decision, limits, evidence = findings.decision, findings.thresholds, findings.evidence
     seeds = len(evidence.uncorrected)
     if decision.rule == 4:
-        needed = seeds_for_lower_end(_rates(evidence.uncorrected), limits.recurs)
+        rates = _rates(evidence.uncorrected)
+        needed = seeds_for_lower_end(rates, limits.recurs)
+        if len(rates) < 2:
+            return (
+                f"Train at least {counted(limits.seeds, 'seed')} (now {seeds}): one says nothing of the spread between "
+                "seeds. Raise seeds in the task and run it again; what is finished is kept."
+            )
         if needed is None:
             return (
                 "More seeds do not help at this rate: evaluate episodes in which the failure recurs, or train an agent "

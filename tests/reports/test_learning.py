@@ -205,6 +205,22 @@ def test_rule_4_looks_at_the_agents_as_paid_only() -> None:
     assert not explain(rare, Surroundings(learning=only_corrected)).next_steps[0].startswith("Still")
 
 
+def test_no_seeds_are_priced_where_no_number_of_them_would_decide() -> None:
+    rare = made_findings(replace(OPEN, uncorrected=seed_rates([0.0, 0.4, 0.1, 0.3, 0.0]), corrected=()))
+    still = learning(line(20, 5), line(30, 5))
+    first, second = explain(rare, Surroundings(learning=still, costs=COSTS)).next_steps
+    assert rare.decision.rule == 4 and "More seeds do not help at this rate" in second, "a mean of .16 is under .2"
+    assert first.endswith("; more seeds would not decide.") and "more seeds would cost" not in first
+    frequent = made_findings(replace(OPEN, uncorrected=seed_rates([0.0, 0.8, 0.1, 0.6, 0.0]), corrected=()))
+    assert "would cost" in explain(frequent, Surroundings(learning=still, costs=COSTS)).next_steps[0].split("; ")[-1]
+
+
+def test_of_one_seed_nobody_says_that_more_do_not_help() -> None:
+    one = made_findings(replace(OPEN, uncorrected=seed_rates([0.9]), corrected=()))
+    (step,) = explain(one, Surroundings()).next_steps
+    assert one.decision.rule == 4 and step.startswith("Train at least 5 seeds (now 1)")
+
+
 def test_costs_are_of_all_agents_again_and_of_each_seed_with_its_retrainings() -> None:
     assert COSTS.longer() == "15 trainings, about 300 s"
     assert COSTS.more_seeds(1) == "3 trainings, about 30 s"
