@@ -271,8 +271,8 @@ def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...
         return ()
     words = "; ".join(map(change_in_words, still))
     step = (
-        f"{'Still improving' if _improving(still) else 'Still changing'}: over the last third of training {words}. More steps "
-        "before more seeds: raise agent.total_timesteps in the task and run it into a new folder"
+        f"Still {'improving' if _improving(still) else 'changing'}: over the last third of training {words}. More "
+        "steps before more seeds: raise agent.total_timesteps in the task and run it into a new folder"
     )
     if around.costs is None:
         return (f"{step}.",)

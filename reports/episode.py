@@ -139,12 +139,13 @@ def episode_table(
         raise RunFolderError("the steps of an episode are damaged: values, log pi or probabilities are missing")
     decisive = decisive_steps(_labels(steps), actions)
     looks = row_bytes(observations)
+    single = not np.ndim(actions[0]) if len(actions) else False
     lines: list[StepLine] = []
     before: tuple[Any, ...] | None = None
     for t in range(steps.num_rows):
         line = StepLine(
             t, t, name_of(action_text(actions[t])), tuple(said[t] or ()), columns["log_prob"][t], columns["value"][t],
-            rewards[t], in_short(observations, t), bool(decisive[t]), int(actions[t]) if said[t] and not np.ndim(actions[t]) else None,
+            rewards[t], in_short(observations, t), bool(decisive[t]), int(actions[t]) if said[t] and single else None,
             pieces(texts.get(t, "")),
         )  # fmt: skip
         look = (

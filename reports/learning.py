@@ -22,7 +22,7 @@ from .rows import rows_of
 from .statistics import Interval, mean_interval, rate_interval
 
 AS_PAID, CORRECTED = "rewards as paid", "all rewards corrected"
-_COLOURS = dict(zip(KINDS, (GOOD, WARM, MUTED), strict=True))
+_COLOURS: dict[str, str] = dict(zip(KINDS, (GOOD, WARM, MUTED), strict=True))
 _MOST_STRETCHES = 32
 _LAST = 3  # the end of a training is its last third
 _FEWEST_WINDOWS = 3
@@ -73,7 +73,7 @@ class Change:
 
 
 class Silence(NamedTuple):
-    """Agents whose episodes stop to end: after a window no more did, which says nothing of how they would have ended.
+    """Agents of whom no episode ended after a window: nothing is known of how later ones would have ended.
 
     Attributes:
         agents: as in `Stage`.
@@ -91,8 +91,8 @@ class Silence(NamedTuple):
         """Say it in a sentence."""
         every = "every seed" if self.seeds == self.of else f"{self.seeds} of {counted(self.of, 'seed')}"
         return (
-            f"In {every} ({self.agents}) no episode ended after window {self.last} of {self.windows}, at the earliest: "
-            "of the end of training only the windows before tell."
+            f"In {every} ({self.agents}) no episode ended near the end of training, in the earliest case after window "
+            f"{self.last} of windows 0 to {self.windows - 1}: how the agents behaved later is not known."
         )
 
 
@@ -104,7 +104,7 @@ class Learning:
         stages: for the figure.
         changes: at the end of training.
         corrected, kept: whether corrected agents were trained; and, if so, whether their outcomes were kept.
-        silences: agents whose episodes stop to end before the training does.
+        silences: agents of whom no episode ended near the end of training.
     """
 
     stages: tuple[Stage, ...]
@@ -177,7 +177,7 @@ def find_learning(
 
 
 class _Counts(NamedTuple):
-    """Numbers of episodes of one training of `length` windows: those in which some ended, ascending [W], by kind [W, 3]."""
+    """Numbers of episodes of a training of `length` windows: windows in which some ended [W], and by kind [W, 3]."""
 
     windows: NDArray[np.int64]
     episodes: NDArray[np.float64]
@@ -276,10 +276,10 @@ def learning_chart(learning: Learning) -> Chart:
 def in_words(learning: Learning) -> str:
     """Say whether outcomes still change at the end of training, and what was asked."""
     asked = (
-        "How this is judged: a straight line is fitted to a share over the last third of each seed's training (at least "
-        f"three windows; a window is one rollout). A share changes if the lines rise or fall by "
-        f"{100 * SMALLEST_CHANGE:.0f} percentage points or more on average, and the interval over seeds excludes zero; "
-        "the intervals of all shares hold together at 95%."
+        "How this is judged: a straight line is fitted to each share over the last third of each seed's training (at "
+        "least three windows; a window is one rollout). A share counts as changing if these lines rise or fall by "
+        f"{100 * SMALLEST_CHANGE:.0f} percentage points or more on average over seeds, with a t-interval that excludes "
+        "zero (widened: where nothing changes, testing all shares at once finds a change in at most 5% of cases)."
     )
     asked = " ".join([*(silence.in_words() for silence in learning.silences), asked])
     if still := learning.still:

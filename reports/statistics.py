@@ -32,7 +32,7 @@ class Interval(NamedTuple):
         if self.value is None:
             return "not measured"
         if self.low is None or self.high is None:
-            return f"{percent(self.value)} [unbounded]"
+            return f"{percent(self.value)} (no interval)"
         return f"{percent(self.value)} [{percent(self.low)}, {percent(self.high)}]"
 
 

@@ -97,11 +97,11 @@ def test_of_a_long_episode_decisive_steps_are_shown_with_their_neighbours() -> N
     assert len(many.lines) == 20 and many.decisive_left_out == 60 - 9, "bounded, and what is missing is counted"
 
 
-def test_the_probability_of_the_action_taken_is_bold_also_where_names_repeat(tmp_path: Path) -> None:
+def test_the_probability_of_the_action_taken_is_bold_also_where_names_repeat() -> None:
     found = episode_table(made_steps(1), lambda _: "act")
     assert [line.taken for line in found.lines] == [1]
     page = (
-        _environment()
+        _templates()
         .from_string('{% import "parts.html" as parts %}{{ parts.steps(table, "end", "..", "test") }}')
         .render(table=found)
     )

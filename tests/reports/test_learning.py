@@ -81,9 +81,11 @@ def test_the_end_of_training_is_that_of_all_its_windows() -> None:
     trainings = {n: made_training(line(20, 3, 20)) for n in range(2)}
     found = find_learning(trainings, None, NONE, DECLARED, {0: 100, 1: 100})
     assert found is not None and not found.still and found.changes[0].seeds == 0
-    assert "no episode ended after window 19 of 100" in in_words(found) and "In every seed" in in_words(found)
+    assert "in the earliest case after window 19 of windows 0 to 99" in in_words(found) and "In every seed" in in_words(
+        found
+    )
     one = find_learning(trainings, None, NONE, DECLARED, {0: 100, 1: 20})
-    assert one is not None and "In 1 of 2 seeds (rewards as paid) no episode ended after" in in_words(one)
+    assert one is not None and "In 1 of 2 seeds (rewards as paid) no episode ended near" in in_words(one)
     whole = find_learning(trainings, None, NONE, DECLARED, {0: 20, 1: 20})
     assert whole is not None and whole.still and "no episode ended" not in in_words(whole)
 
