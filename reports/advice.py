@@ -316,14 +316,14 @@ def _correct(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
     """Say which rewards to correct."""
     if findings.decision.basis == "arbitrary":
         return (
-            "Look at the edited groups (edits.yaml lists them): are their rewards what you would have paid? If you can "
+            "Look at the edited groups (the edits file lists them): are their rewards what you would have paid? If you can "
             "say, let the environment tell info['intended_reward'].",
         )
     if around.corrected is None:
         return ("Correct the rewards of the most suspected groups first, and train again.",)
     left = "" if around.correction is None else f", which leaves {around.correction.as_percent()} misbehaving"
     which = "every wrong reward" if findings.decision.verdict is Verdict.MIXED else "the smallest verified set"
-    return (f"Correct the rewards of {counted(around.corrected, 'group')} ({which}{left}): edits.yaml lists them.",)
+    return (f"Correct the rewards of {counted(around.corrected, 'group')} ({which}{left}): the edits file lists them.",)
 
 
 def _vary(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
