@@ -316,8 +316,8 @@ def _correct(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
     """Say which rewards to correct."""
     if findings.decision.basis == "arbitrary":
         return (
-            "Look at the edited groups (the edits file lists them): are their rewards what you would have paid? If you can "
-            "say, let the environment tell info['intended_reward'].",
+            "Look at the edited groups (the edits file lists them): are their rewards what you would have paid? If you "
+            "can say, let the environment tell info['intended_reward'].",
         )
     if around.corrected is None:
         return ("Correct the rewards of the most suspected groups first, and train again.",)
