@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,9 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .schema import failure_id
+
+Kind = Literal["desired", "misbehaved", "other"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Outcomes(BaseModel):
@@ -32,6 +35,10 @@ class Outcomes(BaseModel):
         if both:
             raise ValueError(f"{both} are both desired and misbehaved, expected each outcome in one list")
         return self
+
+    def kind_of(self, outcome: str) -> Kind:
+        """Return what the task calls an outcome; `other` is one that it does not declare."""
+        return "desired" if outcome in self.desired else "misbehaved" if outcome in self.misbehaved else "other"
 
     def failures(self, episodes: pa.Table) -> pa.Table:
         """Return the failures of an episodes table: repeat 0 of test plays that misbehaved, sorted."""

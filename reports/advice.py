@@ -11,7 +11,7 @@ from typing import Any
 
 from ..datasets.words import counted
 from .findings import SetFindings
-from .learning import AS_PAID, Learning, change_in_words
+from .learning import AS_PAID, Change, Learning, change_in_words
 from .statistics import Interval, percent, rate_interval, seeds_for_lower_end
 from .verdict import SeedRates, Verdict, open_margin
 from .words import title_of
@@ -270,30 +270,45 @@ def _train_longer(findings: SetFindings, around: Surroundings) -> tuple[str, ...
     if not still:
         return ()
     words = "; ".join(map(change_in_words, still))
-    better = any(
-        (change.kind == "desired") == ((change.change.value or 0.0) > 0) for change in still if change.kind != "other"
-    )
     step = (
-        f"{'Still improving' if better else 'Still changing'}: over the last third of training {words}. More steps "
-        "before more seeds: raise agent.total_timesteps in the task and run it into a new folder"
+        f"Still {'improving' if _improving(still) else 'changing'}: over the last third of training {words}. More "
+        "steps before more seeds: raise agent.total_timesteps in the task and run it into a new folder"
     )
     if around.costs is None:
         return (f"{step}.",)
     seeds = _seeds_wanted(findings)
-    return (
-        f"{step}. Twice as many would cost {around.costs.longer()}; {counted(seeds, 'more seed')} would "
-        f"cost {around.costs.more_seeds(seeds)}.",
-    )
+    longer = f"{step}. Twice as many would cost {around.costs.longer()}"
+    if seeds is None:
+        return (f"{longer}; more seeds would not decide.",)
+    return (f"{longer}; {counted(seeds, 'more seed')} would cost {around.costs.more_seeds(seeds)}.",)
 
 
-def _seeds_wanted(findings: SetFindings) -> int:
-    """Return how many more seeds would decide, as far as is known; else as many as the fewest for a verdict."""
+def _improving(still: Sequence[Change]) -> bool:
+    """Return whether the desired share clearly rises in all agents that still change, and no share gets worse.
+
+    Fewer misbehaving episodes are no improvement where only others, of no declared outcome, take their place.
+    """
+    rises = {(change.agents, change.kind): (change.change.value or 0.0) > 0 for change in still}
+    worse = any(up != (kind == "desired") for (_, kind), up in rises.items() if up or kind == "desired")
+    return not worse and all((change.agents, "desired") in rises for change in still)
+
+
+def _seeds_wanted(findings: SetFindings) -> int | None:
+    """Return how many more seeds would decide; None where no number would, as far as is known.
+
+    Where too little is known to say, it is as many as the fewest for a verdict.
+    """
     evidence, limits = findings.evidence, findings.thresholds
+    rates = _rates(evidence.uncorrected)
     if findings.decision.rule == 4:
-        have, needed = len(evidence.uncorrected), seeds_for_lower_end(_rates(evidence.uncorrected), limits.recurs)
+        have, needed = len(evidence.uncorrected), seeds_for_lower_end(rates, limits.recurs)
+        told = len(rates) > 1
     else:
         have, margin = len(evidence.paired()[0]), open_margin(evidence, limits) if evidence.corrected else None
         needed = None if margin is None else margin.seeds
+        told = margin is not None and have >= limits.seeds
+    if needed is None and told:
+        return None
     return max(max(needed or 0, limits.seeds) - have, 1) if needed or have < limits.seeds else limits.seeds
 
 
@@ -301,14 +316,14 @@ def _correct(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
     """Say which rewards to correct."""
     if findings.decision.basis == "arbitrary":
         return (
-            "Look at the edited groups (edits.yaml lists them): are their rewards what you would have paid? If you can "
-            "say, let the environment tell info['intended_reward'].",
+            "Look at the edited groups (the edits file lists them): are their rewards what you would have paid? If you "
+            "can say, let the environment tell info['intended_reward'].",
         )
     if around.corrected is None:
         return ("Correct the rewards of the most suspected groups first, and train again.",)
     left = "" if around.correction is None else f", which leaves {around.correction.as_percent()} misbehaving"
     which = "every wrong reward" if findings.decision.verdict is Verdict.MIXED else "the smallest verified set"
-    return (f"Correct the rewards of {counted(around.corrected, 'group')} ({which}{left}): edits.yaml lists them.",)
+    return (f"Correct the rewards of {counted(around.corrected, 'group')} ({which}{left}): the edits file lists them.",)
 
 
 def _vary(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
@@ -356,7 +371,13 @@ def _more_seeds(findings: SetFindings) -> str:
     decision, limits, evidence = findings.decision, findings.thresholds, findings.evidence
     seeds = len(evidence.uncorrected)
     if decision.rule == 4:
-        needed = seeds_for_lower_end(_rates(evidence.uncorrected), limits.recurs)
+        rates = _rates(evidence.uncorrected)
+        needed = seeds_for_lower_end(rates, limits.recurs)
+        if len(rates) < 2:
+            return (
+                f"Train at least {counted(limits.seeds, 'seed')} (now {seeds}): one says nothing of the spread between "
+                "seeds. Raise seeds in the task and run it again; what is finished is kept."
+            )
         if needed is None:
             return (
                 "More seeds do not help at this rate: evaluate episodes in which the failure recurs, or train an agent "

@@ -190,8 +190,8 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
     caption = (
         "Rates with rewards as paid and with all of them corrected, and the outer share: the part of the misbehaviour "
         "that the correction removes. Misbehaviour is a rate of competent plays (desired or misbehaved), the others of "
-        "all plays. Means over seeds with 95% t-intervals (outer share: Fieller's); there is no bar where it is "
-        "unbounded, and no point where nothing was measured."
+        "all plays. Means over seeds with 95% t-intervals (outer share: Fieller's); there is no bar where seeds are "
+        "too few, or differ too much, for an interval, and no point where nothing was measured."
     )
     names = [*(f"{what}, {_STATES[state]}" for what, state, *_ in values), last]
     drawn = zip(records(rows), names, strict=True)

@@ -262,7 +262,7 @@ def in_points(change: Interval) -> str:
     if change.value is None:
         return "not measured"
     value, low, high = (None if v is None else f"{round(100 * v):+d}".replace("+0", "0") for v in change)
-    return f"{value} points [{'unbounded' if low is None else f'{low}, {high}'}]"
+    return f"{value} points " + ("(no interval)" if low is None else f"[{low}, {high}]")
 
 
 def write_comparison(

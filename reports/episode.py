@@ -7,7 +7,7 @@ drew itself with (`render_mode="ansi"`) stands beside its step.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,18 @@ from ..datasets.schema import metadata_of
 from ..training.spaces import action_text
 
 MOST_COLUMNS = 8  # actions with a column of their own
-MOST_LINES = 200
+MOST_LINES = 200  # at both ends of an episode; and as many at most of decisive steps between, with their neighbours
 _MOST_NUMBERS = 12
 _MOST_TEXT = 4000
 _SMALL = 0.01
 _STYLE = re.compile(r"\x1b\[([0-9;]*)m")
+_FOREGROUND, _BACKGROUND, _UNDERLINE = 39, 49, 59  # SGR codes that end a colour
+_ENDED_BY = {
+    **dict.fromkeys([*range(30, 39), *range(90, 98)], _FOREGROUND),
+    **dict.fromkeys([*range(40, 49), *range(100, 108)], _BACKGROUND),
+    58: _UNDERLINE, 1: 22, 2: 22, 3: 23, 20: 23, 4: 24, 21: 24, 5: 25, 6: 25, 7: 27, 8: 28, 9: 29,
+}  # fmt: skip
+_ARGUMENTS = {5: 1, 2: 3}  # how many numbers name a colour after 38, 48 or 58: `38;5;n`, `38;2;r;g;b`
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?", re.S)
 
 
@@ -49,6 +56,7 @@ class StepLine:
         value, reward: V(s), and the reward paid for the step; None: not kept by an earlier version.
         observation: what was observed, in short.
         decisive: whether a misbehaving action was taken where a desired one was there.
+        taken: the place of the action among the probabilities; None where there are none.
         drawn: what the environment drew of the state, as text.
     """
 
@@ -61,6 +69,7 @@ class StepLine:
     reward: float | None
     observation: str
     decisive: bool = False
+    taken: int | None = None
     drawn: tuple[Piece, ...] = ()
 
 
@@ -70,15 +79,15 @@ class EpisodeTable:
 
     Attributes:
         actions: names of the actions, of those that `probabilities` are of; empty where there are none.
-        lines: in their order; of very many both ends.
-        left_out: steps that no line shows.
+        lines: in their order; of very many both ends, and decisive steps with their neighbours.
+        decisive_left_out: decisive steps that no line shows.
         complete: whether rewards and probabilities were kept (earlier versions did not).
         end: what the environment drew of the state in which the episode ended.
     """
 
     actions: tuple[str, ...]
     lines: tuple[StepLine, ...]
-    left_out: int = 0
+    decisive_left_out: int = 0
     complete: bool = True
     end: tuple[Piece, ...] = field(default=())
 
@@ -88,14 +97,15 @@ class EpisodeTable:
         return self.actions if len(self.actions) <= MOST_COLUMNS else ()
 
     @property
-    def middle(self) -> int:
-        """The number of the line before which steps were left out."""
-        return len(self.lines) // 2
+    def left_out(self) -> tuple[int, ...]:
+        """How many steps were left out before each line."""
+        before = [-1, *(line.last for line in self.lines)]
+        return tuple(line.first - last - 1 for line, last in zip(self.lines, before, strict=False))
 
     def likely(self, line: StepLine) -> str:
         """Return the probabilities of a line in words: those of 1% or more, and what is left."""
         order = sorted(range(len(self.actions)), key=lambda i: -line.probabilities[i])
-        shown = [i for i in order if line.probabilities[i] >= _SMALL or self.actions[i] == line.action]
+        shown = [i for i in order if line.probabilities[i] >= _SMALL or i == line.taken]
         rest = len(order) - len(shown)
         words = [f"{self.actions[i]} {line.probabilities[i]:.0%}" for i in shown]
         return ", ".join([*words, *([f"{rest} other{'s' if rest > 1 else ''} under {_SMALL:.0%}"] if rest else [])])
@@ -113,7 +123,7 @@ def episode_table(
         steps: its rows of the steps table, T of them in their order, with the schema metadata.
         name_of: gives an action (`action_text`) its name.
         drawn: text that the environment drew, by the step that began in it (T: the last state); None: it draws none.
-        most: lines that are shown.
+        most: lines that are shown of both ends; of decisive steps between them as many at most.
 
     Raises:
         RunFolderError: a step has no value, or not as many probabilities as the others.
@@ -129,12 +139,14 @@ def episode_table(
         raise RunFolderError("the steps of an episode are damaged: values, log pi or probabilities are missing")
     decisive = decisive_steps(_labels(steps), actions)
     looks = row_bytes(observations)
+    single = not np.ndim(actions[0]) if len(actions) else False
     lines: list[StepLine] = []
     before: tuple[Any, ...] | None = None
     for t in range(steps.num_rows):
         line = StepLine(
             t, t, name_of(action_text(actions[t])), tuple(said[t] or ()), columns["log_prob"][t], columns["value"][t],
-            rewards[t], in_short(observations, t), bool(decisive[t]), pieces(texts.get(t, "")),
+            rewards[t], in_short(observations, t), bool(decisive[t]), int(actions[t]) if said[t] and single else None,
+            pieces(texts.get(t, "")),
         )  # fmt: skip
         look = (
             looks[t].tobytes(), line.action, line.drawn, line.decisive, line.reward, f"{line.value:.3g}",
@@ -145,11 +157,21 @@ def episode_table(
         else:
             lines.append(line)
         before = look
-    shown = lines if len(lines) <= most else lines[: most // 2] + lines[-(most - most // 2) :]
-    left_out = steps.num_rows - sum(line.last - line.first + 1 for line in shown)
+    shown = [lines[i] for i in _shown(lines, most)]
+    hidden = int(decisive.sum()) - sum(line.last - line.first + 1 for line in shown if line.decisive)
     names = tuple(name_of(str(i)) for i in range(len(lines[0].probabilities))) if lines else ()
     complete = all(value is not None for value in rewards)
-    return EpisodeTable(names, tuple(shown), left_out, complete, pieces(texts.get(steps.num_rows, "")))
+    return EpisodeTable(names, tuple(shown), hidden, complete, pieces(texts.get(steps.num_rows, "")))
+
+
+def _shown(lines: Sequence[StepLine], most: int) -> list[int]:
+    """Return which lines are shown: both ends, and between them decisive ones with their neighbours."""
+    if len(lines) <= most:
+        return list(range(len(lines)))
+    end = len(lines) - (most - most // 2)
+    between = range(most // 2, end)
+    near = [i for i in between if any(line.decisive for line in lines[max(i - 1, 0) : i + 2])]
+    return [*range(most // 2), *near[:most], *range(end, len(lines))]
 
 
 def _labels(steps: pa.Table) -> np.ndarray[Any, np.dtype[np.int8]]:
@@ -188,14 +210,32 @@ def in_short(observations: Array, t: int) -> str:
 def pieces(text: str) -> tuple[Piece, ...]:
     """Return text that an environment drew for a terminal: what colour sets off is marked, nothing else is obeyed."""
     found: list[Piece] = []
-    marked = False
-    for position, part in enumerate(_STYLE.split(text[:_MOST_TEXT])):
+    on: set[int] = set()
+    room = _MOST_TEXT
+    for position, part in enumerate(_STYLE.split(text)):
         if position % 2:
-            marked = any(int(number) for number in part.split(";") if number)
+            on = _style(on, part)
             continue
         plain = "".join(c for c in _ESCAPE.sub("", part) if c == "\n" or c.isprintable())
-        if plain:
-            found.append(Piece(plain, marked))
-    if len(text) > _MOST_TEXT:
-        found.append(Piece(" …", False))
+        if plain[:room]:
+            found.append(Piece(plain[:room], bool(on)))
+        room -= len(plain)
+        if room < 0:
+            return (*found, Piece(" …", False))
     return tuple(found)
+
+
+def _style(on: set[int], codes: str) -> set[int]:
+    """Return what is set off after a style sequence (SGR: `31;1`), each by the code that ends it; 0 ends all."""
+    on, numbers = set(on), iter([int(number[-3:]) if number else 0 for number in codes.split(";")])
+    for number in numbers:
+        if number == 0:
+            on.clear()
+        elif number in _ENDED_BY:
+            on.add(_ENDED_BY[number])
+            if number in (38, 48, 58):
+                for _ in range(_ARGUMENTS.get(next(numbers, 0), 0)):
+                    next(numbers, None)
+        else:
+            on.discard(number)
+    return on

@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..datasets.outcomes import Outcomes
+from ..datasets.outcomes import KINDS, Kind, Outcomes
+from ..datasets.words import counted
 from .chart import CONFIG, GOOD, MUTED, WARM, Chart, Spec, bounds, category, colours, quantity, records, trace
 from .evidence import Bank
 from .rows import rows_of
 from .statistics import Interval, mean_interval, rate_interval
 
 AS_PAID, CORRECTED = "rewards as paid", "all rewards corrected"
-KINDS = ("desired", "misbehaved", "other")
-_COLOURS = dict(zip(KINDS, (GOOD, WARM, MUTED), strict=True))
+_COLOURS: dict[str, str] = dict(zip(KINDS, (GOOD, WARM, MUTED), strict=True))
 _MOST_STRETCHES = 32
 _LAST = 3  # the end of a training is its last third
 _FEWEST_WINDOWS = 3
@@ -35,13 +35,13 @@ class Stage:
 
     Attributes:
         agents: `AS_PAID` or `CORRECTED`.
-        kind: one of `KINDS`.
+        kind: what the task calls their outcomes.
         first, last: windows.
         rate: share of all episodes that ended in them, mean over seeds with its t-interval.
     """
 
     agents: str
-    kind: str
+    kind: Kind
     first: int
     last: int
     rate: Interval
@@ -53,12 +53,13 @@ class Change:
 
     Attributes:
         agents, kind: as in `Stage`.
-        change: slope of a straight line through a seed's windows times their span, mean over seeds with its t-interval.
+        change: slope of a straight line through a seed's windows times their span, mean over seeds with its t-interval;
+            the intervals of all shares of a run hold together at 95%.
         seeds: how many seeds have enough windows.
     """
 
     agents: str
-    kind: str
+    kind: Kind
     change: Interval
     seeds: int
 
@@ -71,6 +72,30 @@ class Change:
         return (low > 0 or high < 0) and abs(value) >= SMALLEST_CHANGE
 
 
+class Silence(NamedTuple):
+    """Agents of whom no episode ended after a window: nothing is known of how later ones would have ended.
+
+    Attributes:
+        agents: as in `Stage`.
+        seeds, of: in how many of how many seeds.
+        last, windows: the last window in which an episode ended (the earliest such of the seeds), of how many windows.
+    """
+
+    agents: str
+    seeds: int
+    of: int
+    last: int
+    windows: int
+
+    def in_words(self) -> str:
+        """Say it in a sentence."""
+        every = "every seed" if self.seeds == self.of else f"{self.seeds} of {counted(self.of, 'seed')}"
+        return (
+            f"In {every} ({self.agents}) no episode ended near the end of training, in the earliest case after window "
+            f"{self.last} of windows 0 to {self.windows - 1}: how the agents behaved later is not known."
+        )
+
+
 @dataclass(frozen=True)
 class Learning:
     """Outcomes over training, of the agents trained with rewards as paid and of those trained with all corrected.
@@ -78,13 +103,15 @@ class Learning:
     Attributes:
         stages: for the figure.
         changes: at the end of training.
-        corrected: whether corrected agents were trained; and, if so, whether their outcomes were kept.
+        corrected, kept: whether corrected agents were trained; and, if so, whether their outcomes were kept.
+        silences: agents of whom no episode ended near the end of training.
     """
 
     stages: tuple[Stage, ...]
     changes: tuple[Change, ...]
     corrected: bool
     kept: bool
+    silences: tuple[Silence, ...] = ()
 
     @property
     def still(self) -> tuple[Change, ...]:
@@ -100,7 +127,11 @@ class Learning:
 
 
 def find_learning(
-    trainings: Mapping[int, pa.Table], bank: Bank | None, outcomes: pa.Table, declared: Outcomes
+    trainings: Mapping[int, pa.Table],
+    bank: Bank | None,
+    outcomes: pa.Table,
+    declared: Outcomes,
+    windows: Mapping[int, int] | None = None,
 ) -> Learning | None:
     """Return outcomes over training; None where no episode ended.
 
@@ -109,35 +140,48 @@ def find_learning(
         bank: the counterfactual bank; None before it was made.
         outcomes: how episodes of the bank's trainings ended (`datasets.schema.BANK_LEARNING`).
         declared: the task's outcomes.
+        windows: of each seed, how many windows its training had (retrainings have as many); of a seed that is not there
+            up to the last in which an episode ended.
     """
-    members = [] if bank is None else list(bank.members("all"))
-    seeds = {
-        AS_PAID: [_counts(table, declared) for table in trainings.values() if table.num_rows],
-        CORRECTED: [
-            _counts(found, declared)
-            for member in members
-            if (found := outcomes.filter(pc.field("member") == member)).num_rows
-        ],
+    members = {} if bank is None else bank.members("all")
+    long = windows or {}
+    found = {
+        AS_PAID: [(seed, table) for seed, table in trainings.items()],
+        CORRECTED: [(seed, outcomes.filter(pc.field("member") == member)) for member, seed in members.items()],
     }
-    stages: list[Stage] = []
-    changes: list[Change] = []
-    for agents, counts in seeds.items():
-        if counts:
-            stages += _stages(agents, counts)
-            changes += _changes(agents, counts)
-    return Learning(tuple(stages), tuple(changes), bool(members), bool(seeds[CORRECTED])) if stages else None
+    seeds = {
+        agents: [_counts(table, declared, long.get(seed, 0)) for seed, table in tables if table.num_rows]
+        for agents, tables in found.items()
+    }
+    late = {
+        agents: np.array([c for each in counts if (c := _change(each)) is not None]) for agents, counts in seeds.items()
+    }
+    tests = len(KINDS) * sum(len(values) > 1 for values in late.values())
+    stages = [stage for agents, counts in seeds.items() if counts for stage in _stages(agents, counts)]
+    changes = [
+        Change(agents, kind, mean_interval(values.tolist(), max(tests, 1)), len(late[agents]))
+        for agents, counts in seeds.items()
+        if counts
+        for kind, values in zip(KINDS, late[agents].reshape(-1, len(KINDS)).T, strict=True)
+    ]
+    silences = [_silence(agents, counts) for agents, counts in seeds.items()]
+    if not stages:
+        return None
+    return Learning(
+        tuple(stages),
+        tuple(changes),
+        bool(members),
+        bool(seeds[CORRECTED]),
+        tuple(s for s in silences if s is not None),
+    )
 
 
 class _Counts(NamedTuple):
-    """Numbers of episodes of one training: windows in which some ended, ascending [W], by kind [W, 3]."""
+    """Numbers of episodes of a training of `length` windows: windows in which some ended [W], and by kind [W, 3]."""
 
     windows: NDArray[np.int64]
     episodes: NDArray[np.float64]
-
-    @property
-    def length(self) -> int:
-        """The number of windows up to the last in which an episode ended."""
-        return int(self.windows[-1]) + 1
+    length: int
 
     def between(self, first: int, end: int) -> NDArray[np.float64]:
         """Return the sums over windows from `first` to before `end`, [3]."""
@@ -145,13 +189,12 @@ class _Counts(NamedTuple):
         return np.asarray(self.episodes[start:stop].sum(axis=0))
 
 
-def _counts(table: pa.Table, declared: Outcomes) -> _Counts:
-    kind = dict.fromkeys(declared.desired, 0) | dict.fromkeys(declared.misbehaved, 1)
+def _counts(table: pa.Table, declared: Outcomes, length: int) -> _Counts:
     windows, place = np.unique(table["window"].to_numpy().astype(np.int64), return_inverse=True)
     episodes = np.zeros((len(windows), len(KINDS)))
-    column = np.array([kind.get(outcome, 2) for outcome in table["outcome"].to_pylist()], dtype=np.int64)
+    column = np.array([KINDS.index(declared.kind_of(outcome)) for outcome in table["outcome"].to_pylist()], np.int64)
     np.add.at(episodes, (place, column), table["episodes"].to_numpy())
-    return _Counts(windows, episodes)
+    return _Counts(windows, episodes, max(length, int(windows[-1]) + 1))
 
 
 def _stages(agents: str, counts: Sequence[_Counts]) -> list[Stage]:
@@ -168,13 +211,12 @@ def _stages(agents: str, counts: Sequence[_Counts]) -> list[Stage]:
     return stages
 
 
-def _changes(agents: str, counts: Sequence[_Counts]) -> list[Change]:
-    found = [change for each in counts if (change := _change(each)) is not None]
-    by_kind = np.array(found).reshape(-1, len(KINDS)).T
-    return [
-        Change(agents, kind, mean_interval(values.tolist()), len(found))
-        for kind, values in zip(KINDS, by_kind, strict=True)
-    ]
+def _silence(agents: str, counts: Sequence[_Counts]) -> Silence | None:
+    quiet = [found for found in counts if found.length - 1 - int(found.windows[-1]) >= _FEWEST_WINDOWS]
+    if not quiet:
+        return None
+    first = min(quiet, key=lambda found: int(found.windows[-1]))
+    return Silence(agents, len(quiet), len(counts), int(first.windows[-1]), first.length)
 
 
 def _change(counts: _Counts) -> NDArray[np.float64] | None:
@@ -205,9 +247,12 @@ def learning_chart(learning: Learning) -> Chart:
         category("outcomes"), quantity("first_window", "from window"), quantity("last_window", "to window"),
         quantity("share", format=".1%"), *bounds(".1%"),
     ]  # fmt: skip
-    points = len({stage.last for stage in learning.stages})
-    layers = trace(x, y, colour, tip, points)
-    panels = [agents for agents in (AS_PAID, CORRECTED) if any(stage.agents == agents for stage in learning.stages)]
+    points = {
+        agents: len(found)
+        for agents in (AS_PAID, CORRECTED)
+        if (found := {stage.last for stage in learning.stages if stage.agents == agents})
+    }
+    panels, layers = list(points), trace(x, y, colour, tip, min(points.values()))
     spec: Spec = {
         "config": {**CONFIG, "legend": {**CONFIG["legend"], "columns": len(KINDS)}},
         "data": {"values": records(rows)},
@@ -231,17 +276,21 @@ def learning_chart(learning: Learning) -> Chart:
 def in_words(learning: Learning) -> str:
     """Say whether outcomes still change at the end of training, and what was asked."""
     asked = (
-        f"Asked was whether a line through a seed's last third of windows (three or more) rises or falls by at least "
-        f"{100 * SMALLEST_CHANGE:.0f} points, with a 95% interval over seeds that is clear of zero."
+        "How this is judged: a straight line is fitted to each share over the last third of each seed's training (at "
+        "least three windows; a window is one rollout). A share counts as changing if these lines rise or fall by "
+        f"{100 * SMALLEST_CHANGE:.0f} percentage points or more on average over seeds, with a t-interval that excludes "
+        "zero (widened: where nothing changes, testing all shares at once finds a change in at most 5% of cases)."
     )
+    asked = " ".join([*(silence.in_words() for silence in learning.silences), asked])
     if still := learning.still:
         return f"Outcomes still change at the end of training: {'; '.join(map(change_in_words, still))}. {asked}"
     measured = [change for change in learning.changes if change.change.low is not None]
     if not measured:
-        return (
+        unknown = (
             "Whether outcomes still change at the end of training cannot be said: that takes two seeds, and three "
             "windows at the end in which episodes ended."
         )
+        return " ".join([unknown, *(silence.in_words() for silence in learning.silences)])
     largest = max(measured, key=lambda change: abs(change.change.value or 0.0))
     return (
         "At the end of training no share of outcomes changes clearly; the largest change is "

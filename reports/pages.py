@@ -30,7 +30,7 @@ from .preference import Preference
 from .rows import Cell, island
 from .statistics import Interval, percent
 from .timeline import Stretch
-from .words import DIFFERING, RULES
+from .words import RULES, differing
 
 SCRIPTS = ("failures.js", "figures.js", "strip.js")
 _SHOWN_PICTURES = 12
@@ -369,8 +369,8 @@ def _failures_table(
 
 def _where_framings_differ(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, int]]:
     """Return pairs of labels that differ: Framing 1's, the verdict, what each means together, how many failures."""
-    pairs = Counter((entry["framing1"], entry["verdict"]) for entry in entries)
-    return [(one, other, DIFFERING[one, other], n) for (one, other), n in pairs.items() if (one, other) in DIFFERING]
+    found = Counter((entry["framing1"], entry["verdict"], entry["basis"]) for entry in entries)
+    return [(key[0], key[1], text, n) for key, n in found.items() if (text := differing(*key)) is not None]
 
 
 def _cheapest_budget(findings: SetFindings) -> str | None:

@@ -33,9 +33,12 @@ class Place:
         """Return the commands that train with an edits file of the reports, play, and compare; one a line.
 
         Args:
-            edits: the file, relative to the folder of the reports.
+            edits: the file, relative to the folder of the reports; the run it makes is named by the evaluation set
+                (unless that is `test`) and by what tells the file from `edits.yaml`: clusters have one each.
         """
-        out = f"{self.run.rstrip('/')}-corrected"
+        part = edits.rpartition("/")[2].removesuffix(".yaml").removeprefix("edits").strip("-")
+        named = [*self._set[1:], *([f"cluster-{part}"] if part else [])]
+        out = "-".join([f"{self.run.rstrip('/')}-corrected", *named])
         task, file = self.task or _UNKNOWN_TASK, f"{self.reports.rstrip('/')}/{edits}"
         commands = (
             ["aitia", "train", task, "--edits", file, "--out", out],

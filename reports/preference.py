@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..datasets.outcomes import Outcomes
+from ..datasets.outcomes import KINDS, Kind, Outcomes
 from ..datasets.schema import RANDOM_POLICY_SEED
 from ..datasets.words import counted
 from .statistics import NOTHING, Interval, mean_interval
 
-Kind = Literal["desired", "misbehaved", "other"]
-_ORDER: tuple[Kind, ...] = ("desired", "misbehaved", "other")
+_Trained = Mapping[int, Mapping[str, tuple[int, float]]]  # by seed and outcome: episodes, and the sum of their returns
 
 
 @dataclass(frozen=True)
@@ -38,58 +37,98 @@ class Paid:
 
 
 @dataclass(frozen=True)
-class Preference:
-    """Returns by outcome, the best paid in training first.
+class Lead:
+    """By how much one outcome returns more than another, within seeds: each seed is compared with itself only.
 
     Attributes:
-        outcomes: every outcome that some training episode or test play had.
-        lead: by how much the best paid declared outcome of training returns more than the best paid one of the other
-            kind (desired against misbehaved), over seeds that had both; nothing where none had.
+        outcome, rival: two declared outcomes, one of them desired and the other misbehaved.
+        returns: mean return as paid in training of each, over the seeds that had both.
+        lead: their difference with its t-interval; the intervals of all such pairs hold together at 95%.
         seeds: how many had both.
     """
 
-    outcomes: tuple[Paid, ...]
+    outcome: Paid
+    rival: Paid
+    returns: tuple[float, float]
     lead: Interval
     seeds: int
 
-    def declared(self) -> tuple[Paid, ...]:
-        """Return the declared outcomes that training episodes had."""
-        return tuple(p for p in self.outcomes if p.kind != "other" and p.training.value is not None)
+    @property
+    def worth(self) -> tuple[float, float]:
+        """What pairs are ordered by: the lower end of the difference, and its mean."""
+        value, low, _ = self.lead
+        return float("-inf") if low is None else low, float("-inf") if value is None else value
 
-    def rival(self) -> Paid | None:
-        """Return the best paid outcome of the kind that the first is not; None without one."""
-        first, *others = self.declared() or (None,)
-        return next((p for p in others if first is not None and p.kind != first.kind), None)
+
+@dataclass(frozen=True)
+class Preference:
+    """Returns by outcome.
+
+    Attributes:
+        outcomes: every outcome that some training episode or test play had, by mean return in training.
+        least: of the outcome whose differences within seeds speak most for it, the least clear one; None where no seed
+            had a desired and a misbehaved outcome.
+        not_compared: outcomes that could be its rivals, and fewer than two seeds had both.
+    """
+
+    outcomes: tuple[Paid, ...]
+    least: Lead | None = None
+    not_compared: tuple[str, ...] = ()
+
+    @property
+    def preferred(self) -> Paid | None:
+        """The outcome that is clearly paid more than every one of the other kind that it was compared with; or None."""
+        least = self.least
+        return None if least is None or least.lead.low is None or least.lead.low <= 0.0 else least.outcome
 
     def in_words(self) -> str:
-        """Say which outcome the reward prefers, and whether that is clear."""
-        if not (declared := self.declared()):
+        """Say which outcome the reward prefers, or that this cannot be told."""
+        declared = [paid for paid in self.outcomes if paid.kind != "other" and paid.training.value is not None]
+        if not declared:
             return "Mean return as paid, by outcome: no training episode ended in a declared outcome."
-        first, rival = declared[0], self.rival()
-        said = f"Mean return as paid, by outcome: your reward prefers “{first.outcome}” ({first.kind})"
-        if rival is None:
-            return f"{said}: {_number(first.training)}. No training episode ended in one of the other kind."
-        said = (
-            f"{said}: {_number(first.training)} in training, against {_number(rival.training)} for "
-            f"“{rival.outcome}” ({rival.kind})."
+        cannot, least = "Mean return as paid, by outcome: it cannot be told which outcome is paid more.", self.least
+        if least is None:
+            had = "; ".join(f"“{paid.outcome}” ({paid.kind}) returns {_number(paid.training)}" for paid in declared)
+            one = len({paid.kind for paid in declared}) == 1
+            why = (
+                "No training episode ended in one of the other kind"
+                if one
+                else "No seed had both a desired and a misbehaved outcome"
+            )
+            return f"{cannot} {had}. {why}."
+        (first, rival), (more, less) = (least.outcome, least.rival), least.returns
+        if least.lead.low is None:
+            return (
+                f"{cannot} “{first.outcome}” ({first.kind}) returns {more:.3g} in training, “{rival.outcome}” "
+                f"({rival.kind}) {less:.3g}. Fewer than two seeds had both, so nothing says how sure that is."
+            )
+        within = f"within the {counted(least.seeds, 'seed')} that had both"
+        names = ", ".join(f"“{name}”" for name in self.not_compared)
+        left = f" Fewer than two seeds tell how it compares with {names}." if names else ""
+        if self.preferred is None:
+            return (
+                f"{cannot} “{first.outcome}” ({first.kind}) returns {more:.3g} in training and “{rival.outcome}” "
+                f"({rival.kind}) {less:.3g}, {within}; the difference of {_number(least.lead)} is not clear of zero."
+                f"{left}"
+            )
+        return (
+            f"Mean return as paid, by outcome: your reward prefers “{first.outcome}” ({first.kind}): {more:.3g} in "
+            f"training, against {less:.3g} for “{rival.outcome}” ({rival.kind}), {within}. The difference is "
+            f"{_number(least.lead)}, which is clear of zero.{left}"
         )
-        value, low, high = self.lead
-        if value is None or low is None or high is None:
-            return f"{said} Fewer than two seeds had both, so nothing says how sure that is."
-        sure = "which is clear" if low > 0 or high < 0 else "which is not clear: the interval holds zero"
-        if high < 0:
-            sure = "the other way round within seeds: agents differ in how often they had either"
-        return f"{said} The difference within {counted(self.seeds, 'seed')} is {_number(self.lead)}, {sure}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as `summary.json` has it."""
+        least, preferred = self.least, self.preferred
         return {
             "outcomes": [
                 {**asdict(paid), "training": paid.training.as_dict(), "test": paid.test.as_dict()}
                 for paid in self.outcomes
             ],
-            "lead": self.lead.as_dict(),
-            "seeds": self.seeds,
+            "prefers": None if preferred is None else preferred.outcome,
+            "compared": None if least is None else [least.outcome.outcome, least.rival.outcome],
+            "lead": (NOTHING if least is None else least.lead).as_dict(),
+            "seeds": 0 if least is None else least.seeds,
         }
 
 
@@ -101,8 +140,6 @@ def find_preference(trainings: Mapping[int, pa.Table], episodes: pa.Table, decla
         episodes: of the evaluation set: the agents' and the random policy's.
         declared: the task's outcomes.
     """
-    kinds: dict[str, Kind] = dict.fromkeys(declared.desired, "desired")
-    kinds |= dict.fromkeys(declared.misbehaved, "misbehaved")
     trained = {seed: _sums(table, "episodes", "reward") for seed, table in trainings.items()}
     test = episodes.filter((pc.field("part") == "test") & (pc.field("seed") != RANDOM_POLICY_SEED))
     played = {}
@@ -112,7 +149,7 @@ def find_preference(trainings: Mapping[int, pa.Table], episodes: pa.Table, decla
     names = sorted({name for found in (*trained.values(), *played.values()) for name in found})
     paid = [
         Paid(
-            name, kinds.get(name, "other"), _mean_of(trained, name), _mean_of(played, name), _count(trained, name),
+            name, declared.kind_of(name), _mean_of(trained, name), _mean_of(played, name), _count(trained, name),
             _count(played, name),
         )
         for name in names
@@ -120,14 +157,44 @@ def find_preference(trainings: Mapping[int, pa.Table], episodes: pa.Table, decla
     if not paid:
         return None
     worst = float("-inf")
-    paid.sort(key=lambda p: (-(worst if p.training.value is None else p.training.value), _ORDER.index(p.kind)))
-    whole = Preference(tuple(paid), NOTHING, 0)
-    first, rival = (whole.declared() or (None,))[0], whole.rival()
-    if first is None or rival is None:
-        return whole
-    both = [found for found in trained.values() if first.outcome in found and rival.outcome in found]
-    leads = [_mean(found[first.outcome]) - _mean(found[rival.outcome]) for found in both]
-    return Preference(tuple(paid), mean_interval(leads), len(leads))
+    paid.sort(key=lambda p: (-(worst if p.training.value is None else p.training.value), KINDS.index(p.kind)))
+    return Preference(tuple(paid), *_least_clear(paid, trained))
+
+
+def _least_clear(paid: Sequence[Paid], trained: _Trained) -> tuple[Lead | None, tuple[str, ...]]:
+    """Return `Preference.least` and `Preference.not_compared`: the highest of every outcome's least clear lead.
+
+    The best of several was picked by the data: intervals of all pairs are made to hold together.
+    """
+    had = [p for p in paid if p.training.value is not None]
+    pairs = [(p, q) for p in had if p.kind == "desired" for q in had if q.kind == "misbehaved"]
+    leads = [lead for p, q in pairs for lead in _leads(p, q, trained, len(pairs))]
+    found = []
+    for outcome in had:
+        mine = [lead for lead in leads if lead.outcome is outcome]
+        told = [lead for lead in mine if lead.seeds > 1] or mine
+        if told:
+            found.append(min(told, key=lambda lead: lead.worth))
+    if not found:
+        return None, ()
+    best = max(found, key=lambda lead: lead.worth)
+    enough = {lead.rival.outcome for lead in leads if lead.outcome is best.outcome and lead.seeds > 1}
+    rivals = [p.outcome for p in had if p.kind == best.rival.kind]
+    return best, tuple(name for name in rivals if name not in enough)
+
+
+def _leads(desired: Paid, misbehaved: Paid, trained: _Trained, pairs: int) -> list[Lead]:
+    """Return what each of two outcomes returns more than the other; nothing where no seed had both."""
+    names = (desired.outcome, misbehaved.outcome)
+    both = [tuple(_mean(found[name]) for name in names) for found in trained.values() if {*names} <= found.keys()]
+    if not both:
+        return []
+    found = []
+    for outcome, rival, sign in ((desired, misbehaved, 1), (misbehaved, desired, -1)):
+        more, less = (sum(column) / len(both) for column in list(zip(*both, strict=True))[::sign])
+        lead = mean_interval([sign * (first - second) for first, second in both], pairs)
+        found.append(Lead(outcome, rival, (more, less), lead, len(both)))
+    return found
 
 
 def _sums(table: pa.Table, count: str, total: str) -> dict[str, tuple[int, float]]:
@@ -151,6 +218,4 @@ def _count(seeds: Mapping[int, Mapping[str, tuple[int, float]]], name: str) -> i
 
 def _number(found: Interval) -> str:
     value, low, high = found
-    if low is None or high is None:
-        return f"{value:.3g} [unbounded]"
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+    return f"{value:.3g}" if low is None or high is None else f"{value:.3g} [{low:.3g}, {high:.3g}]"

@@ -32,7 +32,7 @@ class Interval(NamedTuple):
         if self.value is None:
             return "not measured"
         if self.low is None or self.high is None:
-            return f"{percent(self.value)} [unbounded]"
+            return f"{percent(self.value)} (no interval)"
         return f"{percent(self.value)} [{percent(self.low)}, {percent(self.high)}]"
 
 
@@ -55,20 +55,23 @@ def rate_interval(rates: Sequence[float]) -> Interval:
     return Interval(mean, max(0.0, -math.inf if low is None else low), min(1.0, math.inf if high is None else high))
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of one value a seed with its t-interval; unbounded (None) with one seed."""
+def mean_interval(values: Sequence[float], tests: int = 1) -> Interval:
+    """Return the mean of one value a seed with its t-interval; unbounded (None) with one seed.
+
+    Several `tests` made together hold together at 95% (Bonferroni): each interval is wider.
+    """
     if not values:
         return NOTHING
     mean = float(np.mean(values))
     if len(values) == 1:
         return Interval(mean, None, None)
-    half = (mean_half_width(len(values)) or 0.0) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = (mean_half_width(len(values), tests) or 0.0) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 
 
-def mean_half_width(count: int) -> float | None:
+def mean_half_width(count: int, tests: int = 1) -> float | None:
     """Return half the width of the t-interval of a mean, in standard errors; None with fewer than two values."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else None
+    return float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * tests), count - 1)) if count > 1 else None
 
 
 def share_interval(before: Sequence[float], after: Sequence[float]) -> Interval:

@@ -28,14 +28,39 @@ def title_of(verdict: Verdict, basis: str | None) -> str:
 
 _PAID_FOR_IT = "the reward function returns much for this episode at test"
 _NOT_PAID = "the reward function returns little for this episode at test"
-DIFFERING = {
+_DIFFERING = {
     ("inner", "outer"): f"{_NOT_PAID}, yet wrong rewards in training made the agents do it: corrected, they stop.",
     ("inner", "mixed"): f"{_NOT_PAID}, yet wrong rewards in training made a good part of it.",
     ("outer", "inner"): f"{_PAID_FOR_IT}, yet agents trained with correct rewards do it too.",
     ("inner", "undetermined"): f"{_NOT_PAID}; what caused it is not determined.",
     ("outer", "undetermined"): f"{_PAID_FOR_IT}; what caused it is not determined.",
     ("outer", "mixed"): f"{_PAID_FOR_IT}, and correct rewards remove a part of it only.",
-}  # by Framing 1's label and the verdict: what both say together
+    **{
+        (one, verdict): f"{said}, {text}"
+        for one, said in (("inner", _NOT_PAID), ("outer", _PAID_FOR_IT))
+        for verdict, text in (
+            ("tampering", "and the agents change what they observe of it: that is neither outer nor inner."),
+            ("aligned", "and over all episodes so few plays misbehave that there is no cause to look for."),
+            (
+                "capability_failure",
+                "and the agents do nothing that the task declares more often than chance, so what they are paid for "
+                "explains nothing yet.",
+            ),
+        )
+    },
+}
+_DIFFERING_ARBITRARY = {
+    ("inner", "outer"): f"{_NOT_PAID}, yet agents trained with a few rewards edited stop doing it. Nobody told an "
+    "intended reward, so this does not say that those rewards were wrong.",
+    ("outer", "inner"): f"{_PAID_FOR_IT}, yet no edit of the training rewards that was tried, within the range of "
+    "rewards seen and with competence kept, prevents it.",
+}
+
+
+def differing(framing1: str, verdict: str, basis: str | None) -> str | None:
+    """Return what Framing 1's label and a verdict say together, by the basis of its evidence; None if they agree."""
+    both = (framing1, verdict)
+    return _DIFFERING_ARBITRARY.get(both, _DIFFERING.get(both)) if basis == "arbitrary" else _DIFFERING.get(both)
 
 
 class Rule(NamedTuple):

@@ -420,5 +420,5 @@ def _interval(value: dict[str, float | None]) -> str:
     if value["value"] is None:
         return "-"
     if value["low"] is None or value["high"] is None:
-        return f"{value['value']:.2f} [unbounded]"
+        return f"{value['value']:.2f} (no interval)"
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"

@@ -138,6 +138,7 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     rewards = recorded_rewards(folder, task)
     bank = read_bank(folder, set_name, task.seeds)
     trainings = {seed: training_outcomes(folder, seed) for seed in task.seeds}
+    windows = {seed: folder.window_count(seed) for seed in task.seeds}
     names = failure_ids(task.outcomes.failures(episodes))
     estimator, reason = recorded_estimator(folder, run.manifest, set_name)
     attributed = attributed_tables(folder, set_name, names, estimator)
@@ -146,7 +147,7 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
         attributed["groups"],
         read_table(folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator),
         Timeline(window_effects(folder, set_name, estimator)), estimator, _noise_ceiling(folder, set_name),
-        find_learning(trainings, bank, bank_outcomes(folder, set_name), task.outcomes), _costs(run, bank),
+        find_learning(trainings, bank, bank_outcomes(folder, set_name), task.outcomes, windows), _costs(run, bank),
     )  # fmt: skip
     whole = report_cluster(tables, whole_set(names))
     split = [] if whole.findings.decision.of_set else find_clusters(task, attributed["groups"], names)

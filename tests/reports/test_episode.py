@@ -14,6 +14,7 @@ from made_report import made_steps, write_report
 from aitia.datasets.arrays import Array, pack
 from aitia.datasets.errors import RunFolderError
 from aitia.reports.episode import Piece, episode_table, in_short, pieces
+from aitia.reports.pages import _templates
 
 NAMES = {"0": "left", "1": "right", "2": "wait"}
 
@@ -79,7 +80,32 @@ def test_of_many_actions_the_unlikely_ones_are_counted() -> None:
 def test_of_a_long_episode_both_ends_are_shown_and_the_rest_is_counted() -> None:
     found = episode_table(made_steps(100, reward=pa.array(np.arange(100.0))), NAMES.__getitem__, most=10)
     assert [line.first for line in found.lines] == [*range(5), *range(95, 100)]
-    assert (found.left_out, found.middle) == (90, 5)
+    assert found.left_out == (0, 0, 0, 0, 0, 90, 0, 0, 0, 0) and found.decisive_left_out == 0
+
+
+def test_of_a_long_episode_decisive_steps_are_shown_with_their_neighbours() -> None:
+    def labelled(*decisive: int) -> pa.Array:
+        return pa.array([[-1, 1, 0] if t in decisive else [0, 0, 0] for t in range(100)], pa.list_(pa.int8()))
+
+    rewards = pa.array(np.arange(100.0))
+    steps = made_steps(100, reward=rewards, action_labels=labelled(40, 60, 61))
+    found = episode_table(steps, NAMES.__getitem__, most=10)
+    assert [line.first for line in found.lines] == [*range(5), 39, 40, 41, 59, 60, 61, 62, *range(95, 100)]
+    assert [n for n in found.left_out if n] == [34, 17, 32] and found.decisive_left_out == 0
+    assert [line.first for line in found.lines if line.decisive] == [40, 60, 61]
+    many = episode_table(made_steps(100, reward=rewards, action_labels=labelled(*range(20, 80))), str, most=10)
+    assert len(many.lines) == 20 and many.decisive_left_out == 60 - 9, "bounded, and what is missing is counted"
+
+
+def test_the_probability_of_the_action_taken_is_bold_also_where_names_repeat() -> None:
+    found = episode_table(made_steps(1), lambda _: "act")
+    assert [line.taken for line in found.lines] == [1]
+    page = (
+        _templates()
+        .from_string('{% import "parts.html" as parts %}{{ parts.steps(table, "end", "..", "test") }}')
+        .render(table=found)
+    )
+    assert re.findall(r"<strong>(.*?)</strong>", page) == ["60%"]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +129,29 @@ def test_what_colour_sets_off_is_marked_and_no_other_escape_is_obeyed() -> None:
     hostile = "a\x1b]0;title\x07b\x1b[2Jc\x1b[10;10Hd\x9b\u202ee\rf\x1b"
     assert "".join(piece.text for piece in pieces(hostile)) == "abcdef"
     assert pieces("x" * 5000)[-1].text == " …"
+
+
+@pytest.mark.parametrize("off", ["0", "", "39", "22;39", "0;39"])
+@pytest.mark.parametrize("on", ["31", "91", "38;5;39", "38;2;0;0;39"])
+def test_a_colour_that_is_set_back_marks_nothing_after_it(on: str, off: str) -> None:
+    """Colorama and rich set back with codes of their own: 39 and 49 (colours), 22 to 29 (styles)."""
+    assert pieces(f"a\x1b[{on}mb\x1b[{off}mc") == (Piece("a", False), Piece("b", True), Piece("c", False))
+
+
+def test_what_one_code_sets_back_leaves_the_others_on() -> None:
+    found = pieces("\x1b[1;41mb\x1b[22mc\x1b[49md\x1b[39;49;22me")
+    assert [piece.marked for piece in found] == [True, True, False, False]
+    assert [
+        pieces(f"\x1b[{on}ma\x1b[{off}mb")[1].marked for on, off in ((1, 22), (3, 23), (4, 24), (7, 27), (9, 29))
+    ] == [False] * 5
+    assert pieces("\x1b[" + "9" * 5000 + "ma")[0].text == "a", "a number of any length"
+
+
+def test_text_is_cut_by_what_can_be_seen_of_it() -> None:
+    coloured = "\x1b[31mx\x1b[0m" * 1000
+    assert "".join(piece.text for piece in pieces(coloured)) == "x" * 1000, "10,000 characters, 1,000 of them seen"
+    assert "".join(piece.text for piece in pieces("\x1b[31my\x1b[0m" * 4500)) == "y" * 4000 + " …"
+    assert "".join(piece.text for piece in pieces("z" * 4000)) == "z" * 4000
 
 
 class Text(HTMLParser):

@@ -77,6 +77,49 @@ def bank(seeds: int) -> Bank:
     return Bank(pa.Table.from_pylist(rows, schema=MASKS), BANK_OUTCOMES.empty_table())
 
 
+def test_the_end_of_training_is_that_of_all_its_windows() -> None:
+    trainings = {n: made_training(line(20, 3, 20)) for n in range(2)}
+    found = find_learning(trainings, None, NONE, DECLARED, {0: 100, 1: 100})
+    assert found is not None and not found.still and found.changes[0].seeds == 0
+    assert "in the earliest case after window 19 of windows 0 to 99" in in_words(found) and "In every seed" in in_words(
+        found
+    )
+    one = find_learning(trainings, None, NONE, DECLARED, {0: 100, 1: 20})
+    assert one is not None and "In 1 of 2 seeds (rewards as paid) no episode ended near" in in_words(one)
+    whole = find_learning(trainings, None, NONE, DECLARED, {0: 20, 1: 20})
+    assert whole is not None and whole.still and "no episode ended" not in in_words(whole)
+
+
+def test_six_shares_that_do_not_change_are_rarely_called_changing() -> None:
+    """Nothing changes: a share is called changing in at most 5% of runs, not 5% of shares."""
+    generator = np.random.default_rng(7)
+    false = 0
+    for _ in range(200):
+        seeds = [
+            [tuple(generator.multinomial(30, [0.4, 0.3, 0.3])) for _ in range(12)]  # a window of 30 episodes
+            for _ in range(8)
+        ]
+        paid = {n: made_training(shares) for n, shares in enumerate(seeds[:4])}
+        rows = [made_training(shares).drop_columns(["seed", "reward"]) for shares in seeds[4:]]
+        table = pa.concat_tables(
+            row.add_column(0, "member", pa.array([f"all-seed={n}"] * row.num_rows)).cast(BANK_LEARNING)
+            for n, row in enumerate(rows)
+        )
+        found = find_learning(paid, bank(4), table, DECLARED)
+        assert found is not None
+        false += bool(found.still)
+    assert false <= 18, f"{false} of 200 runs"  # 10 are expected at 5%; 18 or fewer in 99%
+
+
+def test_a_panel_of_two_points_is_no_line_whatever_the_other_has() -> None:
+    rows = made_training(line(50, 4, 2)).drop_columns(["seed", "reward"])
+    table = rows.add_column(0, "member", pa.array(["all-seed=0"] * rows.num_rows)).cast(BANK_LEARNING)
+    found = find_learning({0: made_training(line(10, 0))}, bank(1), table, DECLARED)
+    assert found is not None
+    marks = [layer["mark"]["type"] for layer in learning_chart(found).spec["spec"]["layer"]]
+    assert "line" not in marks and "point" in marks
+
+
 def test_corrected_agents_are_a_panel_of_their_own() -> None:
     rows = made_training(line(50, 4)).drop_columns(["seed", "reward"])
     table = pa.concat_tables(
@@ -127,6 +170,29 @@ def test_worse_is_no_improvement() -> None:
     assert explain(made_findings(OPEN), around).next_steps[0].startswith("Still changing: over the last third")
 
 
+def lost(start: int = 80, slope: int = -5) -> Shares:
+    """Return shares of agents that stop to misbehave and do nothing that is declared in its place."""
+    return [(10, start + slope * w, 90 - start - slope * w) for w in range(12)]
+
+
+def both(paid: Learning, corrected: Learning) -> Learning:
+    return replace(paid, changes=(*paid.changes, *(replace(c, agents=CORRECTED) for c in corrected.changes)))
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (learning(lost(), lost()), "changing"),
+        (both(learning(line(90, -5), line(80, -5)), learning(line(20, 5), line(30, 5))), "changing"),
+        (both(learning(line(20, 5), line(30, 5)), learning(lost(), lost())), "changing"),
+        (both(learning(line(20, 5), line(30, 5)), learning(line(20, 0), line(30, 0))), "improving"),
+    ],
+)
+def test_improving_is_a_rise_of_the_desired_share_with_nothing_worse(found: Learning, said: str) -> None:
+    step = explain(made_findings(OPEN), Surroundings(learning=found)).next_steps[0]
+    assert step.startswith(f"Still {said}: over the last third")
+
+
 def test_a_verdict_that_is_determined_speaks_of_no_further_training() -> None:
     outer = made_findings(Evidence(BEFORE, AFTER, CAPABLE, largest_error=1.0))
     assert not any("Still" in step for step in explain(outer, Surroundings(learning=made_learning())).next_steps)
@@ -139,6 +205,22 @@ def test_rule_4_looks_at_the_agents_as_paid_only() -> None:
     only_corrected = replace(paid, changes=tuple(replace(c, agents=CORRECTED) for c in paid.changes))
     assert explain(rare, Surroundings(learning=paid)).next_steps[0].startswith("Still improving")
     assert not explain(rare, Surroundings(learning=only_corrected)).next_steps[0].startswith("Still")
+
+
+def test_no_seeds_are_priced_where_no_number_of_them_would_decide() -> None:
+    rare = made_findings(replace(OPEN, uncorrected=seed_rates([0.0, 0.4, 0.1, 0.3, 0.0]), corrected=()))
+    still = learning(line(20, 5), line(30, 5))
+    first, second = explain(rare, Surroundings(learning=still, costs=COSTS)).next_steps
+    assert rare.decision.rule == 4 and "More seeds do not help at this rate" in second, "a mean of .16 is under .2"
+    assert first.endswith("; more seeds would not decide.") and "more seeds would cost" not in first
+    frequent = made_findings(replace(OPEN, uncorrected=seed_rates([0.0, 0.8, 0.1, 0.6, 0.0]), corrected=()))
+    assert "would cost" in explain(frequent, Surroundings(learning=still, costs=COSTS)).next_steps[0].split("; ")[-1]
+
+
+def test_of_one_seed_nobody_says_that_more_do_not_help() -> None:
+    one = made_findings(replace(OPEN, uncorrected=seed_rates([0.9]), corrected=()))
+    (step,) = explain(one, Surroundings()).next_steps
+    assert one.decision.rule == 4 and step.startswith("Train at least 5 seeds (now 1)")
 
 
 def test_costs_are_of_all_agents_again_and_of_each_seed_with_its_retrainings() -> None:

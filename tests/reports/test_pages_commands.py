@@ -17,7 +17,8 @@ from aitia.reports.influence_charts import timeline_chart
 from aitia.reports.place import Place
 from aitia.reports.statistics import Interval
 from aitia.reports.timeline import Stretch
-from aitia.reports.verdict import Thresholds
+from aitia.reports.verdict import Thresholds, Verdict
+from aitia.reports.words import differing
 
 
 def marks(spec: dict[str, Any]) -> list[str]:
@@ -33,12 +34,20 @@ def marks(spec: dict[str, Any]) -> list[str]:
 def test_commands_come_back_from_a_shell_as_they_were_meant() -> None:
     place = Place("/runs/my run's", "/runs/my run's/reports/new set", "new set", "/tasks/a $task.yaml")
     train, evaluate, compare = (shlex.split(text) for text in place.train_again("edits.yaml").splitlines())
-    corrected = "/runs/my run's-corrected"
+    corrected = "/runs/my run's-corrected-new set"
     file = "/runs/my run's/reports/new set/edits.yaml"
     assert train == ["aitia", "train", "/tasks/a $task.yaml", "--edits", file, "--out", corrected]
     assert evaluate == ["aitia", "evaluate", corrected, "--set", "new set"]
     assert compare == ["aitia", "compare", "/runs/my run's", corrected, "--set", "new set"]
     assert Place("r", "r/reports/test", "test").train_again("e").startswith("aitia train TASK.yaml --edits")
+
+
+def test_each_edits_file_is_trained_into_a_folder_of_its_own() -> None:
+    places = [Place("/runs/r/", "/runs/r/reports/x", name) for name in ("test", "far")]
+    names = ("edits.yaml", "edits-0.yaml", "edits-1.yaml")
+    outs = [shlex.split(place.train_again(name).splitlines()[0])[-1] for place in places for name in names]
+    assert outs[:3] == ["/runs/r-corrected", "/runs/r-corrected-cluster-0", "/runs/r-corrected-cluster-1"]
+    assert outs[3:] == [out.replace("corrected", "corrected-far") for out in outs[:3]]
 
 
 def test_every_page_with_a_verdict_has_the_commands_with_the_real_paths(tmp_path: Path) -> None:
@@ -82,3 +91,19 @@ def test_where_the_framings_differ_a_page_says_what_each_asks(tmp_path: Path, nu
     index = (made.folder / "index.html").read_text()
     count = sum(entry["framing1"] == "inner" for entry in made.entries)
     assert f"Of {count} failures Framing 1 says <b>inner</b>" in index
+
+
+@pytest.mark.parametrize("basis", [None, "corrective", "arbitrary"])
+def test_what_two_framings_say_together_keeps_to_its_evidence(basis: str | None) -> None:
+    outer, inner = differing("inner", "outer", basis), differing("outer", "inner", basis)
+    assert outer is not None and inner is not None
+    assert ("wrong rewards in training made" in outer) == (basis != "arbitrary")
+    assert ("does not say that those rewards were wrong" in outer) == (basis == "arbitrary")
+    assert ("trained with correct rewards" in inner) == (basis != "arbitrary")
+    assert differing("outer", "outer", basis) is None and differing("inner", "undetermined", basis)
+
+
+def test_every_verdict_that_is_not_what_framing_1_says_has_words() -> None:
+    for one in ("inner", "outer"):
+        for verdict in Verdict:
+            assert (differing(one, str(verdict), None) is None) == (one == str(verdict)), (one, verdict)

@@ -74,7 +74,7 @@ def test_outer_says_how_much_to_correct_and_what_would_not_be_outer() -> None:
     found = explain(made_findings(), Surroundings(corrected=24, correction=Interval(0.03, 0.02, 0.04)))
     assert found.next_steps == (
         "Correct the rewards of 24 groups (the smallest verified set, which leaves 3% [2%, 4%] misbehaving): "
-        "edits.yaml lists them.",
+        "the edits file lists them.",
     )
     assert "more than 45% of the competent plays" in found.would_change, "half of .90"
 

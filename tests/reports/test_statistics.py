@@ -10,6 +10,7 @@ from aitia.reports.statistics import (
     NOTHING,
     count_upper_end,
     exceeds_zero,
+    mean_interval,
     power_of_test,
     rate_interval,
     seeds_needed,
@@ -42,7 +43,18 @@ def test_fieller_interval_covers() -> None:
 def test_fieller_interval_is_unbounded_where_the_denominator_may_be_zero() -> None:
     interval = share_interval([0.9, 0.0, 0.1, 0.0, 0.0], [0.1, 0.0, 0.0, 0.1, 0.0])
     assert interval.value is not None and interval.low is None and interval.high is None
+    assert interval.as_percent() == f"{interval.value:.0%} (no interval)"
     assert share_interval([0.0, 0.0], [0.0, 0.0]) == NOTHING
+
+
+def test_intervals_of_several_tests_hold_together() -> None:
+    """Of six means of nothing, some interval excludes zero in at most 5% of simulations."""
+    generator = np.random.default_rng(0)
+    missed = 0
+    for _ in range(1000):
+        found = [mean_interval(generator.normal(0, 1, 5).tolist(), 6) for _ in range(6)]
+        missed += any((one.low or 0.0) > 0.0 or (one.high or 0.0) < 0.0 for one in found)
+    assert 0.03 < missed / 1000 < 0.07
 
 
 def test_one_sided_test_agrees_with_scipy() -> None:

@@ -88,7 +88,7 @@ def test_the_paired_difference_has_the_t_interval_of_the_differences() -> None:
     [
         (Interval(-0.851, -0.9, -0.8), "-85 points [-90, -80]"),
         (Interval(0.0, -0.001, 0.2), "0 points [0, +20]"),
-        (Interval(0.1, None, None), "+10 points [unbounded]"),
+        (Interval(0.1, None, None), "+10 points (no interval)"),
         (Interval(None, None, None), "not measured"),
     ],
 )
