@@ -73,7 +73,7 @@ def test_what_an_environment_lists_is_a_list_of_names(listed: object) -> None:
         return {}
 
     tell.outcomes = listed  # type: ignore[attr-defined]
-    with pytest.raises(EnvironmentError_, match="attribute `outcomes` of the hook is .*expected a list"):
+    with pytest.raises(EnvironmentError_, match=r"attribute `outcomes` of the hook is .*expected a list"):
         listed_outcomes(HookedEnv(env, tell))
 
 

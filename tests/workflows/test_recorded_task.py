@@ -191,7 +191,11 @@ class Mine(Corridor):
 
 
 def _script(folder: Path, **parts: str) -> subprocess.CompletedProcess[str]:
-    (folder / "script.py").write_text(SCRIPT.format(**parts))
+    return _run_script(folder, SCRIPT.format(**parts))
+
+
+def _run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(text)
     path = [*(entry for entry in sys.path if entry), str(Path(hooks_file).parent)]
     return subprocess.run(
         [sys.executable, "script.py"], cwd=folder, env={"PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1"},
@@ -215,6 +219,63 @@ def test_an_environment_of_the_script_itself_is_to_be_moved_and_one_beside_it_is
     path.write_text(path.read_text().replace("[arrow]", "[goal]").replace("[corner]", "[pit]"))
     monkeypatch.syspath_prepend(str(tmp_path / "other"))
     assert begin_run(path, run).folder.missing_files(0) == []
+
+
+IN_A_MODULE = """
+import gymnasium as gym
+from toy_environments import Corridor
+class Mine(Corridor):
+    def __init__(self, size=5):
+        super().__init__(length=size)
+"""
+REGISTERED = "gym.register(id='Mine-v0', entry_point='{entry}', kwargs={{'size': 9}}{more})\n"
+TAKEN_OVER = """
+from pathlib import Path
+from aitia.training.environments import EnvSpec
+from aitia.workflows.task import load_task
+path = Path("run/task.yaml")
+text = path.read_text().replace("desired: [FILL_IN]", "desired: [goal]").replace("[FILL_IN]", "[pit]")
+path.write_text(text)
+task = load_task(path)
+made = EnvSpec(task.env, task.train_kwargs).make()
+print(task.env, task.train_kwargs, made.unwrapped.length, made.spec and made.spec.max_episode_steps)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("by_module", "by_script", "makes", "expected"),
+    [
+        ("", REGISTERED.format(entry="mine_env:Mine", more=""), "", "mine_env:Mine {'size': 9} 9 None"),
+        (
+            REGISTERED.format(entry="mine_env:Mine", more=", max_episode_steps=30"), "import mine_env", "",
+            "mine_env:Mine-v0 {} 9 30",
+        ),
+        (
+            REGISTERED.format(entry="mine_env:Mine", more=""),
+            "import mine_env\ngym.register(id='Mine-v0', entry_point='mine_env:Mine', kwargs={'size': 7})",
+            ", size=6", "mine_env:Mine {'size': 6} 6 None",
+        ),
+    ],
+    ids=["by-the-script", "by-the-module", "otherwise-by-the-script"],
+)  # fmt: skip
+def test_a_fresh_process_makes_the_environment_that_the_script_registered(
+    by_module: str, by_script: str, makes: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine_env.py").write_text(f"print('noise')\n{IN_A_MODULE}{by_module}")
+    _script(tmp_path, imports=by_script, env=f"gym.make('Mine-v0'{makes})")
+    assert _run_script(tmp_path, TAKEN_OVER).stdout.splitlines()[-1] == expected
+
+
+@pytest.mark.slow
+def test_a_step_limit_that_only_the_script_registers_is_a_persons_to_keep(tmp_path: Path) -> None:
+    (tmp_path / "mine_env.py").write_text(IN_A_MODULE)
+    registered = REGISTERED.format(entry="mine_env:Mine", more=", max_episode_steps=30")
+    _script(tmp_path, imports=registered, env="gym.make('Mine-v0')")
+    text = (tmp_path / "run/task.yaml").read_text()
+    assert "env: FILL_IN  # importing mine_env does not register Mine-v0 as the script has it: put its" in text
+    assert "name it, mine_env:Mine-v0. mine_env:Mine alone does not end episodes after 30 steps" in text
+    assert "train_kwargs: {size: 9}" in text, "what it is registered with is lost"
 
 
 def test_all_differences_are_listed_at_once_with_the_line_to_write(tmp_path: Path) -> None:
