@@ -17,6 +17,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 from torch import nn
+from torch.optim import RMSprop
 from toy_environments import Corridor
 from toy_hooks import __file__ as hooks_file
 
@@ -26,6 +27,7 @@ from aitia.datasets.store import RunFolder
 from aitia.training.ensemble import train_recorded
 from aitia.training.environments import EnvSpec
 from aitia.training.hooks import HookedEnv
+from aitia.training.recorded_agent import agent_block
 from aitia.training.recorder import Recorder
 from aitia.workflows.runs import begin_run
 from aitia.workflows.task import load_task
@@ -86,6 +88,34 @@ def test_the_task_of_an_a2c_script_is_taken_over(changes: dict[str, Any], tmp_pa
     model = A2C("MlpPolicy", _mazes(2), n_steps=8, gamma=0.9, seed=0, device="cpu", **changes)
     begun = begin_run(_filled_in(_record(tmp_path / "run", model)), tmp_path / "run")
     assert begun.task.agent.hyperparameters == {"n_steps": 8, "gamma": 0.9, **changes}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"eps": 1e-5}, {}),
+        ({"momentum": 0, "eps": 0.001}, {"rms_prop_eps": 0.001}),
+        (None, {"rms_prop_eps": 1e-8}),
+        ({"alpha": 0.5, "eps": 1e-5, "weight_decay": 0.1}, None),
+        ({"alpha": 0.99, "eps": 1e-5, "weight_decay": 0.1}, None),
+        ({"eps": 1e-5, "momentum": 0.9}, None),
+        ({"eps": 1e-5, "centered": True}, None),
+    ],
+)
+def test_an_optimiser_of_ones_own_is_said_or_named_as_unsaid(given: Any, said: dict[str, Any] | None) -> None:
+    kwargs = {"optimizer_class": RMSprop, **({} if given is None else {"optimizer_kwargs": given})}
+    block = agent_block(A2C("MlpPolicy", _mazes(1), device="cpu", policy_kwargs=kwargs), 100)
+    if said is None:
+        assert any("RMSprop" in remark for remark in block.unsaid), "another optimiser than a task's is not named"
+    else:
+        assert (block.values["hyperparameters"], block.unsaid) == (said, [])
+
+
+def test_betas_of_adam_are_said() -> None:
+    kwargs = {"optimizer_kwargs": {"betas": (0.5, 0.9)}}
+    block = agent_block(A2C("MlpPolicy", _mazes(1), device="cpu", use_rms_prop=False, policy_kwargs=kwargs), 100)
+    said = {"use_rms_prop": False, "policy_kwargs": {"optimizer_kwargs": {"betas": [0.5, 0.9]}}}
+    assert (block.values["hyperparameters"], block.unsaid) == (said, [])
 
 
 def test_stable_baselines_own_defaults_are_written_where_a_task_has_others(tmp_path: Path) -> None:
