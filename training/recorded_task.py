@@ -273,12 +273,12 @@ def _unregistered(name: str, entry_point: Any, limit: int | None) -> tuple[str, 
     importing = f"importing {module} does not register {name} as the script has it"
     if limit is not None:
         return FILL_IN, (
-            f"{importing}: put its gymnasium.register(...) into {module} and name it, {module}:{name}. {made} alone "
-            f"does not end episodes after {counted(limit, 'step')}"
+            f"{importing}: put its gymnasium.register(...) there and name it, {module}:{name} (or name another module "
+            f"that has it). {made} alone does not end episodes after {counted(limit, 'step')}"
         )
     if made.partition(":")[2].isidentifier():
         return made, f"what {name} makes: {importing}"
-    return FILL_IN, f"{importing}: put its gymnasium.register(...) into {module} and name it, {module}:{name}"
+    return FILL_IN, f"{importing}: put its gymnasium.register(...) there and name it, {module}:{name}"
 
 
 def _of_class(kind: type) -> _Environment:

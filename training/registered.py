@@ -40,7 +40,9 @@ def registers(module: str, name: str) -> bool:
 
     False where the module cannot be imported within a minute.
     """
-    if not sys.executable or _ASKED in os.environ:  # importing the module records: it would ask again, and so on
+    if name not in gym.registry or not sys.executable:
+        return False
+    if _ASKED in os.environ:  # importing the module records: it would ask again, and so on
         return False
     path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
     try:

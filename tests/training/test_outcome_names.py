@@ -67,7 +67,7 @@ def test_what_an_environment_lists_is_a_list_of_names(listed: object) -> None:
     env = Named(listed=listed)  # type: ignore[arg-type]
     with pytest.raises(EnvironmentError_, match=r"metadata\['outcomes'\] of the environment is .*expected a list"):
         listed_outcomes(env)
-    assert listed_outcomes(Named(listed=("win", "lost"))) == {"win", "lost"}  # type: ignore[arg-type]
+    assert listed_outcomes(Named(listed=("win", "lost"))) == frozenset({"win", "lost"})  # type: ignore[arg-type]
 
     def tell(columns: object) -> dict[str, object]:
         return {}
