@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ..datasets.errors import TaskError, nearest
+from ..datasets.errors import EnvironmentError_, TaskError, nearest
 from ..datasets.outcomes import Outcomes
 from ..datasets.rewards import Grouping
 from .environments import Env, EnvSpec
@@ -22,10 +22,12 @@ from .random_plays import RandomPlays, play_random
 from .references import play_references
 
 _REFERENCE_EPISODES = 8
-_LETTERS_OF_A_SLIP, _LETTERS_OF_TWO = 4, 8
+_LETTERS_OF_A_SLIP = 4
+_PARTS = re.compile(r"(?<!\w)[+-]\d+|\d+|[^\W\d_]+|(?<!\w)-|-(?!\w)|[^\w\s-]")  # of a name: words, numbers, signs
 HOW_TO_LIST = (
     "let the environment list every outcome it has in metadata['outcomes'] (with `hooks`: an attribute `outcomes` of "
-    "the hook)"
+    "the hook; of an environment that you cannot change: in a function of yours that makes it, `env: module:function`, "
+    "docs/task-file.md, Outcomes)"
 )
 
 
@@ -47,12 +49,19 @@ def listed_outcomes(env: Env) -> frozenset[str] | None:
     """Return every outcome that an environment says it has; None where it does not say.
 
     `metadata["outcomes"]`; where a hook tells outcomes, its own attribute `outcomes` instead.
+
+    Raises:
+        EnvironmentError_: what it lists is no list of names.
     """
-    hooked = isinstance(env, HookedEnv)
-    found = getattr(env.hook, "outcomes", None) if isinstance(env, HookedEnv) else None
-    if found is None and not hooked:
-        found = (env.metadata or {}).get("outcomes")
-    return None if found is None else frozenset(map(str, found))
+    if isinstance(env, HookedEnv):
+        where, found = "the attribute `outcomes` of the hook", getattr(env.hook, "outcomes", None)
+    else:
+        where, found = "metadata['outcomes'] of the environment", (env.metadata or {}).get("outcomes")
+    if found is None:
+        return None
+    if not isinstance(found, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in found):
+        raise EnvironmentError_(f"{where} is {found!r}, expected a list of names, such as ['goal', 'timeout']")
+    return frozenset(found)
 
 
 def see_outcomes(envs: Sequence[EnvSpec], masked: bool = False, grouping: Grouping | None = None) -> SeenOutcomes:
@@ -152,33 +161,33 @@ class FirstWindow(BaseCallback):
 
 
 def _is_slip(given: str, seen: str) -> bool:
-    """Return whether one name reads like a mistyped other: `cornr` and `corner`; not `left` and `right`, `a1` and `a2`.
+    """Return whether one name reads like a mistyped other: `cornr` and `corner`; not `finished` and `unfinished`.
 
-    Case and the signs between words do not count. Words of at least 4 letters may differ by one letter (8: by two) or
-    by two neighbours that changed places; shorter words and numbers must agree.
+    Case and what joins words (spaces, `_`, `-`) do not count; other signs and numbers do (`1` and `-1`). Words begin
+    alike, have at least 4 letters, and differ by two neighbours that changed places or by a letter too few (of 4
+    letters: a doubled one, as in `arow`). A letter in place of another makes too many other words: `goal`, `goat`.
     """
-    one, other = (re.findall(r"[^\W\d_]+|\d+", name.casefold()) for name in (given, seen))
-    if "".join(one) == "".join(other):
+    one, other = (_PARTS.findall(name.casefold()) for name in (given, seen))
+    if not one or not other:
+        return False
+    if _joined(one) == _joined(other):
         return True
     return len(one) == len(other) and all(map(_same_word, one, other))
 
 
+def _joined(parts: Sequence[str]) -> str:
+    """Return a name without what joins its words; numbers stay apart."""
+    return "".join(f" {part} " if part[-1].isdigit() else part for part in parts)
+
+
 def _same_word(one: str, other: str) -> bool:
-    shorter = min(len(one), len(other))
-    if one == other or shorter < _LETTERS_OF_A_SLIP or one.isdigit() or other.isdigit():
-        return one == other
-    return _distance(one, other) <= (2 if shorter >= _LETTERS_OF_TWO else 1)
-
-
-def _distance(one: str, other: str) -> int:
-    """Return how many letters to add, leave out, replace or swap with their neighbour (optimal string alignment)."""
-    rows = [list(range(len(other) + 1))]
-    for i, letter in enumerate(one, 1):
-        row = [i]
-        for j, against in enumerate(other, 1):
-            best = min(rows[-1][j] + 1, row[j - 1] + 1, rows[-1][j - 1] + (letter != against))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == against:
-                best = min(best, rows[-2][j - 2] + 1)
-            row.append(best)
-        rows.append(row)
-    return rows[-1][-1]
+    if one == other:
+        return True
+    shorter, longer = sorted((one, other), key=len)
+    if one[0] != other[0] or len(shorter) < _LETTERS_OF_A_SLIP or not (one + other).isalpha():
+        return False
+    if len(one) == len(other):
+        return any(one[:i] + one[i + 1] + one[i] + one[i + 2 :] == other for i in range(1, len(one) - 1))
+    dropped = [i for i in range(1, len(longer)) if longer[:i] + longer[i + 1 :] == shorter]
+    doubled = [i for i in dropped if longer[i] == longer[i - 1]]
+    return bool(doubled if len(shorter) == _LETTERS_OF_A_SLIP else dropped)

@@ -175,9 +175,12 @@ def _optimiser(algorithm: str, policy_kwargs: Mapping[str, Any]) -> tuple[dict[s
     if "optimizer_class" not in left:
         return {"use_rms_prop": False}, left
     given = left.get("optimizer_kwargs") or {}
-    if left["optimizer_class"] is torch.optim.RMSprop and set(given) == {"alpha", "eps", "weight_decay"}:
+    usual = {name: parameter.default for name, parameter in inspect.signature(torch.optim.RMSprop).parameters.items()}
+    same = all(name == "eps" or (name in usual and usual[name] == value) for name, value in given.items())
+    if left["optimizer_class"] is torch.optim.RMSprop and same:
         own = {name: value for name, value in left.items() if name not in ("optimizer_class", "optimizer_kwargs")}
-        return ({} if given["eps"] == 1e-5 else {"rms_prop_eps": given["eps"]}), own
+        eps = given.get("eps", usual["eps"])
+        return ({} if eps == 1e-5 else {"rms_prop_eps": eps}), own
     return {}, left
 
 

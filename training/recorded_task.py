@@ -30,6 +30,7 @@ from .edits import CorrectedRewards
 from .hooks import HookedEnv
 from .provenance import SCRIPT
 from .recorded_agent import FILL_IN, AgentBlock, is_plain, plain
+from .registered import maker, module_of, registers
 
 log = logging.getLogger("aitia")
 TASK_FILE = "task.yaml"
@@ -231,17 +232,21 @@ def _of_spec(spec: Any, limit: int | None) -> _Environment:
         limit: steps after which its episodes are cut; None: never.
     """
     registered = gym.registry.get(spec.id)
-    usual = {} if registered is None else registered.kwargs
     given = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    name, remark = _id(spec.id, spec.entry_point)
+    if name is None:
+        name, remark = _unregistered(spec.id, spec.entry_point, limit)
+        usual = {}
+    else:
+        usual = {} if registered is None else registered.kwargs
+        if limit != (None if registered is None else registered.max_episode_steps):
+            given["max_episode_steps"] = -1 if limit is None else limit  # -1: none, to gymnasium
     changed = {name: value for name, value in given.items() if name not in usual or not _same(usual[name], value)}
-    if limit != (None if registered is None else registered.max_episode_steps):
-        changed["max_episode_steps"] = -1 if limit is None else limit  # -1: none, to gymnasium
     remarks = {}
     odd = [name for name, value in changed.items() if not is_plain(value)]
     if odd:
         remarks["train_kwargs"] = f"a task has plain values only: {', '.join(f'{n}={changed[n]!r}' for n in odd)}"
     kwargs = FILL_IN if odd else {name: plain(value) for name, value in changed.items()}
-    name, remark = _id(spec.id, spec.entry_point)
     return _Environment(name, kwargs, remarks={**remarks, **({"env": remark} if remark else {})})
 
 
@@ -249,14 +254,31 @@ def _same(usual: Any, given: Any) -> bool:
     return usual is given or (is_plain(given) and plain(usual) == plain(given))
 
 
-def _id(name: str, entry_point: Any) -> tuple[str, str | None]:
-    """Return a Gymnasium id with the module that registers it, and a remark where a person has to name that."""
-    module = entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+def _id(name: str, entry_point: Any) -> tuple[str | None, str | None]:
+    """Return a Gymnasium id with the module that registers it, and a remark where a person has to name that.
+
+    None in place of the id: importing the module of the environment does not register it as it is registered here.
+    """
+    module = module_of(entry_point)
     if module.partition(".")[0] in _OWN_IDS:
         return name, None
     if module in ("", "__main__"):
         return FILL_IN, f"the script itself registers {name}: put that into a module and name it, module:{name}"
-    return f"{module}:{name}", None
+    return (f"{module}:{name}", None) if registers(module, name) else (None, None)
+
+
+def _unregistered(name: str, entry_point: Any, limit: int | None) -> tuple[str, str | None]:
+    """Return what makes an environment whose id only the script registers: its class, or what is to be filled in."""
+    module, made = module_of(entry_point), maker(entry_point)
+    importing = f"importing {module} does not register {name} as the script has it"
+    if limit is not None:
+        return FILL_IN, (
+            f"{importing}: put its gymnasium.register(...) there and name it, {module}:{name} (or name another module "
+            f"that has it). {made} alone does not end episodes after {counted(limit, 'step')}"
+        )
+    if made.partition(":")[2].isidentifier():
+        return made, f"what {name} makes: {importing}"
+    return FILL_IN, f"{importing}: put its gymnasium.register(...) there and name it, {module}:{name}"
 
 
 def _of_class(kind: type) -> _Environment:
@@ -288,5 +310,9 @@ def _of_text(text: str) -> _Environment:
     if set(parts[:-2]) - known:
         return _Environment(FILL_IN, remarks={"env": f"{remark}: name a function that wraps it so, module:function"})
     name, own = _id(named.id, named.entry_point)
-    remarks = {"env": own or remark, "train_kwargs": "what it was made with; {} if nothing"}
+    given = "what it was made with; {} if nothing"
+    if name is None:
+        name, own = _unregistered(named.id, named.entry_point, named.max_episode_steps)
+        given = f"what it was made with, and what it is registered with: {named.kwargs}"
+    remarks = {"env": own or remark, "train_kwargs": given}
     return _Environment(name, FILL_IN, remarks=remarks)

@@ -29,11 +29,16 @@ def policy_observation_space(space: Space, where: str) -> Space:
     """
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     for key, part in parts.items():
+        name = f"`{key}` of its observations" if key else "its observations"
         if not isinstance(part, _SIMPLE) or (isinstance(part, spaces.MultiBinary) and not isinstance(part.n, int)):
-            name = f"`{key}` of its observations" if key else "its observations"
             raise EnvironmentError_(
                 f"{where}: {name} are {part}, expected Box, Discrete, MultiDiscrete or MultiBinary, or a Dict of "
                 f"these. {_HELP}"
+            )
+        if not _counts_from_zero(part):
+            raise EnvironmentError_(
+                f"{where}: {name} are {part}, expected categories counted from 0, which is what Stable-Baselines3 "
+                "takes. Wrap it with gymnasium.wrappers.TransformObservation"
             )
     if isinstance(space, spaces.Dict):
         return spaces.Dict({key: _channels_first(part) for key, part in space.spaces.items()})
@@ -47,6 +52,11 @@ def _channels_first(space: Space) -> Space:
     return space
 
 
+def _counts_from_zero(space: Space) -> bool:
+    """Return whether the categories of a Discrete or MultiDiscrete space are counted from 0; true for any other."""
+    return not np.any(np.asarray(getattr(space, "start", 0)) != 0)
+
+
 def require_action_space(space: Space, where: str) -> Space:
     """Return the action space if it is supported.
 
@@ -57,8 +67,7 @@ def require_action_space(space: Space, where: str) -> Space:
         raise EnvironmentError_(
             f"{where} has actions {space}, expected Discrete, MultiDiscrete, MultiBinary or Box. {_HELP}"
         )
-    start = np.asarray(getattr(space, "start", 0))
-    if np.any(start != 0):
+    if not _counts_from_zero(space):
         raise EnvironmentError_(
             f"{where} has actions {space}: expected actions counted from 0, which is what Stable-Baselines3 sends. "
             "Wrap it with gymnasium.wrappers.TransformAction"

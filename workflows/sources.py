@@ -17,6 +17,7 @@ from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from typing import Any
 
 _MOST_FILES = 2_000  # a task beside a large code base: more are not followed
 
@@ -33,6 +34,21 @@ def named_in(value: object) -> Iterator[str]:
     elif isinstance(value, Sequence):
         for part in value:
             yield from named_in(part)
+
+
+def code_in(task: Mapping[str, Any]) -> list[str]:
+    """Return what of a task names code, to be shown: not its name, its outcomes and its lists of groups.
+
+    What counts where code is compared is more, see `named_in`: whatever reads like `module:name`.
+    """
+    shown = {key: value for key, value in task.items() if key not in ("name", "outcomes")}
+    if isinstance(shown.get("causes"), list):
+        del shown["causes"]
+    verify = shown.get("verify")
+    sets = verify.get("sets") if isinstance(verify, Mapping) else None
+    if isinstance(verify, Mapping) and isinstance(sets, Mapping):
+        shown["verify"] = {**verify, "sets": {key: value for key, value in sets.items() if isinstance(value, str)}}
+    return sorted(set(named_in(shown)))
 
 
 def hashes_of(named: object, folder: str | Path | None) -> dict[str, str]:

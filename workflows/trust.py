@@ -19,7 +19,7 @@ from ..datasets.errors import InputError, RunFolderError
 from ..datasets.manifest import Manifest, digest
 from ..datasets.remote import remote
 from ..datasets.store import RunFolder
-from .sources import hashes_of, named_in
+from .sources import code_in, hashes_of
 
 log = logging.getLogger("aitia")
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
@@ -56,7 +56,7 @@ def require_trusted(folder: RunFolder, manifest: Manifest, trust: bool) -> None:
     if trust:
         remember(folder, manifest, "trusted")
         return
-    named = ", ".join(f"`{name}`" for name in sorted(set(named_in(manifest.task)))) or "nothing of its own"
+    named = ", ".join(f"`{name}`" for name in code_in(manifest.task)) or "nothing of its own"
     whose = "was not made by you on this machine (or its task, or the code it names, was changed since)"
     also = ""
     if manifest.sources is None:

@@ -13,7 +13,8 @@ class Cells(Corridor):
     """A corridor whose wrong bonus at the pit is told as such.
 
     Args:
-        observe: cell (Discrete) | cells (MultiDiscrete: cell, and whether the step is odd) | bits (MultiBinary).
+        observe: cell (Discrete) | cells (MultiDiscrete: cell, and whether the step is odd) | bits (MultiBinary)
+            | from one (MultiDiscrete as cells, the second counted from 1).
     """
 
     def __init__(self, observe: str = "cell", **kwargs: Any) -> None:
@@ -23,6 +24,7 @@ class Cells(Corridor):
             "cell": gym.spaces.Discrete(self.length + 1),
             "cells": gym.spaces.MultiDiscrete([self.length + 1, 2]),
             "bits": gym.spaces.MultiBinary(3),
+            "from one": gym.spaces.MultiDiscrete([self.length + 1, 2], start=[0, 1]),
         }[observe]  # type: ignore[assignment]
 
     def step(self, action: Any) -> Any:
@@ -35,6 +37,7 @@ class Cells(Corridor):
             "cell": np.int64(self.cell),
             "cells": np.array([self.cell, self.t % 2]),
             "bits": np.array(bits, np.int8),
+            "from one": np.array([self.cell, self.t % 2 + 1]),
         }[self.observe]
 
 

@@ -7,18 +7,40 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
+from aitia.datasets.errors import EnvironmentError_
 from aitia.training.agents import AgentSpec, new_policy
 from aitia.training.array_envs import Member
 from aitia.training.edits import RewardEdit
-from aitia.training.environments import EnvSpec
-from aitia.training.spaces import ObservationForm, as_tensors
+from aitia.training.environments import EnvSpec, describe, probe
+from aitia.training.spaces import ObservationForm, as_tensors, policy_observation_space
 from aitia.training.stack_training import initial_policy, members_at_once, train_stack
 from aitia.training.stacked import STACK, StackedPolicy
 
 CELLS = [EnvSpec("discrete_environments:Cells", {"observe": kind}) for kind in ("cell", "cells", "bits")]
 TOY_TEXT = [EnvSpec(f"gymnasium:{name}", {}) for name in ("FrozenLake-v1", "CliffWalking-v1", "Taxi-v4")]
 AGENT = AgentSpec(total_timesteps=256, n_envs=4, hyperparameters={"n_steps": 32, "batch_size": 32})
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=1), spaces.Discrete(3, start=-1), spaces.MultiDiscrete([3, 5], start=[1, 0]),
+        spaces.Dict({"cell": spaces.MultiDiscrete([3, 5], start=[0, 2]), "speed": spaces.Box(0, 1)}),
+    ],
+)  # fmt: skip
+def test_categories_not_counted_from_zero_are_refused(space: spaces.Space[Any]) -> None:
+    """A stack would look up other weights; Stable-Baselines3 fails at the first category beyond its number."""
+    with pytest.raises(EnvironmentError_, match=r"start=.*expected categories counted from 0.*TransformObservation"):
+        policy_observation_space(space, "environment `mine`")
+
+
+def test_a_check_says_that_categories_are_not_counted_from_zero() -> None:
+    env = EnvSpec("discrete_environments:Cells", {"observe": "from one"})
+    for look in (describe, probe):
+        with pytest.raises(EnvironmentError_, match=r"`discrete_environments:Cells`: its .*Multi.*from 0"):
+            look(env)
 
 
 @pytest.mark.parametrize("env", [*CELLS, *TOY_TEXT], ids=lambda env: f"{env.id}-{env.kwargs.get('observe', '')}")

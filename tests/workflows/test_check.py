@@ -66,7 +66,7 @@ def test_an_outcome_that_only_training_shows_to_be_misspelt_ends_it_after_the_fi
     tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
 ) -> None:
     changes = {**NAMED, "train_kwargs": {"pit": "timeout", "late": "ditch"}, "test_kwargs": {"pit": "timeout"}}
-    task = write_task(**changes, outcomes={"desired": ["goal"], "misbehaved": ["dich"]}, seeds=[100])
+    task = write_task(**changes, outcomes={"desired": ["goal"], "misbehaved": ["dicth"]}, seeds=[100])
     done = aitia_command("train", task, "--out", tmp_path / "run", "--scheduler", scheduler)
     _refused(done, tmp_path / "run", "first window of training", "Did you mean `ditch`")
 

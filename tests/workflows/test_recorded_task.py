@@ -13,10 +13,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from gymnasium.envs.registration import EnvSpec as EnvironmentSpec
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 from torch import nn
+from torch.optim import RMSprop
 from toy_environments import Corridor
 from toy_hooks import __file__ as hooks_file
 
@@ -26,6 +28,7 @@ from aitia.datasets.store import RunFolder
 from aitia.training.ensemble import train_recorded
 from aitia.training.environments import EnvSpec
 from aitia.training.hooks import HookedEnv
+from aitia.training.recorded_agent import agent_block
 from aitia.training.recorder import Recorder
 from aitia.workflows.runs import begin_run
 from aitia.workflows.task import load_task
@@ -86,6 +89,34 @@ def test_the_task_of_an_a2c_script_is_taken_over(changes: dict[str, Any], tmp_pa
     model = A2C("MlpPolicy", _mazes(2), n_steps=8, gamma=0.9, seed=0, device="cpu", **changes)
     begun = begin_run(_filled_in(_record(tmp_path / "run", model)), tmp_path / "run")
     assert begun.task.agent.hyperparameters == {"n_steps": 8, "gamma": 0.9, **changes}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"eps": 1e-5}, {}),
+        ({"momentum": 0, "eps": 0.001}, {"rms_prop_eps": 0.001}),
+        (None, {"rms_prop_eps": 1e-8}),
+        ({"alpha": 0.5, "eps": 1e-5, "weight_decay": 0.1}, None),
+        ({"alpha": 0.99, "eps": 1e-5, "weight_decay": 0.1}, None),
+        ({"eps": 1e-5, "momentum": 0.9}, None),
+        ({"eps": 1e-5, "centered": True}, None),
+    ],
+)
+def test_an_optimiser_of_ones_own_is_said_or_named_as_unsaid(given: Any, said: dict[str, Any] | None) -> None:
+    kwargs = {"optimizer_class": RMSprop, **({} if given is None else {"optimizer_kwargs": given})}
+    block = agent_block(A2C("MlpPolicy", _mazes(1), device="cpu", policy_kwargs=kwargs), 100)
+    if said is None:
+        assert any("RMSprop" in remark for remark in block.unsaid), "another optimiser than a task's is not named"
+    else:
+        assert (block.values["hyperparameters"], block.unsaid) == (said, [])
+
+
+def test_betas_of_adam_are_said() -> None:
+    kwargs = {"optimizer_kwargs": {"betas": (0.5, 0.9)}}
+    block = agent_block(A2C("MlpPolicy", _mazes(1), device="cpu", use_rms_prop=False, policy_kwargs=kwargs), 100)
+    said = {"use_rms_prop": False, "policy_kwargs": {"optimizer_kwargs": {"betas": [0.5, 0.9]}}}
+    assert (block.values["hyperparameters"], block.unsaid) == (said, [])
 
 
 def test_stable_baselines_own_defaults_are_written_where_a_task_has_others(tmp_path: Path) -> None:
@@ -191,7 +222,11 @@ class Mine(Corridor):
 
 
 def _script(folder: Path, **parts: str) -> subprocess.CompletedProcess[str]:
-    (folder / "script.py").write_text(SCRIPT.format(**parts))
+    return _run_script(folder, SCRIPT.format(**parts))
+
+
+def _run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(text)
     path = [*(entry for entry in sys.path if entry), str(Path(hooks_file).parent)]
     return subprocess.run(
         [sys.executable, "script.py"], cwd=folder, env={"PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1"},
@@ -215,6 +250,70 @@ def test_an_environment_of_the_script_itself_is_to_be_moved_and_one_beside_it_is
     path.write_text(path.read_text().replace("[arrow]", "[goal]").replace("[corner]", "[pit]"))
     monkeypatch.syspath_prepend(str(tmp_path / "other"))
     assert begin_run(path, run).folder.missing_files(0) == []
+
+
+IN_A_MODULE = """
+import gymnasium as gym
+from toy_environments import Corridor
+class Mine(Corridor):
+    def __init__(self, size=5):
+        super().__init__(length=size)
+"""
+REGISTERED = "gym.register(id='Mine-v0', entry_point='{entry}', kwargs={{'size': 9}}{more})\n"
+TAKEN_OVER = """
+from pathlib import Path
+from aitia.training.environments import EnvSpec
+from aitia.workflows.task import load_task
+path = Path("run/task.yaml")
+text = path.read_text().replace("desired: [FILL_IN]", "desired: [goal]").replace("[FILL_IN]", "[pit]")
+path.write_text(text)
+task = load_task(path)
+made = EnvSpec(task.env, task.train_kwargs).make()
+print(task.env, task.train_kwargs, made.unwrapped.length, made.spec and made.spec.max_episode_steps)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("by_module", "by_script", "makes", "expected"),
+    [
+        ("", REGISTERED.format(entry="mine_env:Mine", more=""), "", "mine_env:Mine {'size': 9} 9 None"),
+        (
+            REGISTERED.format(entry="mine_env:Mine", more=", max_episode_steps=30"), "import mine_env", "",
+            "mine_env:Mine-v0 {} 9 30",
+        ),
+        (
+            REGISTERED.format(entry="mine_env:Mine", more=""),
+            "import mine_env\ngym.register(id='Mine-v0', entry_point='mine_env:Mine', kwargs={'size': 7})",
+            ", size=6", "mine_env:Mine {'size': 6} 6 None",
+        ),
+    ],
+    ids=["by-the-script", "by-the-module", "otherwise-by-the-script"],
+)  # fmt: skip
+def test_a_fresh_process_makes_the_environment_that_the_script_registered(
+    by_module: str, by_script: str, makes: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine_env.py").write_text(f"print('noise')\n{IN_A_MODULE}{by_module}")
+    _script(tmp_path, imports=by_script, env=f"gym.make('Mine-v0'{makes})")
+    assert _run_script(tmp_path, TAKEN_OVER).stdout.splitlines()[-1] == expected
+
+
+@pytest.mark.slow
+def test_a_step_limit_that_only_the_script_registers_is_a_persons_to_keep(tmp_path: Path) -> None:
+    (tmp_path / "mine_env.py").write_text(IN_A_MODULE)
+    registered = REGISTERED.format(entry="mine_env:Mine", more=", max_episode_steps=30")
+    _script(tmp_path, imports=registered, env="gym.make('Mine-v0')")
+    text = (tmp_path / "run/task.yaml").read_text()
+    assert "env: FILL_IN  # importing mine_env does not register Mine-v0 as the script has it: put its" in text
+    assert "mine_env:Mine-v0 (or name another module that has it). mine_env:Mine alone does not end episodes" in text
+    assert "train_kwargs: {size: 9}" in text, "what it is registered with is lost"
+
+
+def test_an_environment_made_from_a_specification_that_nobody_registered_is_named_by_its_class(tmp_path: Path) -> None:
+    spec = EnvironmentSpec("Never-v0", entry_point="toy_environments:Corridor", kwargs={"length": 6})
+    path = _record(tmp_path / "run", _ppo(DummyVecEnv([lambda: gym.make(spec)])))
+    values = yaml.safe_load(path.read_text())
+    assert (values["env"], values["train_kwargs"]) == ("toy_environments:Corridor", {"length": 6})
 
 
 def test_all_differences_are_listed_at_once_with_the_line_to_write(tmp_path: Path) -> None:

@@ -142,6 +142,21 @@ def test_the_state_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert state_folder() == tmp_path / ".local/state/aitia"
 
 
+def test_only_what_names_code_is_shown_as_code(tmp_path: Path) -> None:
+    task: dict[str, Any] = {
+        "name": "maze:v2", "env": "their_env:make", "train_kwargs": {"reward": "their_env:pay"},
+        "outcomes": {"desired": ["end:goal"], "misbehaved": ["end:pit"]}, "causes": ["room:3"],
+        "verify": {"sets": {"guess": ["room:4"], "asked": "their_env:groups"}},
+    }  # fmt: skip
+    folder, manifest = written(tmp_path / "run", task=task)
+    with pytest.raises(InputError) as refused:
+        require_trusted(folder, manifest, trust=False)
+    assert "names: `their_env:groups`, `their_env:make`, `their_env:pay`, with modules from" in str(refused.value)
+    folder, manifest = written(tmp_path / "run", task={**task, "causes": "their_env:causes"})
+    with pytest.raises(InputError, match=r"`their_env:causes`.*`their_env:make`"):
+        require_trusted(folder, manifest, trust=False)
+
+
 @pytest.mark.slow
 def test_commands_that_compute_ask_before_they_run_the_code_of_a_run(
     small_run: Path, tmp_path: Path, aitia_command: Command, scheduler: str
