@@ -52,7 +52,7 @@ def compare_stage(run_a: str | Path, run_b: str | Path, set_name: str, out: str 
         "git_sha": source_git_sha() or "unknown",
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    with rebuilt(folder, last=("compare.json", "index.html")) as fresh:
+    with rebuilt(folder, _OWN, last=("compare.json", "index.html")) as fresh:
         write_comparison(fresh, runs, found, pairs, provenance, shown_in=folder)
     return found
 

@@ -199,6 +199,16 @@ def test_pages_take_no_place_where_something_else_is(
     assert contents(tmp_path) == before
 
 
+def test_pages_are_written_where_a_link_leads(copy: Path, tmp_path: Path, aitia_command: Command) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        done = aitia_command("report", copy, "--out", tmp_path / "link")
+        assert done.code == 0, done.err
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real/index.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
 def test_a_folder_that_cannot_be_written_to_asks_for_another(small_run: Path, aitia_command: Command) -> None:
     done = aitia_command("report", small_run, "--out", "/proc/nothing/pages")
     assert done.code == 2 and "cannot be written" in done.err and "--out FOLDER" in done.err
