@@ -137,7 +137,7 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     trainings = {seed: training_outcomes(folder, seed) for seed in task.seeds}
     names = failure_ids(task.outcomes.failures(episodes))
     estimator, reason = recorded_estimator(folder, run.manifest, set_name)
-    attributed = attributed_tables(folder, set_name, names, estimator)
+    attributed = attributed_tables(run, set_name, names, estimator)
     tables = SetTables(
         task, set_name, episodes, read_table(folder.evaluation_path(set_name, "references")), rewards, bank,
         attributed["groups"],

@@ -103,7 +103,7 @@ def test_tables_of_0_1_are_read_with_their_groups(run: Path) -> None:
     try:
         episodes = read_table(opened.folder.evaluation_path("test", "episodes"))
         names = failure_ids(opened.task.outcomes.failures(episodes))
-        found = attributed_tables(opened.folder, "test", names, estimator_of(opened.task).name)["transitions"]
+        found = attributed_tables(opened, "test", names, estimator_of(opened.task).name)["transitions"]
         assert found["group"].to_pylist() == now["group"].to_pylist()
     finally:
         write_table(path, now)

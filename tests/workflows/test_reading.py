@@ -333,3 +333,33 @@ def test_illustrate_draws_further_failures_and_as_few_as_asked(copy: Path, sched
     )
     commands.evaluate(copy, scheduler=scheduler)
     assert FrameIndex.read(frames) == one, "how many were asked for is remembered"
+
+
+def test_a_report_refuses_influence_of_another_task(
+    copy: Path, write_task: Callable[..., Path], scheduler: str, aitia_command: Command
+) -> None:
+    assert aitia_command("report", copy).code == 0
+    before = contents(copy / "reports")
+    commands.train(write_task(target="episode"), copy, scheduler=scheduler)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and "out of date" in done.err and f"`aitia attribute {copy}" in done.err
+    assert contents(copy / "reports") == before
+    values = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**values, "attribution": None}))
+    assert aitia_command("report", copy).code == 0, "a run of an earlier version does not say what it asks for"
+    (copy / "run.json").write_text(json.dumps(values))
+    commands.attribute(copy, scheduler=scheduler)
+    assert aitia_command("report", copy).code == 0
+
+
+@pytest.mark.parametrize("told", ["{}", '{"trak": []}', "no JSON", "[1]"])
+@pytest.mark.parametrize("table", ["groups", "null"])
+def test_a_report_refuses_tables_that_do_not_all_cover_the_failures(
+    copy: Path, aitia_command: Command, table: str, told: str
+) -> None:
+    """As a call leaves them that was ended between their writing."""
+    path = copy / f"influence/test/{table}.parquet"
+    whole = pq.ParquetFile(path).read()
+    pq.write_table(whole.replace_schema_metadata({**whole.schema.metadata, b"failures": told.encode()}), path)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and "out of date" in done.err, done.err
