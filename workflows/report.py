@@ -25,7 +25,8 @@ from ..datasets.rebuilt import foreign, rebuilt
 from ..datasets.remote import as_path, asking, is_inside, relative_link, remote
 from ..datasets.rewards import intended_known, reward_sums_path
 from ..datasets.schema import RANDOM_POLICY_SEED
-from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
+from ..datasets.store import RunFolder, read_table, write_json, write_table
+from ..datasets.typed import Part, read_model
 from ..reports.advice import Costs, explain
 from ..reports.corrections import write_corrections
 from ..reports.evidence import Bank
@@ -316,10 +317,26 @@ def _costs(run: Run, bank: Bank | None) -> Costs:
     )
 
 
+class _Ceiling(Part):
+    value: float | None
+
+
+class _Interactive(Part):
+    noise_ceiling: _Ceiling
+
+
+class _Validation(Part):
+    """What a report reads of `validation.json`."""
+
+    interactive: _Interactive
+
+
 def _noise_ceiling(folder: RunFolder, set_name: str) -> float | None:
     """Return the noise ceiling that a validation measured; None before one."""
     path = folder.validation_path(set_name)
-    return read_json(path)["interactive"]["noise_ceiling"]["value"] if path.exists() else None
+    if not path.exists():
+        return None
+    return read_model(path, _Validation, "aitia validate").interactive.noise_ceiling.value
 
 
 @dataclass(frozen=True)

@@ -363,3 +363,43 @@ def test_a_report_refuses_tables_that_do_not_all_cover_the_failures(
     pq.write_table(whole.replace_schema_metadata({**whole.schema.metadata, b"failures": told.encode()}), path)
     done = aitia_command("report", copy)
     assert done.code == 2 and "out of date" in done.err, done.err
+
+
+@pytest.mark.parametrize("estimator", [{"x": "y"}, {"name": "trak"}, {"name": "trak", "reason": "r", "more": "m"}])
+def test_a_damaged_estimator_ends_in_one_line(
+    copy: Path, aitia_command: Command, estimator: dict[str, str]
+) -> None:
+    change_manifest(copy, estimator=estimator)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and done.err.count("\n") == 1 and "key `estimator`" in done.err, done.err
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"interactive": 1}', '{"interactive": {"noise_ceiling": {"value": "x"}}}'])
+def test_a_damaged_validation_ends_in_one_line(copy: Path, aitia_command: Command, text: str) -> None:
+    path = copy / "validation/test/validation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and done.err.count("\n") == 1 and f"{path} was not written by aitia" in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("verdict", 3), ("verdict", None), ("misbehaviour_rate", []), ("outer_share", {"value": "x"}), ("reasons", 7),
+     ("ease", "x"), ("rule", {}), (None, [])],
+)  # fmt: skip
+def test_a_damaged_summary_ends_in_one_line(copy: Path, aitia_command: Command, key: str | None, value: Any) -> None:
+    path = copy / "reports/test/summary.json"
+    path.write_text(json.dumps(value if key is None else {**json.loads(path.read_text()), key: value}))
+    done = aitia_command("compare", copy, copy)
+    assert done.code == 2 and done.err.count("\n") == 1 and f"{path} was not written by aitia" in done.err, done.err
+
+
+def test_an_episode_that_ends_twice_ends_in_one_line(copy: Path, aitia_command: Command) -> None:
+    shutil.rmtree(copy / ".parts/learning")
+    path = RunFolder(copy).transitions_path(0, 0)
+    whole = pq.ParquetFile(path).read()
+    place = whole.column_names.index("outcome")
+    pq.write_table(whole.set_column(place, "outcome", pa.array(["arrow"] * whole.num_rows)), path)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and done.err.count("\n") == 1 and "ends twice" in done.err, done.err
