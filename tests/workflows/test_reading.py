@@ -366,15 +366,15 @@ def test_a_report_refuses_tables_that_do_not_all_cover_the_failures(
 
 
 @pytest.mark.parametrize("estimator", [{"x": "y"}, {"name": "trak"}, {"name": "trak", "reason": "r", "more": "m"}])
-def test_a_damaged_estimator_ends_in_one_line(
-    copy: Path, aitia_command: Command, estimator: dict[str, str]
-) -> None:
+def test_a_damaged_estimator_ends_in_one_line(copy: Path, aitia_command: Command, estimator: dict[str, str]) -> None:
     change_manifest(copy, estimator=estimator)
     done = aitia_command("report", copy)
     assert done.code == 2 and done.err.count("\n") == 1 and "key `estimator`" in done.err, done.err
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"interactive": 1}', '{"interactive": {"noise_ceiling": {"value": "x"}}}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"interactive": 1}', '{"interactive": {"noise_ceiling": {"value": "x"}}}']
+)
 def test_a_damaged_validation_ends_in_one_line(copy: Path, aitia_command: Command, text: str) -> None:
     path = copy / "validation/test/validation.json"
     path.parent.mkdir(parents=True)
