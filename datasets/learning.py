@@ -56,8 +56,8 @@ def _read_off(folder: RunFolder, seed: int) -> pa.Table:
             episode = int(numbers[place[row]])
             if episode not in returns:
                 raise RunFolderError(
-                    f"{folder.transitions_path(seed, window)} was not written by aitia: episode {episode} ends twice in "
-                    "it, expected one outcome an episode"
+                    f"{folder.transitions_path(seed, window)} was not written by aitia: episode {episode} ends twice "
+                    "in it, expected one outcome an episode"
                 )
             ends.setdefault(outcome, []).append(returns.pop(episode))
         going |= returns

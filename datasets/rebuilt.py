@@ -15,7 +15,6 @@ from pathlib import Path
 from .errors import RunFolderError
 from .remote import asking, remote, remove_folder
 
-
 _OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave in any folder
 
 

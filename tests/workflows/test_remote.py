@@ -185,7 +185,7 @@ def test_pages_take_no_place_in_a_bucket_where_something_else_is(other: s3fs.S3F
         other.pipe_file(f"bucket/runs/{name}", b"1")
     run = RunFolder.at("s3://bucket/runs/outer")
     for protocol in ("s3", "s3a"):
-        with pytest.raises(InputError, match="--out .* was given"):
+        with pytest.raises(InputError, match=r"--out .* was given"):
             _require_free(run, report_folder(run, "test", f"{protocol}://bucket/runs/{out}"), own=False)
     assert other.find("bucket/runs") == sorted(f"bucket/runs/{name}" for name in objects)
 
