@@ -91,6 +91,7 @@ def test_pages_show_the_names_and_do_not_speak_of_one_group(run: Path) -> None:
 @pytest.mark.slow
 def test_tables_of_0_1_are_read_with_their_groups(run: Path) -> None:
     opened = open_run(run)
+    opened.manifest.attribution = None  # 0.1 did not keep it
     path = opened.folder.influence_path("test", "transitions")
     now = read_table(path)
     old = now.drop_columns(["context"]).rename_columns(
