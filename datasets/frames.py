@@ -16,10 +16,10 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import RunFolderError
-from .store import read_json, write_bytes, write_json
+from .store import write_bytes, write_json
+from .typed import read_model
 
 MOST_FRAMES = 300  # of an episode; of a longer one these are chosen
 MOST_BYTES = 8 << 20  # of an episode
@@ -129,14 +129,7 @@ class FrameIndex(_Model):
         path = folder / "index.json"
         if not path.exists():
             return None
-        try:
-            return FrameIndex.model_validate(read_json(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise RunFolderError(
-                f"{path} was not written by aitia ({'.'.join(map(str, first['loc']))}: {first['msg']}). Delete it and "
-                "run `aitia illustrate` again"
-            ) from error
+        return read_model(path, FrameIndex, "aitia illustrate")
 
 
 class FrameWriter:

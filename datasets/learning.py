@@ -53,7 +53,13 @@ def _read_off(folder: RunFolder, seed: int) -> pa.Table:
         ends: dict[str, list[float]] = {}
         rows = np.flatnonzero(table["outcome"].is_valid().to_numpy())
         for row, outcome in zip(rows, table["outcome"].drop_null().to_pylist(), strict=True):
-            ends.setdefault(outcome, []).append(returns.pop(int(numbers[place[row]])))
+            episode = int(numbers[place[row]])
+            if episode not in returns:
+                raise RunFolderError(
+                    f"{folder.transitions_path(seed, window)} was not written by aitia: episode {episode} ends twice "
+                    "in it, expected one outcome an episode"
+                )
+            ends.setdefault(outcome, []).append(returns.pop(episode))
         going |= returns
         found += [(seed, window, outcome, len(paid), sum(paid)) for outcome, paid in sorted(ends.items())]
     return _table(found, LEARNING)

@@ -92,6 +92,8 @@ class Manifest:
         accepted: changes of code or versions that the user accepted while the run was made (`when`, `changes`).
         environments: what probes found of the training environment (`training`) and of each evaluation set.
         estimator: `name` and `reason` of the estimator that verdicts rest on.
+        attribution: digest of target, seeds and grouping that the task asks for: influence tables with another one are
+            out of date.
         checksums: SHA-256 of the tables that reports rest on, by their name in the folder.
         versions, git_sha, schema_version, created: provenance.
     """
@@ -109,6 +111,7 @@ class Manifest:
     accepted: list[dict[str, Any]] = field(default_factory=list)
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
     estimator: dict[str, str] = field(default_factory=dict)
+    attribution: str | None = None  # None: an earlier version made the run
     checksums: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: dict(installed_versions()))
     git_sha: str | None = field(default_factory=source_git_sha)

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import quote
 
@@ -126,7 +126,11 @@ def asking(path: Path) -> Iterator[None]:
 
 def is_inside(path: Path, folder: Path) -> bool:
     """Return whether a path is a folder or lies in it, by their names; one on a store and a local one never do."""
-    return (remote(path) is None) == (remote(folder) is None) and path.is_relative_to(folder)
+    ends = remote(path), remote(folder)
+    if ends[0] is None or ends[1] is None:
+        return ends == (None, None) and path.is_relative_to(folder)
+    same = type(ends[0].fs) is type(ends[1].fs)  # s3:// and s3a:// are one store
+    return same and PurePosixPath(ends[0].path).is_relative_to(PurePosixPath(ends[1].path))
 
 
 def name_in(path: Path, folder: Path) -> str:

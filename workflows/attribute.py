@@ -51,10 +51,9 @@ from ..datasets.words import counted
 from ..training.agents import load_policy
 from ..training.replayed import Replay, ReplayedWindow
 from .groups import clusters_path, ensure_groups, load_grouping
-from .influence_tables import Addition, covered_by_all
+from .influence_tables import Addition, attribution_key, covered_by_all
 from .recorded import estimator_of
 from .runs import Run
-from .sources import hashes_of
 from .task import Task
 from .workers import Workers
 
@@ -102,13 +101,6 @@ class WindowPiece:
         return self.sums_path.exists() and self.top_path.exists()
 
 
-def attribution_key(run: Run) -> str:
-    """Return the digest of what all attributions of a run share: rows with another key are out of date."""
-    task, code = run.task, hashes_of(run.task.target, run.manifest.task_folder)
-    named = [GROUP_NAMES] if task.group_by == "transition" else []
-    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
-
-
 def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
     """Attribute failures that are not yet, or no more, up to date to every window of every seed; merge the pieces.
 
@@ -137,7 +129,7 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
                 f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
             )
     paths = [run.folder.influence_path(set_name, name) for name in _TABLES]
-    key = attribution_key(run)
+    key = run.manifest.attribution = attribution_key(run.task, run.manifest.task_folder)
     done = covered_by_all(paths, key, estimator)
     chosen = tuple(name for name in known if name not in (done or ()) and (name in named or not named))
     if done is not None and not chosen:
@@ -208,12 +200,13 @@ def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequenc
     return make_targets(steps, episodes.filter(keep), task.target)
 
 
-def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str], estimator: str) -> dict[str, pa.Table]:
+def attributed_tables(run: Run, set_name: str, failures: Sequence[str], estimator: str) -> dict[str, pa.Table]:
     """Return the influence tables of an estimator: `groups` (at the default damping) and `transitions`.
 
     Raises:
-        InputError: some of the failures were not attributed.
+        InputError: some of the failures were not attributed, or another target, other seeds or another grouping were.
     """
+    folder = run.folder
     own = pc.field("estimator") == estimator
     sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
     tables = {
@@ -227,6 +220,15 @@ def attributed_tables(folder: RunFolder, set_name: str, failures: Sequence[str],
             f"{len(missing)} of {counted(len(failures), 'failure')} were not attributed (the first is "
             f"{missing[0]}); run "
             f"`aitia attribute {folder.root} --set {set_name}` first"
+        )
+    paths = [path for name in _TABLES if (path := folder.influence_path(set_name, name)).exists()]
+    key = run.manifest.attribution
+    done = covered_by_all(paths, key, estimator) if key is not None else frozenset(failures)
+    if done is None or not done.issuperset(failures):
+        raise InputError(
+            f"the influence tables of set `{set_name}` are out of date: they were made with another target, other "
+            "seeds, another group_by or another version of aitia than the task of the run has now, or not all of them "
+            f"were finished. Run `aitia attribute {folder.root} --set {set_name}` again"
         )
     return tables
 

@@ -16,6 +16,7 @@ from ..datasets.manifest import Manifest, installed_versions, source_git_sha
 from ..datasets.schema import SCHEMA_VERSION
 from ..training.environments import EnvSpec
 from ..training.fingerprint import Fingerprint, replay_fingerprint, take_fingerprint
+from .influence_tables import attribution_key
 from .sources import changed_sources, hashes_of, packages_of
 from .task import TEST_SET, Task
 
@@ -29,6 +30,7 @@ def identify(task: Task, manifest: Manifest) -> None:
     """Write into a manifest what the run is made with: source hashes, and fingerprints of environments without one."""
     manifest.sources = hashes_of(task.resolved(), manifest.task_folder)
     manifest.versions |= packages_of(task.resolved(), manifest.task_folder)
+    manifest.attribution = attribution_key(task, manifest.task_folder)
     for name, env in _environments(task).items():
         if name not in manifest.fingerprints:
             found = take_fingerprint(env, task.agent.masked)

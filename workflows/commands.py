@@ -180,8 +180,8 @@ def illustrate(
         Workers(workers, scheduler) as pool,
         opened.timed("illustrate"),
     ):
-        draw_failures(opened, set, number, pool)
-        draw_training(opened, set, pool)
+        draw_failures(opened, set, number, pool, again=True)
+        draw_training(opened, set, pool, again=True)
 
 
 def report(

@@ -13,7 +13,8 @@ from ..datasets.errors import InputError, RunFolderError
 from ..datasets.manifest import installed_versions, source_git_sha
 from ..datasets.rebuilt import foreign, rebuilt
 from ..datasets.remote import as_path, is_inside
-from ..datasets.store import RunFolder, read_json, read_table
+from ..datasets.store import RunFolder, read_table
+from ..datasets.typed import Part, read_model
 from ..datasets.words import counted
 from ..reports.compare import ComparedRun, compare_runs, write_comparison
 from ..training.evaluation import EvaluationSpec
@@ -52,7 +53,7 @@ def compare_stage(run_a: str | Path, run_b: str | Path, set_name: str, out: str 
         "git_sha": source_git_sha() or "unknown",
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    with rebuilt(folder, last=("compare.json", "index.html")) as fresh:
+    with rebuilt(folder, _OWN, last=("compare.json", "index.html")) as fresh:
         write_comparison(fresh, runs, found, pairs, provenance, shown_in=folder)
     return found
 
@@ -102,16 +103,41 @@ def _require_same_question(before: Run, after: Run, set_name: str) -> None:
         )
 
 
+class _Interval(Part):
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class _Rates(Part):
+    uncorrected: _Interval
+    all_corrected: _Interval
+
+
+class _Summary(Part):
+    """What a comparison reads of `summary.json`."""
+
+    verdict: str
+    rule: int
+    basis: str | None
+    failures: int
+    misbehaviour_rate: _Rates
+    outer_share: _Interval
+    ease: dict[str, str | int | float | None] | None
+    reasons: list[str]
+
+
 def _compared(run: Run, set_name: str) -> ComparedRun:
     reports = run.folder.reports_folder(set_name)
-    summary = reports / "summary.json"
+    path = reports / "summary.json"
+    summary = read_model(path, _Summary, f"aitia report {run.folder.root}").model_dump() if path.exists() else None
     tables = [run.folder.evaluation_path(set_name, "episodes")]
     return ComparedRun(
         name=run.folder.root.name,
         task=run.manifest.task,
         versions={**run.manifest.versions, "git_sha": run.manifest.git_sha},
         episodes=read_table(run.folder.evaluation_path(set_name, "episodes")),
-        summary=read_json(summary) if summary.exists() else None,
+        summary=summary,
         reports=reports,
         changed=check(run.folder, run.manifest.checksums, tables).changed,
     )

@@ -13,9 +13,10 @@ from ..datasets.rewards import BY_CONTEXT, Grouping
 from ..datasets.store import RunFolder, read_table, read_table_schema, read_tensors
 from ..training.agents import load_policy, new_policy
 from ..training.groups import ByCluster, ByComponent, ByTransition, fit_sample
-from .runs import open_run
+from .runs import open_for_computing, open_run
 from .task import Task
 
+_OF_ENVIRONMENT = ("transition", "cluster")  # groupings that make the environment
 _FIT_WINDOWS = 8  # of each seed, evenly over its training
 _PLACE = ("seed", "window", "env", "step")  # these four name one transition
 _COLUMNS = ("observation", "reward", "intended_reward")
@@ -50,21 +51,25 @@ def ensure_groups(folder: RunFolder, task: Task) -> None:
         _fit(folder, task)
 
 
-def group_rows(run: str | Path, groups: Collection[str] | None = None) -> pa.Table:
+def group_rows(run: str | Path, groups: Collection[str] | None = None, trust: bool = False) -> pa.Table:
     """Return which rows of the transitions are in which group: `seed, window, env, step, group`, one row a transition.
 
     One window is held at a time. What `group` of the influence tables, of `bank/SET/masks.parquet` and of an edits file
     names is joined to the transitions by it, with any `group_by`.
 
     Args:
-        run: a trained run folder. Its environment is made, for the names of actions.
+        run: a trained run folder. With `group_by: transition` or `cluster` its environment is made, for the names of
+            actions; else nothing that its task names is imported.
         groups: whose rows to return; None: all.
+        trust: make the environment, although the run was made elsewhere, and remember that.
 
     Raises:
-        InputError: a group that no transition is in.
+        InputError: a group that no transition is in, or the run was made elsewhere, and was not trusted.
         RunFolderError: not a trained run.
     """
     opened = open_run(run)
+    if opened.task.group_by in _OF_ENVIRONMENT:
+        opened = open_for_computing(run, trust)
     opened.require_trained()
     folder, grouping = opened.folder, load_grouping(opened.folder, opened.task)
     wanted = None if groups is None else pa.array(sorted({*groups}), pa.string())

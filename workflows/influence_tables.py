@@ -9,12 +9,31 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
 
-from ..datasets.schema import current_top_transitions, metadata_of, with_metadata
+from ..attribution.influence import TOP_K
+from ..attribution.trak import LAMBDAS
+from ..datasets.manifest import digest
+from ..datasets.schema import GROUP_NAMES, current_top_transitions, metadata_of, with_metadata
 from ..datasets.store import read_table, read_table_schema, write_table
+from .sources import hashes_of
+from .task import Task
 
 _MEANS = ("effect", "tau", "reward_tau")  # over failures; a row that is not there is 0
+_COVERS = TypeAdapter(dict[str, list[str]])
 _COUNTS = ("transitions", "paid")  # the same for all failures
+
+
+def attribution_key(task: Task, folder: str | None) -> str:
+    """Return the digest of what all attributions of a run share: rows with another key are out of date.
+
+    Args:
+        task: of the run.
+        folder: that of the task file; None: not known.
+    """
+    code = hashes_of(task.target, folder)
+    named = [GROUP_NAMES] if task.group_by == "transition" else []
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
 
 
 def covered(path: Path, key: str) -> dict[str, list[str]] | None:
@@ -22,8 +41,10 @@ def covered(path: Path, key: str) -> dict[str, list[str]] | None:
     about = metadata_of(read_table_schema(path)) if path.exists() else {}
     if about.get("key") != key or "failures" not in about:
         return None
-    found: dict[str, list[str]] = json.loads(about["failures"])
-    return found
+    try:
+        return _COVERS.validate_json(about["failures"])
+    except ValidationError:  # not of aitia: nothing of it counts
+        return None
 
 
 def covered_by_all(paths: Sequence[Path], key: str, estimator: str) -> frozenset[str] | None:

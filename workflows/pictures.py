@@ -79,7 +79,9 @@ class _Drawn(NamedTuple):
     episodes: list[DrawnEpisode]
 
 
-def draw_failures(run: Run, set_name: str, illustrated: Illustrated | None, workers: Workers) -> None:
+def draw_failures(
+    run: Run, set_name: str, illustrated: Illustrated | None, workers: Workers, again: bool = False
+) -> None:
     """Draw failing episodes of an evaluated set, spread evenly over all; those that are drawn already stay.
 
     Args:
@@ -87,6 +89,7 @@ def draw_failures(run: Run, set_name: str, illustrated: Illustrated | None, work
         set_name: the evaluation set.
         illustrated: how many failures have pictures; None: as many as before, at first `DEFAULT_ILLUSTRATED`.
         workers: where the pieces run.
+        again: try those that could not be drawn once more.
 
     Raises:
         InputError: it is no count, or the set was not evaluated.
@@ -98,7 +101,8 @@ def draw_failures(run: Run, set_name: str, illustrated: Illustrated | None, work
     asked = illustrated if illustrated is not None else DEFAULT_ILLUSTRATED if earlier is None else earlier.asked
     chosen = _spread(names, len(names) if asked == "all" else asked)
     index = earlier or FrameIndex(asked=asked)
-    waiting = [name for name in chosen if name not in index.failures]
+    done = {name for name, failure in index.failures.items() if failure.steps or not again}
+    waiting = [name for name in chosen if name not in done]
     pieces = [
         EpisodesPiece(run.folder.root, run.task, set_name, tuple(waiting[i : i + _CHUNK]))
         for i in range(0, len(waiting), _CHUNK)
@@ -110,8 +114,15 @@ def draw_failures(run: Run, set_name: str, illustrated: Illustrated | None, work
         new.write(folder)
 
 
-def draw_training(run: Run, set_name: str, workers: Workers) -> None:
-    """Draw the training states and episodes that the pages of illustrated failures show, as far as attributed."""
+def draw_training(run: Run, set_name: str, workers: Workers, again: bool = False) -> None:
+    """Draw the training states and episodes that the pages of illustrated failures show, as far as attributed.
+
+    Args:
+        run: the run.
+        set_name: the evaluation set.
+        workers: where the pieces run.
+        again: try those that could not be drawn once more.
+    """
     folder, path = run.folder.frames_folder(set_name), run.folder.influence_path(set_name, "transitions")
     index = FrameIndex.read(folder)
     if index is None or not path.exists():
@@ -123,6 +134,9 @@ def draw_training(run: Run, set_name: str, workers: Workers) -> None:
     states = {state.moment: state for state in index.states if state.moment in wanted}
     episodes = {episode.moment: episode for episode in index.episodes if episode.moment in whole}
     missing = (wanted - states.keys()) | (whole - episodes.keys())
+    if again:
+        missing |= {moment for moment, state in states.items() if state.file is None}
+        missing |= {m for m, episode in episodes.items() if any(step.file is None for step in episode.steps)}
     pieces = [
         PicturePiece(
             run.folder.root, run.task, set_name, seed, tuple(sorted(m for m in missing if m.seed == seed)),

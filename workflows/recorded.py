@@ -102,9 +102,17 @@ def recorded_estimator(folder: RunFolder, manifest: Manifest, set_name: str) -> 
     """Return the estimator that a run's verdicts rest on, and why, without its environment.
 
     Of a run that does not say so: the one that `auto` would have chosen among those that attributed.
+
+    Raises:
+        RunFolderError: what it says is damaged.
     """
-    if manifest.estimator:
-        return Chosen(manifest.estimator["name"], manifest.estimator["reason"])
+    if told := manifest.estimator:
+        if told.keys() != set(Chosen._fields):
+            raise RunFolderError(
+                f"{folder.manifest_path} was not written by aitia: key `estimator` has {', '.join(sorted(told))}, "
+                f"expected {' and '.join(Chosen._fields)}"
+            )
+        return Chosen(**told)
     used = pc.unique(read_table(folder.influence_path(set_name, "groups"), ["estimator"])["estimator"]).to_pylist()
     names = [name for name in (Trak.name, TrakProjected.name) if name in used]
     return Chosen(names[0] if names else Trak.name, f"why was {NOT_RECORDED}")

@@ -22,10 +22,11 @@ from ..datasets.learning import bank_outcomes, learning_path, training_outcomes
 from ..datasets.manifest import installed_versions
 from ..datasets.outcomes import failure_ids
 from ..datasets.rebuilt import foreign, rebuilt
-from ..datasets.remote import as_path, relative_link, remote
+from ..datasets.remote import as_path, asking, is_inside, relative_link, remote
 from ..datasets.rewards import intended_known, reward_sums_path
 from ..datasets.schema import RANDOM_POLICY_SEED
-from ..datasets.store import RunFolder, read_json, read_table, write_json, write_table
+from ..datasets.store import RunFolder, read_table, write_json, write_table
+from ..datasets.typed import Part, read_model
 from ..reports.advice import Costs, explain
 from ..reports.corrections import write_corrections
 from ..reports.evidence import Bank
@@ -79,7 +80,7 @@ _OWN = (
 
 def report_folder(run: RunFolder, set_name: str, out: str | Path | None) -> Path:
     """Return where a report is written: `out`, or the run's own reports folder of the set."""
-    return run.reports_folder(set_name) if out is None else as_path(out).absolute()
+    return run.reports_folder(set_name) if out is None else as_path(out).resolve()
 
 
 def report_stage(run: Run, set_name: str, out: str | Path | None = None) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def report_stage(run: Run, set_name: str, out: str | Path | None = None) -> dict
     run.task.evaluation_env(set_name)
     final = report_folder(run.folder, set_name, out)
     _require_free(run.folder, final, own=out is None)
-    with rebuilt(final, _KEPT, last=("index.html", "summary.json")) as fresh:
+    with rebuilt(final, _OWN, _KEPT, last=("index.html", "summary.json")) as fresh:
         return _report(run, set_name, final, fresh)
 
 
@@ -108,21 +109,18 @@ def _require_free(run: RunFolder, out: Path, own: bool) -> None:
     Raises:
         InputError: it may not.
     """
-    if remote(out) is not None:
-        return
     if own:
-        if out.resolve() != out:
+        if remote(out) is None and out.resolve() != out:
             raise InputError(
                 f"{out} is a link, or lies behind one, to {out.resolve()}: expected the run's own folder. Remove it"
             )
         return
-    place = out.resolve()
-    inside = remote(run.root) is None and place.is_relative_to(run.root) and place.parent != run.root / "reports"
-    if inside or (remote(run.root) is None and run.root.is_relative_to(place)):
+    if is_inside(run.root, out) or (is_inside(out, run.root) and out.parent != run.root / "reports"):
         raise InputError(f"--out {out} was given, expected a folder outside the run {run.root}")
-    if not out.exists():
-        return
-    other = foreign(out, (*_OWN, *_KEPT)) if out.is_dir() else out.name
+    with asking(out):
+        if not out.exists():
+            return
+        other = foreign(out, (*_OWN, *_KEPT)) if out.is_dir() else out.name
     if other is not None:
         raise InputError(
             f"--out {out} was given, which has `{other}` and is no report: expected a new or empty folder, or one that "
@@ -141,7 +139,7 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     windows = {seed: folder.window_count(seed) for seed in task.seeds}
     names = failure_ids(task.outcomes.failures(episodes))
     estimator, reason = recorded_estimator(folder, run.manifest, set_name)
-    attributed = attributed_tables(folder, set_name, names, estimator)
+    attributed = attributed_tables(run, set_name, names, estimator)
     tables = SetTables(
         task, set_name, episodes, read_table(folder.evaluation_path(set_name, "references")), rewards, bank,
         attributed["groups"],
@@ -320,10 +318,26 @@ def _costs(run: Run, bank: Bank | None) -> Costs:
     )
 
 
+class _Ceiling(Part):
+    value: float | None
+
+
+class _Interactive(Part):
+    noise_ceiling: _Ceiling
+
+
+class _Validation(Part):
+    """What a report reads of `validation.json`."""
+
+    interactive: _Interactive
+
+
 def _noise_ceiling(folder: RunFolder, set_name: str) -> float | None:
     """Return the noise ceiling that a validation measured; None before one."""
     path = folder.validation_path(set_name)
-    return read_json(path)["interactive"]["noise_ceiling"]["value"] if path.exists() else None
+    if not path.exists():
+        return None
+    return read_model(path, _Validation, "aitia validate").interactive.noise_ceiling.value
 
 
 @dataclass(frozen=True)

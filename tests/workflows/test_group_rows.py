@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +91,7 @@ def test_pages_show_the_names_and_do_not_speak_of_one_group(run: Path) -> None:
 @pytest.mark.slow
 def test_tables_of_0_1_are_read_with_their_groups(run: Path) -> None:
     opened = open_run(run)
+    opened.manifest.attribution = None  # 0.1 did not keep it
     path = opened.folder.influence_path("test", "transitions")
     now = read_table(path)
     old = now.drop_columns(["context"]).rename_columns(
@@ -99,7 +104,64 @@ def test_tables_of_0_1_are_read_with_their_groups(run: Path) -> None:
     try:
         episodes = read_table(opened.folder.evaluation_path("test", "episodes"))
         names = failure_ids(opened.task.outcomes.failures(episodes))
-        found = attributed_tables(opened.folder, "test", names, estimator_of(opened.task).name)["transitions"]
+        found = attributed_tables(opened, "test", names, estimator_of(opened.task).name)["transitions"]
         assert found["group"].to_pylist() == now["group"].to_pylist()
     finally:
         write_table(path, now)
+
+
+USERS_ENV = """
+from pathlib import Path
+
+from toy_environments import Corridor
+
+Path(__file__).with_suffix(".ran").touch()
+"""
+
+
+@pytest.fixture
+def sent(run: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a run as it is with somebody else, whose task names a module beside the task file."""
+    (tmp_path / "code").mkdir()
+    module = f"env_of_{tmp_path.name.replace('-', '_')}"  # another one in each test: modules are imported once
+    (tmp_path / "code" / f"{module}.py").write_text(USERS_ENV)
+    shutil.copytree(run, tmp_path / "sent")
+
+    def made(**task: Any) -> Path:
+        path = tmp_path / "sent/run.json"
+        values = json.loads(path.read_text())
+        values["task"] |= {"env": f"{module}:Corridor", **task}
+        path.write_text(json.dumps({**values, "task_folder": str(tmp_path / "code")}))
+        return tmp_path / "sent"
+
+    return made
+
+
+def ran(sent: Path) -> bool:
+    return any((sent.parent / "code").glob("*.ran"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group_by", ["transition", "cluster"])
+def test_rows_of_a_sent_run_run_nothing_of_it_without_trust(sent: Callable[..., Path], group_by: str) -> None:
+    with pytest.raises(InputError, match="--trust"):
+        group_rows(sent(group_by=group_by))
+    assert not ran(sent())
+    with pytest.raises(InputError, match="`os:system`"):
+        group_rows(sent(env="os:system", train_kwargs={"command": "true"}))
+
+
+@pytest.mark.slow
+def test_rows_need_no_code_where_the_grouping_needs_none(sent: Callable[..., Path], run: Path) -> None:
+    path = sent(group_by="context")
+    assert group_rows(path).num_rows == group_rows(run).num_rows and not ran(path)
+
+
+@pytest.mark.slow
+def test_a_module_beside_the_task_file_is_found(
+    sent: Callable[..., Path], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = sent()
+    assert group_rows(path, trust=True).equals(group_rows(run)) and ran(path)
+    assert group_rows(path).equals(group_rows(run)), "trust is remembered"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,32 @@ def test_a_renderer_that_fails_costs_the_pictures_only(make_run: Callable[..., P
     }
     assert all("no display" in page for page in pages)
     assert all(state.file is None for state in index.states)
+
+
+@pytest.mark.slow
+def test_what_could_not_be_drawn_is_tried_again_where_it_is_asked_for(
+    small_run: Path, tmp_path: Path, scheduler: str
+) -> None:
+    """As after the package that an environment draws with was installed."""
+    run, task = tmp_path / "copy", small_run.parent / "task.yaml"
+    shutil.copytree(small_run, run)
+    folder = run / "frames/test"
+    whole = FrameIndex.read(folder)
+    assert whole is not None and whole.states and whole.episodes
+    steps = [[step.model_copy(update={"file": None}) for step in episode.steps] for episode in whole.episodes]
+    undrawn = whole.model_copy(
+        update={
+            "failures": {name: DrawnFailure(why="no pygame") for name in whole.failures},
+            "states": [state.model_copy(update={"file": None}) for state in whole.states],
+            "episodes": [e.model_copy(update={"steps": s}) for e, s in zip(whole.episodes, steps, strict=True)],
+        }
+    )
+    undrawn.write(folder)
+    commands.train(task, run, scheduler=scheduler)
+    commands.evaluate(run, scheduler=scheduler)
+    assert FrameIndex.read(folder) == undrawn, "every command would try in vain"
+    commands.illustrate(run, whole.asked, scheduler=scheduler)
+    assert FrameIndex.read(folder) == whole and whole.files == {p.name for p in folder.iterdir()} - {"index.json"}
 
 
 @pytest.mark.slow

@@ -199,6 +199,16 @@ def test_pages_take_no_place_where_something_else_is(
     assert contents(tmp_path) == before
 
 
+def test_pages_are_written_where_a_link_leads(copy: Path, tmp_path: Path, aitia_command: Command) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        done = aitia_command("report", copy, "--out", tmp_path / "link")
+        assert done.code == 0, done.err
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real/index.html").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
 def test_a_folder_that_cannot_be_written_to_asks_for_another(small_run: Path, aitia_command: Command) -> None:
     done = aitia_command("report", small_run, "--out", "/proc/nothing/pages")
     assert done.code == 2 and "cannot be written" in done.err and "--out FOLDER" in done.err
@@ -323,3 +333,73 @@ def test_illustrate_draws_further_failures_and_as_few_as_asked(copy: Path, sched
     )
     commands.evaluate(copy, scheduler=scheduler)
     assert FrameIndex.read(frames) == one, "how many were asked for is remembered"
+
+
+def test_a_report_refuses_influence_of_another_task(
+    copy: Path, write_task: Callable[..., Path], scheduler: str, aitia_command: Command
+) -> None:
+    assert aitia_command("report", copy).code == 0
+    before = contents(copy / "reports")
+    commands.train(write_task(target="episode"), copy, scheduler=scheduler)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and "out of date" in done.err and f"`aitia attribute {copy}" in done.err
+    assert contents(copy / "reports") == before
+    values = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**values, "attribution": None}))
+    assert aitia_command("report", copy).code == 0, "a run of an earlier version does not say what it asks for"
+    (copy / "run.json").write_text(json.dumps(values))
+    commands.attribute(copy, scheduler=scheduler)
+    assert aitia_command("report", copy).code == 0
+
+
+@pytest.mark.parametrize("told", ["{}", '{"trak": []}', "no JSON", "[1]"])
+@pytest.mark.parametrize("table", ["groups", "null"])
+def test_a_report_refuses_tables_that_do_not_all_cover_the_failures(
+    copy: Path, aitia_command: Command, table: str, told: str
+) -> None:
+    """As a call leaves them that was ended between their writing."""
+    path = copy / f"influence/test/{table}.parquet"
+    whole = pq.ParquetFile(path).read()
+    pq.write_table(whole.replace_schema_metadata({**whole.schema.metadata, b"failures": told.encode()}), path)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and "out of date" in done.err, done.err
+
+
+@pytest.mark.parametrize("estimator", [{"x": "y"}, {"name": "trak"}, {"name": "trak", "reason": "r", "more": "m"}])
+def test_a_damaged_estimator_ends_in_one_line(copy: Path, aitia_command: Command, estimator: dict[str, str]) -> None:
+    change_manifest(copy, estimator=estimator)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and done.err.count("\n") == 1 and "key `estimator`" in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"interactive": 1}', '{"interactive": {"noise_ceiling": {"value": "x"}}}']
+)
+def test_a_damaged_validation_ends_in_one_line(copy: Path, aitia_command: Command, text: str) -> None:
+    path = copy / "validation/test/validation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and done.err.count("\n") == 1 and f"{path} was not written by aitia" in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("verdict", 3), ("verdict", None), ("misbehaviour_rate", []), ("outer_share", {"value": "x"}), ("reasons", 7),
+     ("ease", "x"), ("rule", {}), (None, [])],
+)  # fmt: skip
+def test_a_damaged_summary_ends_in_one_line(copy: Path, aitia_command: Command, key: str | None, value: Any) -> None:
+    path = copy / "reports/test/summary.json"
+    path.write_text(json.dumps(value if key is None else {**json.loads(path.read_text()), key: value}))
+    done = aitia_command("compare", copy, copy)
+    assert done.code == 2 and done.err.count("\n") == 1 and f"{path} was not written by aitia" in done.err, done.err
+
+
+def test_an_episode_that_ends_twice_ends_in_one_line(copy: Path, aitia_command: Command) -> None:
+    shutil.rmtree(copy / ".parts/learning")
+    path = RunFolder(copy).transitions_path(0, 0)
+    whole = pq.ParquetFile(path).read()
+    place = whole.column_names.index("outcome")
+    pq.write_table(whole.set_column(place, "outcome", pa.array(["arrow"] * whole.num_rows)), path)
+    done = aitia_command("report", copy)
+    assert done.code == 2 and done.err.count("\n") == 1 and "ends twice" in done.err, done.err

@@ -22,10 +22,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList, ConvertCallback
 
 from aitia.datasets.errors import AitiaError, InputError
+from aitia.datasets.rebuilt import rebuilt
 from aitia.datasets.remote import as_path
 from aitia.datasets.store import RunFolder, write_text
 from aitia.training.recorder import Recorder
 from aitia.workflows import commands
+from aitia.workflows.report import _KEPT, _OWN, _require_free, report_folder
 
 SECRET = "a-secret-of-this-test"
 TASK: dict[str, Any] = {
@@ -174,6 +176,32 @@ def test_a_training_that_was_given_up_publishes_nothing(other: s3fs.S3FileSystem
     assert len(markers) == 1 and markers[0].startswith("bucket/given-up/.parts/train/seed=0-")
     recorder.discard()
     assert other.find("bucket/given-up") == []
+
+
+@pytest.mark.parametrize("out", ["outer", "", "outer/influence", "outer/influence/test", "precious", "note"])
+def test_pages_take_no_place_in_a_bucket_where_something_else_is(other: s3fs.S3FileSystem, out: str) -> None:
+    objects = ("outer/run.json", "outer/influence/test/groups.parquet", "precious/index.html", "precious/a.tex", "note")
+    for name in objects:
+        other.pipe_file(f"bucket/runs/{name}", b"1")
+    run = RunFolder.at("s3://bucket/runs/outer")
+    for protocol in ("s3", "s3a"):
+        with pytest.raises(InputError, match=r"--out .* was given"):
+            _require_free(run, report_folder(run, "test", f"{protocol}://bucket/runs/{out}"), own=False)
+    assert other.find("bucket/runs") == sorted(f"bucket/runs/{name}" for name in objects)
+
+
+def test_pages_in_a_bucket_replace_pages_and_nothing_else(other: s3fs.S3FileSystem, tmp_path: Path) -> None:
+    for name in ("index.html", "failures/9-9.html", "compare/b/index.html", "precious.tex", "failures.tex"):
+        other.pipe_file(f"bucket/written/pages/{name}", b"1")
+    with rebuilt(as_path("s3://bucket/written/pages"), _OWN, _KEPT, last=("index.html",)) as fresh:
+        (fresh / "index.html").write_text("new")
+    names = [name.removeprefix("bucket/written/pages/") for name in other.find("bucket/written")]
+    assert names == ["compare/b/index.html", "failures.tex", "index.html", "precious.tex"]
+    for name in ("precious.tex", "failures.tex"):
+        other.rm(f"bucket/written/pages/{name}")
+    for place in ("pages", "new"):
+        run = RunFolder(tmp_path / "run")
+        _require_free(run, report_folder(run, "test", f"s3://bucket/written/{place}"), own=False)
 
 
 def test_a_store_that_refuses_is_said(other: s3fs.S3FileSystem) -> None:
