@@ -81,9 +81,7 @@ def _require(size: int, limit: int) -> None:
         )
 
 
-def _bounds(
-    metadata: Any, arrow: pa.Schema, data: mmap.mmap, columns: Sequence[str] | None
-) -> dict[str, _Bounds]:
+def _bounds(metadata: Any, arrow: pa.Schema, data: mmap.mmap, columns: Sequence[str] | None) -> dict[str, _Bounds]:
     """Return the bounds of each leaf column that is read: as wide as it is stored, or as it is in memory."""
     found: dict[str, _Bounds] = {}
     leaves = [leaf for field in arrow for leaf in _leaves(field.type)]

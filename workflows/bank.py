@@ -43,7 +43,7 @@ from ..training.evaluation import evaluate_policy
 from ..training.stack_training import members_at_once, train_members
 from .clusters import Cluster
 from .groups import load_grouping
-from .plays import episode_count, episodes_at, training_plays, with_earlier
+from .plays import episode_count, episodes_at, require_plays, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -330,10 +330,8 @@ def read_bank(folder: RunFolder, set_name: str, task: Task) -> Bank | None:
     require_rows(folder.bank_path(set_name, "masks"), masks)
     if "cluster" not in masks.column_names:  # of an earlier version, which had one cluster a set
         masks = masks.append_column("cluster", pa.nulls(masks.num_rows, pa.int32()))
-    outcomes, wanted = read_table(path), 2 * spec.episodes * spec.repeats
-    most = pc.max(outcomes.group_by("member").aggregate([([], "count_all")])["count_all"]).as_py() or 0
-    if most > wanted:
-        raise RunFolderError(f"{path} has {most:,} plays of one member, expected at most {wanted:,}")
+    outcomes = read_table(path)
+    require_plays(path, outcomes, "member", 2 * spec.episodes * spec.repeats)
     corrected = masks.filter(pc.field("order") == "all")["member"]
     own = outcomes.filter(pc.field("member").isin(corrected.combine_chunks()))
     require_rows(path, own.select(["episode", "outcome"]))

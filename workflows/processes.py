@@ -12,11 +12,14 @@ import warnings
 from multiprocessing import forkserver
 
 FORKED = sys.platform == "linux"
+SAFE_PATH = "PYTHONSAFEPATH"
 _IMPORTED = ["aitia.workflows.commands", "distributed.nanny"]
 # One thread a worker. glibc keeps memory: by Dask's default it gives it back after every large array, and a quarter of
-# attribution's time is spent on paging it in again. What the caller's environment says goes first.
+# attribution's time is spent on paging it in again. What the caller's environment says goes first. New processes begin
+# with `python -c`, which looks in the working directory first, also for modules of Python itself, unless told not to.
 ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    SAFE_PATH: "1",
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }
