@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster, Security, WorkerPlugin
 
 from ..datasets.errors import AitiaError, ClusterError, InputError
 from ..datasets.manifest import installed_versions
-from .processes import ENVIRONMENT, FORKED, SAFE_PATH, begin_importing, silence_pygame
+from .processes import BEGINNING, ENVIRONMENT, FORKED, SAFE_PATH, begin_importing, silence_pygame
 
 _LOOPBACK = "127.0.0.1"
 
@@ -82,7 +82,9 @@ def start_cluster(workers: int) -> Iterator[LocalCluster]:
     """
     begin_importing()
     method = {"worker": {"multiprocessing-method": "forkserver"}} if FORKED else {}
-    dask.config.update_defaults({"distributed": {"nanny": {"pre-spawn-environ": ENVIRONMENT}, **method}})
+    dask.config.update_defaults(
+        {"distributed": {"nanny": {"pre-spawn-environ": ENVIRONMENT if FORKED else BEGINNING}, **method}}
+    )
     dashboard = dask.config.get("aitia.dashboard-address", None)
     closed = () if dashboard else ("scheduler", "worker")
     settings: dict[str, object] = {f"distributed.{role}.http.routes": [] for role in closed}

@@ -50,7 +50,7 @@ def test_modules_planted_in_the_working_directory_are_not_found_by_workers(tmp_p
     done = subprocess.run(
         [sys.executable, str(scripts / "command.py"), *PLANTED],
         cwd=here, capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path if path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)},
     )  # fmt: skip
     assert not ran.exists(), ran.read_text()
     assert done.returncode == 0, done.stderr[-3000:]
