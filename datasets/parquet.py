@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .limits import GIB, READ_LIMIT, read_limit
 
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-_LEVELS = 4  # bytes of a value's definition and repetition levels
+_LEVEL = 2  # bytes of a value's definition level, and of its repetition level where it is in a list
 _OFFSET, _VIEW = 8, 16  # bytes of where a list or a text begins; of a text kept as a view
 _PYTHON_VALUE = 100  # bytes of a value as a Python object, and of its place in a row
 _DELTA_BYTE_ARRAY = 7
@@ -93,7 +93,8 @@ def _bounds(metadata: Any, arrow: pa.Schema, data: mmap.mmap, columns: Sequence[
         if columns is not None and not any(name == c or name.startswith(f"{c}.") for c in columns):
             continue
         width = described.length or _WIDTHS.get(described.physical_type)
-        taken = _LEVELS + times * max(width or 0, _width(kind)) + _OFFSET * described.max_repetition_level
+        nested = described.max_repetition_level
+        taken = _LEVEL * (2 if nested else 1) + times * max(width or 0, _width(kind)) + _OFFSET * nested
         known = texts = 0
         for group in range(metadata.num_row_groups):
             chunk = metadata.row_group(group).column(leaf)
@@ -131,11 +132,13 @@ def _leaves(kind: pa.DataType, times: int = 1) -> list[tuple[pa.DataType, int]]:
 def _width(kind: pa.DataType) -> int:
     """Return the bytes of a value of a leaf in memory, of a text without its letters."""
     if pa.types.is_dictionary(kind):
-        return max(_width(kind.index_type), _width(kind.value_type))
+        return _width(kind.index_type)  # what it points to is counted as texts
     try:
-        return (kind.bit_width + 7) // 8
+        return (int(kind.bit_width) + 7) // 8
     except ValueError:  # texts
-        return _VIEW if kind in (pa.string_view(), pa.binary_view()) else _OFFSET
+        if kind in (pa.string_view(), pa.binary_view()):
+            return _VIEW
+        return _OFFSET if kind in (pa.large_string(), pa.large_binary()) else _OFFSET // 2
 
 
 class _Page(NamedTuple):
