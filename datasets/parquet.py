@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from .limits import GIB, READ_LIMIT, read_limit
 
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-_LEVELS = 4  # bytes of a value's definition and repetition levels
+_LEVEL = 2  # bytes of a value's definition level, and of its repetition level where it is in a list
+_OFFSET, _VIEW = 8, 16  # bytes of where a list or a text begins; of a text kept as a view
+_PYTHON_VALUE = 100  # bytes of a value as a Python object, and of its place in a row
 _DELTA_BYTE_ARRAY = 7
 _ENCODING = {5: 2, 7: 2, 8: 4}  # field that tells the encoding: of a data page, a dictionary, a data page of version 2
 _STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _STRUCT = 0, 1, 2, 3, 7, 8, 12
@@ -41,16 +43,24 @@ class _Bounds(NamedTuple):
     texts: int
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
+def read_parquet(path: Path, columns: Sequence[str] | None, most_rows: int | None = None) -> pa.Table:
     """Read a local Parquet file, whole or some of its columns.
 
+    Args:
+        path: the file.
+        columns: those that are read; None: all.
+        most_rows: that it can have; None: any number.
+
     Raises:
-        TooLargeError: it takes more memory than `read_limit`.
+        TooLargeError: it takes more memory than `read_limit`, or has more rows.
         pa.ArrowInvalid, OSError, ValueError: it is damaged.
     """
     limit, file = read_limit(), pq.ParquetFile(path, memory_map=False)
+    rows = file.metadata.num_rows  # no more are decoded, whatever the pages hold
+    if most_rows is not None and rows > most_rows:
+        raise TooLargeError(f"has {rows:,} rows, expected at most {most_rows:,}")
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        bounds = _bounds(file.metadata, data, columns)
+        bounds = _bounds(file.metadata, file.schema_arrow, data, columns)
     known = sum(bound.known for bound in bounds.values())
     _require(known, limit)
     names = list(columns) if columns is not None else None
@@ -71,15 +81,20 @@ def _require(size: int, limit: int) -> None:
         )
 
 
-def _bounds(metadata: Any, data: mmap.mmap, columns: Sequence[str] | None) -> dict[str, _Bounds]:
-    """Return the bounds of each leaf column that is read."""
+def _bounds(metadata: Any, arrow: pa.Schema, data: mmap.mmap, columns: Sequence[str] | None) -> dict[str, _Bounds]:
+    """Return the bounds of each leaf column that is read: as wide as it is stored, or as it is in memory."""
     found: dict[str, _Bounds] = {}
-    for leaf in range(metadata.num_columns):
+    leaves = [leaf for field in arrow for leaf in _leaves(field.type)]
+    if len(leaves) != metadata.num_columns:
+        raise ValueError(f"{len(leaves)} columns are described, {metadata.num_columns} are stored")
+    for leaf, (kind, times) in enumerate(leaves):
         described = metadata.schema.column(leaf)
         name = described.path
         if columns is not None and not any(name == c or name.startswith(f"{c}.") for c in columns):
             continue
         width = described.length or _WIDTHS.get(described.physical_type)
+        nested = described.max_repetition_level
+        taken = _LEVEL * (2 if nested else 1) + times * max(width or 0, _width(kind)) + _OFFSET * nested
         known = texts = 0
         for group in range(metadata.num_row_groups):
             chunk = metadata.row_group(group).column(leaf)
@@ -91,10 +106,39 @@ def _bounds(metadata: Any, data: mmap.mmap, columns: Sequence[str] | None) -> di
                 if page.is_dictionary:
                     dictionary += page.size
                 values += 0 if page.is_dictionary else page.values
-                known += page.size if page.is_dictionary else max(page.size, page.values * (_LEVELS + (width or 0)))
+                needed = 0 if page.is_dictionary else page.values * taken
+                known += max(page.size, needed) if width else page.size + needed
             texts += 0 if width else values * dictionary
         found[name] = _Bounds(known, texts)
     return found
+
+
+def _leaves(kind: pa.DataType, times: int = 1) -> list[tuple[pa.DataType, int]]:
+    """Return the types of a column's leaves, in the order in which Parquet stores them.
+
+    With each the values that one stored value may stand for: a list of fixed size has them all where it is null.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return _leaves(kind.storage_type, times)
+    if pa.types.is_map(kind):
+        return [*_leaves(kind.key_type, times), *_leaves(kind.item_type, times)]
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(field.type, times)]
+    if pa.types.is_fixed_size_list(kind):
+        return _leaves(kind.value_type, times * max(kind.list_size, 1))
+    return _leaves(kind.value_type, times) if pa.types.is_nested(kind) else [(kind, times)]
+
+
+def _width(kind: pa.DataType) -> int:
+    """Return the bytes of a value of a leaf in memory, of a text without its letters."""
+    if pa.types.is_dictionary(kind):
+        return _width(kind.index_type)  # what it points to is counted as texts
+    try:
+        return (int(kind.bit_width) + 7) // 8
+    except ValueError:  # texts
+        if kind in (pa.string_view(), pa.binary_view()):
+            return _VIEW
+        return _OFFSET if kind in (pa.large_string(), pa.large_binary()) else _OFFSET // 2
 
 
 class _Page(NamedTuple):
@@ -178,3 +222,23 @@ def _text_bytes(array: pa.Array) -> int:
         parts = array.flatten()
         return sum(map(_text_bytes, parts)) if isinstance(parts, list) else _text_bytes(parts)
     return 0
+
+
+def require_python_values(table: pa.Table) -> None:
+    """Check what a table takes when all of it is made Python values: about ten times as much.
+
+    Raises:
+        TooLargeError: they take more memory than `read_limit`.
+    """
+    values = sum(_values(chunk) for column in table.columns for chunk in column.chunks)
+    _require(table.nbytes + values * _PYTHON_VALUE, read_limit())
+
+
+def _values(array: pa.Array) -> int:
+    """Return the number of values of a column, with those of its lists and structs."""
+    if pa.types.is_map(array.type):
+        return len(array) + _values(array.keys) + _values(array.items)
+    if pa.types.is_nested(array.type):
+        parts = array.flatten()
+        return len(array) + (sum(map(_values, parts)) if isinstance(parts, list) else _values(parts))
+    return len(array)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .errors import DiskFullError, InputError, RunFolderError
 from .limits import MOST_JSON_BYTES, MOST_WINDOWS, parse_json, read_text
-from .parquet import TooLargeError, read_parquet
+from .parquet import TooLargeError, read_parquet, require_python_values
 from .remote import as_path, asking, exist, remote, remove_folder, require_reachable
 
 _ZSTD_LEVEL = 3
@@ -251,21 +251,43 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, aside, compression="zstd", compression_level=_ZSTD_LEVEL)
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(path: Path, columns: Sequence[str] | None = None, most_rows: int | None = None) -> pa.Table:
     """Read a Parquet table.
 
+    Args:
+        path: the file.
+        columns: those that are read; None: all.
+        most_rows: that it can have; None: any number.
+
     Raises:
-        RunFolderError: the file is missing or damaged, or takes more memory than `limits.read_limit`.
+        RunFolderError: the file is missing or damaged, takes more memory than `limits.read_limit`, or has more rows.
     """
     with at_hand(path) as file:
         try:
-            return read_parquet(file, columns or None)
+            return read_parquet(file, columns or None, most_rows)
         except TooLargeError as error:
             raise RunFolderError(f"{path} {error}") from error
         except InputError:
             raise
         except _PARQUET_ERRORS as error:
             raise _damaged(path, error) from error
+
+
+def require_rows(path: Path, table: pa.Table) -> pa.Table:
+    """Return a table of which rows or columns are to become Python values, which take about ten times as much.
+
+    Args:
+        path: where it was read.
+        table: it, or what of it becomes Python values.
+
+    Raises:
+        RunFolderError: they take more memory than `limits.read_limit`.
+    """
+    try:
+        require_python_values(table)
+    except TooLargeError as error:
+        raise RunFolderError(f"{path}, row by row, {error}") from error
+    return table
 
 
 def read_table_schema(path: Path) -> pa.Schema:

@@ -97,4 +97,4 @@ def _endings(table: pa.Table, column: str) -> tuple[dict[Any, Any], list[Any]]:
     """Return the outcomes of the rows of each value of a column, and the values in their first order."""
     values, outcomes = (table[name].to_numpy(zero_copy_only=False) for name in (column, "outcome"))
     names = pc.unique(table[column]).to_pylist()
-    return {name: outcomes[values == name].astype(str) for name in names}, names
+    return {name: outcomes[values == name] for name in names}, names

@@ -96,7 +96,7 @@ class EnvSpec:
         except (ImportError, TypeError, ValueError) as error:
             raise EnvironmentError_(
                 f"environment `{self.id}`: module `{module_name}` cannot be imported ({error}). Modules are "
-                "looked for in the working directory, beside the task file and among installed packages"
+                "looked for beside the task file, in PYTHONPATH and among installed packages"
             ) from error
         factory = getattr(module, name, None)
         return factory if callable(factory) else None

@@ -35,7 +35,7 @@ from .spaces import ObservationForm, Space, as_tensors, choices, env_action
 
 _SLOTS = 64
 _BLOCK = 16  # rows that a matrix product takes together
-_MOST_STEPS = 100_000
+MOST_STEPS = 100_000
 _MOST_PLAYS = 10_000_000  # of an agent in one set
 
 
@@ -228,9 +228,9 @@ class _Slot:
         if record.play.repeat == 0:
             record.rewards.append(float(reward))
         record.told.append(self.reader.read(info, float(reward), self.ended))
-        if len(record.told) >= _MOST_STEPS and not self.ended:
+        if len(record.told) >= MOST_STEPS and not self.ended:
             raise EnvironmentError_(
-                f"{self.reader.where}: episode {record.play.episode} did not end within {_MOST_STEPS} steps; expected "
+                f"{self.reader.where}: episode {record.play.episode} did not end within {MOST_STEPS} steps; expected "
                 "a step limit, for instance gymnasium.wrappers.TimeLimit"
             )
 

@@ -24,7 +24,15 @@ from ..datasets.outcomes import failure_ids
 from ..datasets.remote import exist
 from ..datasets.rewards import Grouping, reward_summary
 from ..datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS, metadata_of, with_metadata
-from ..datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors, write_table, write_tensors
+from ..datasets.store import (
+    RunFolder,
+    read_table,
+    read_tensor_metadata,
+    read_tensors,
+    require_rows,
+    write_table,
+    write_tensors,
+)
 from ..datasets.words import counted
 from ..reports.evidence import Bank, collect_evidence
 from ..reports.verdict import Decision, Evidence, decide
@@ -35,7 +43,7 @@ from ..training.evaluation import evaluate_policy
 from ..training.stack_training import members_at_once, train_members
 from .clusters import Cluster
 from .groups import load_grouping
-from .plays import episode_count, episodes_at, training_plays, with_earlier
+from .plays import episode_count, episodes_at, require_plays, training_plays, with_earlier
 from .runs import Run
 from .task import Task
 from .workers import Workers
@@ -212,7 +220,7 @@ class BankBuilder:
 
     def read(self) -> Bank:
         """Return the bank as written."""
-        found = read_bank(self.run.folder, self.set_name, self.task.seeds)
+        found = read_bank(self.run.folder, self.set_name, self.task)
         assert found is not None
         return found
 
@@ -308,11 +316,23 @@ def _outcomes(plays: pa.Table) -> dict[str, list[int]]:
     return found
 
 
-def read_bank(folder: RunFolder, set_name: str, seeds: Sequence[int]) -> Bank | None:
-    """Return the bank of an evaluation set, without seeds that the task has no more; None before `verify`."""
+def read_bank(folder: RunFolder, set_name: str, task: Task) -> Bank | None:
+    """Return the bank of an evaluation set, without seeds that the task has no more; None before `verify`.
+
+    Raises:
+        RunFolderError: a table is missing or damaged; one member has more plays than the task lets it have; or what
+            becomes Python values takes more memory than `limits.read_limit`.
+    """
+    path, spec = folder.bank_path(set_name, "outcomes"), task.evaluation
     if not folder.bank_path(set_name, "masks").exists():
         return None
-    masks = read_table(folder.bank_path(set_name, "masks")).filter(pc.field("seed").isin(list(seeds)))
+    masks = read_table(folder.bank_path(set_name, "masks")).filter(pc.field("seed").isin(task.seeds))
+    require_rows(folder.bank_path(set_name, "masks"), masks)
     if "cluster" not in masks.column_names:  # of an earlier version, which had one cluster a set
         masks = masks.append_column("cluster", pa.nulls(masks.num_rows, pa.int32()))
-    return Bank(masks, read_table(folder.bank_path(set_name, "outcomes")))
+    outcomes = read_table(path)
+    require_plays(path, outcomes, "member", 2 * spec.episodes * spec.repeats)
+    corrected = masks.filter(pc.field("order") == "all")["member"]
+    own = outcomes.filter(pc.field("member").isin(corrected.combine_chunks()))
+    require_rows(path, own.select(["episode", "outcome"]))
+    return Bank(masks, outcomes)

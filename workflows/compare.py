@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..datasets.checksums import check
 from ..datasets.errors import InputError, RunFolderError
 from ..datasets.manifest import installed_versions, source_git_sha
 from ..datasets.rebuilt import foreign, rebuilt
 from ..datasets.remote import as_path, is_inside
-from ..datasets.store import RunFolder, read_table
+from ..datasets.store import RunFolder, require_rows
 from ..datasets.typed import Part, read_model
 from ..datasets.words import counted
-from ..reports.compare import ComparedRun, compare_runs, write_comparison
+from ..reports.compare import KEYS, ComparedRun, compare_runs, write_comparison
 from ..training.evaluation import EvaluationSpec
+from .plays import read_plays
 from .runs import Run, open_run
 
 _OWN = ("index.html", "compare.json", "pairs.parquet", "assets")
@@ -131,12 +133,14 @@ def _compared(run: Run, set_name: str) -> ComparedRun:
     reports = run.folder.reports_folder(set_name)
     path = reports / "summary.json"
     summary = read_model(path, _Summary, f"aitia report {run.folder.root}").model_dump() if path.exists() else None
-    tables = [run.folder.evaluation_path(set_name, "episodes")]
+    tables, episodes = [run.folder.evaluation_path(set_name, "episodes")], read_plays(run.folder, run.task, set_name)
+    paired = episodes.filter(pc.field("part") == "test").select([*KEYS, "context", "outcome"])
+    require_rows(tables[0], paired)
     return ComparedRun(
         name=run.folder.root.name,
         task=run.manifest.task,
         versions={**run.manifest.versions, "git_sha": run.manifest.git_sha},
-        episodes=read_table(run.folder.evaluation_path(set_name, "episodes")),
+        episodes=episodes,
         summary=summary,
         reports=reports,
         changed=check(run.folder, run.manifest.checksums, tables).changed,

@@ -11,6 +11,7 @@ from ..datasets.errors import RunFolderError
 from ..datasets.schema import seed_and_episode
 from ..reports.episode import EpisodeTable, episode_table
 from ..reports.pages import FrameView
+from ..training.evaluation import MOST_STEPS
 
 _COLUMNS = (
     "seed", "episode", "t", "observation", "action", "action_labels", "log_prob", "value", "reward", "probabilities",
@@ -37,6 +38,10 @@ def failing_steps(steps: pa.Table, failures: Sequence[str]) -> dict[str, pa.Tabl
     for name in failures:
         if (span := spans.get(seed_and_episode(name))) is None:
             raise RunFolderError(f"the steps of failure {name} are missing, expected those of all: evaluate again")
+        if span[1] - span[0] > MOST_STEPS:
+            raise RunFolderError(
+                f"failure {name} has {span[1] - span[0]:,} steps, expected at most {MOST_STEPS:,}: evaluate again"
+            )
         found[name] = table.take(pa.array(order[slice(*span)])).combine_chunks()
     return found
 

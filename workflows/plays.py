@@ -9,9 +9,61 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from ..datasets.store import read_table, write_table
+from ..datasets.errors import RunFolderError
+from ..datasets.store import RunFolder, read_table, require_rows, write_table
 from ..training.environments import EnvSpec
 from ..training.evaluation import EvaluationSpec, evaluate_policy
+from .task import MOST_SEEDS, Task
+
+_KEY = ["seed", "part", "episode", "repeat"]
+
+
+def read_plays(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
+    """Return the episodes table of a set, for commands that read: it is no larger than what the task can have played.
+
+    Raises:
+        RunFolderError: it is missing or damaged; an agent has more plays than that, or one twice; its failures, or the
+            outcomes of all plays, which become Python values, take more memory than `limits.read_limit`.
+    """
+    path, spec = folder.evaluation_path(set_name, "episodes"), task.evaluation
+    each = 2 * spec.episodes * spec.repeats  # at test and in training; the task may have had more seeds before
+    table = read_table(path, most_rows=(MOST_SEEDS + 1) * each)
+    missing = [name for name in (*_KEY, "outcome") if name not in table.column_names]
+    if missing:
+        raise RunFolderError(f"{path} has no column `{missing[0]}`, expected those of docs/run-folder.md")
+    require_plays(path, table, "seed", each)
+    if table.group_by(_KEY).aggregate([]).num_rows < table.num_rows:
+        raise RunFolderError(f"{path} has a play twice, expected each once: run `aitia evaluate {folder.root}` again")
+    require_rows(path, table.select(["episode", "outcome"]))
+    require_rows(path, task.outcomes.failures(table))
+    return table
+
+
+def require_plays(path: Path, table: pa.Table, agent: str, most: int) -> None:
+    """Check that no agent has more plays than its task lets it have.
+
+    Args:
+        path: where the table was read.
+        table: of plays.
+        agent: the column that tells the agents apart.
+        most: plays of one agent.
+
+    Raises:
+        RunFolderError: one has.
+    """
+    found = pc.max(table.group_by(agent).aggregate([([], "count_all")])["count_all"]).as_py() or 0
+    if found > most:
+        raise RunFolderError(f"{path} has {found:,} plays of one agent, expected at most {most:,} by `evaluation`")
+
+
+def read_references(folder: RunFolder, set_name: str) -> pa.Table:
+    """Return the plays of reference solvers, for commands that read.
+
+    Raises:
+        RunFolderError: it is missing or damaged; what becomes Python values takes more memory than `limits.read_limit`.
+    """
+    path = folder.evaluation_path(set_name, "references")
+    return require_rows(path, read_table(path))
 
 
 def episode_count(table: pa.Table) -> int:

@@ -12,6 +12,7 @@ import warnings
 from multiprocessing import forkserver
 
 FORKED = sys.platform == "linux"
+SAFE_PATH = "PYTHONSAFEPATH"
 _IMPORTED = ["aitia.workflows.commands", "distributed.nanny"]
 # One thread a worker. glibc keeps memory: by Dask's default it gives it back after every large array, and a quarter of
 # attribution's time is spent on paging it in again. What the caller's environment says goes first.
@@ -20,6 +21,8 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }
+# New processes begin with `python -c`, which would look in the working directory first, even for Python's own modules.
+BEGINNING = {**ENVIRONMENT, SAFE_PATH: "1"}
 
 
 def begin_importing() -> None:
@@ -27,7 +30,7 @@ def begin_importing() -> None:
     if not FORKED:
         return
     forkserver.set_forkserver_preload(_IMPORTED)
-    given = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    given = {name: value for name, value in BEGINNING.items() if name not in os.environ}
     os.environ.update(given)
     try:
         forkserver.ensure_running()

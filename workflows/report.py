@@ -58,6 +58,7 @@ from .bank import read_bank
 from .cluster_report import ClusterReport, SetTables, report_cluster
 from .clusters import find_clusters, whole_set
 from .episodes import failing_steps, table_of
+from .plays import read_plays, read_references
 from .recorded import NOT_RECORDED, EnvironmentRecord, environment_record, recorded_estimator, recorded_rewards
 from .runs import NOT_REPEATABLE, Run
 from .shown import Drawn, ShownRewards, shown_rewards
@@ -132,16 +133,16 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     began = datetime.now(UTC)
     run.require_trained()
     folder, task = run.folder, run.task
-    episodes = read_table(folder.evaluation_path(set_name, "episodes"))
+    episodes = read_plays(folder, task, set_name)
     rewards = recorded_rewards(folder, task)
-    bank = read_bank(folder, set_name, task.seeds)
+    bank = read_bank(folder, set_name, task)
     trainings = {seed: training_outcomes(folder, seed) for seed in task.seeds}
     windows = {seed: folder.window_count(seed) for seed in task.seeds}
     names = failure_ids(task.outcomes.failures(episodes))
     estimator, reason = recorded_estimator(folder, run.manifest, set_name)
     attributed = attributed_tables(run, set_name, names, estimator)
     tables = SetTables(
-        task, set_name, episodes, read_table(folder.evaluation_path(set_name, "references")), rewards, bank,
+        task, set_name, episodes, read_references(folder, set_name), rewards, bank,
         attributed["groups"],
         read_table(folder.influence_path(set_name, "null")).filter(pc.field("estimator") == estimator),
         Timeline(window_effects(folder, set_name, estimator)), estimator, _noise_ceiling(folder, set_name),

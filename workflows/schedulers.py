@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster, Security, WorkerPlugin
 
 from ..datasets.errors import AitiaError, ClusterError, InputError
 from ..datasets.manifest import installed_versions
-from .processes import ENVIRONMENT, FORKED, begin_importing, silence_pygame
+from .processes import BEGINNING, ENVIRONMENT, FORKED, SAFE_PATH, begin_importing, silence_pygame
 
 _LOOPBACK = "127.0.0.1"
 
@@ -82,7 +82,9 @@ def start_cluster(workers: int) -> Iterator[LocalCluster]:
     """
     begin_importing()
     method = {"worker": {"multiprocessing-method": "forkserver"}} if FORKED else {}
-    dask.config.update_defaults({"distributed": {"nanny": {"pre-spawn-environ": ENVIRONMENT}, **method}})
+    dask.config.update_defaults(
+        {"distributed": {"nanny": {"pre-spawn-environ": ENVIRONMENT if FORKED else BEGINNING}, **method}}
+    )
     dashboard = dask.config.get("aitia.dashboard-address", None)
     closed = () if dashboard else ("scheduler", "worker")
     settings: dict[str, object] = {f"distributed.{role}.http.routes": [] for role in closed}
@@ -99,7 +101,8 @@ def start_cluster(workers: int) -> Iterator[LocalCluster]:
                 security=Security.temporary(),
                 dashboard_address=dashboard or f"{_LOOPBACK}:0",
                 silence_logs=logging.CRITICAL,
-                env=dict(os.environ),  # forked ones would have that of when importing began
+                # forked ones would have that of when importing began; it is not for what an environment starts itself
+                env={SAFE_PATH: "", **os.environ},
             )
         except (OSError, RuntimeError) as error:
             raise ClusterError(
@@ -152,7 +155,7 @@ def prepare_workers(client: Client) -> None:
     """
     address = client.scheduler_info()["address"]
     try:
-        client.register_plugin(WorkerSetup([*filter(None, sys.path), str(Path.cwd())]))
+        client.register_plugin(WorkerSetup([path or str(Path.cwd()) for path in sys.path]))  # "": where Python began
     except AitiaError:
         raise
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,9 +80,23 @@ def test_texts_are_counted_exactly(
         pa.array([b"\0" * 1_000] * 5_000, pa.binary(1_000)),
         pa.array([[0.0] * 500_000], pa.list_(pa.float64())),
         pa.array([["x" * 1_000] * 5_000], pa.list_(pa.string())),
+        pa.array([Decimal(1)] * 50_000, pa.decimal256(2, 0)),
+        pa.array([[]] * 100_000, pa.list_(pa.int8())),
+        pa.nulls(100, pa.list_(pa.int8(), 20_000)),
         pa.array([[("x" * 1_000, 1.0)] * 5_000], pa.map_(pa.string(), pa.float64())),
     ],
-    ids=["texts", "dictionary", "numbers", "fixed width", "list", "list of texts", "map"],
+    ids=[
+        "texts",
+        "dictionary",
+        "numbers",
+        "fixed width",
+        "list",
+        "list of texts",
+        "decimals",
+        "empty lists",
+        "lists of fixed size",
+        "map",
+    ],
 )
 def test_columns_of_every_kind_have_a_bound(column: pa.Array, tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"

@@ -10,9 +10,11 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -105,6 +107,24 @@ def list_bomb(path: Path, values: int = 1_500_000_000) -> None:
     numbers = pa.repeat(pa.scalar(0.0), values)
     lists = pa.LargeListArray.from_arrays(pa.array([0, values], pa.int64()), numbers)
     pq.write_table(pa.table({"values": lists}), path, compression="zstd")
+
+
+def decimal_bomb(path: Path, rows: int = 150_000_000) -> None:
+    """One decimal number of a byte, 150 million times: in memory each takes 32 bytes."""
+    chunk = pa.repeat(pa.scalar(Decimal(1), pa.decimal256(2, 0)), 1_000_000)
+    with pq.ParquetWriter(path, pa.schema([("reward", chunk.type)]), compression="zstd") as writer:
+        for _ in range(rows // len(chunk)):
+            writer.write_table(pa.table({"reward": chunk}), row_group_size=len(chunk))
+
+
+def failing_plays(path: Path, rows: int) -> None:
+    """Plays of one agent, each of which failed: a few bytes each on the disk, and a kilobyte as a row of Python."""
+    same = {"seed": 0, "part": "test", "repeat": 0, "outcome": SMALL_TASK["outcomes"]["misbehaved"][0], "length": 1}
+    columns = {name: pa.repeat(pa.scalar(value, EPISODES.field(name).type), rows) for name, value in same.items()}
+    columns["episode"] = pa.array(np.arange(rows, dtype=np.int32))
+    table = pa.table([columns.get(f.name, pa.nulls(rows, f.type)) for f in EPISODES], EPISODES)
+    pq.write_table(table, path, compression="zstd", column_encoding={"episode": "DELTA_BINARY_PACKED"},
+                   use_dictionary=["part", "outcome"])  # fmt: skip
 
 
 PARQUET: dict[str, Callable[[Path], None]] = {"dictionary": dictionary_bomb, "fixed width": fixed_bomb}

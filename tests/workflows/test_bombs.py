@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from bombs import GIB, PARQUET, Ended, aliases, limited, sent_run, task_text
+from bombs import GIB, PARQUET, Ended, aliases, decimal_bomb, failing_plays, limited, sent_run, task_text
 from command_line import Finished
 from safetensors.torch import save_file
 
@@ -37,6 +39,51 @@ def test_a_parquet_file_of_a_few_kilobytes_cannot_fill_the_memory(name: str, tmp
     assert table.stat().st_size < 40_000
     ended = limited("compare", run, other, "--out", tmp_path / "out")
     refused(ended, "episodes.parquet takes 13", "at most 4 GiB", "AITIA_READ_GIB")
+
+
+def with_evaluation(run: Path, **changes: int) -> Path:
+    values = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    values["task"]["evaluation"] |= changes
+    (run / "run.json").write_text(json.dumps(values), encoding="utf-8")
+    return run
+
+
+def test_decimals_are_counted_as_wide_as_they_are_in_memory(tmp_path: Path) -> None:
+    run, other = (with_evaluation(sent_run(tmp_path / name), episodes=1_000_000, repeats=1) for name in ("a", "b"))
+    decimal_bomb(run / "evaluations/test/episodes.parquet")
+    refused(
+        limited("compare", run, other, "--out", tmp_path / "out"), "episodes.parquet takes 4.7 GiB", "at most 4 GiB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "parts"),
+    [
+        ({}, ("has 900,000 plays of one agent, expected at most 96 by `evaluation`",)),
+        ({"episodes": 1_000_000, "repeats": 1}, ("row by row, takes ", "at most 0.5 GiB", "AITIA_READ_GIB")),
+    ],
+    ids=["more than the task has", "as many as the task says"],
+)
+def test_rows_that_become_python_values_have_a_bound(
+    evaluation: dict[str, int], parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AITIA_READ_GIB", "0.5")  # the table itself takes less
+    runs = [with_evaluation(sent_run(tmp_path / name), **evaluation) for name in ("sent", "other")]
+    for run in runs:
+        failing_plays(run / "evaluations/test/episodes.parquet", 900_000)
+    refused(limited("compare", *runs, "--out", tmp_path / "out"), "episodes.parquet", *parts)
+
+
+def test_a_play_is_there_once(tmp_path: Path, aitia_command: Callable[..., Finished]) -> None:
+    """Plays are paired: a thousand of the same in two runs would be a million pairs."""
+    runs = [sent_run(tmp_path / name) for name in ("sent", "other")]
+    for run in runs:
+        path = run / "evaluations/test/episodes.parquet"
+        failing_plays(path, 2)
+        table = pq.read_table(path)
+        pq.write_table(pa.concat_tables([table, table]), path)
+    done = aitia_command("compare", *runs, "--out", tmp_path / "out")
+    assert done.code == 2 and "has a play twice" in done.err
 
 
 def test_a_training_cannot_claim_millions_of_windows(tmp_path: Path) -> None:
