@@ -17,6 +17,9 @@ from bombs import GIB, PARQUET, Ended, aliases, decimal_bomb, failing_plays, lim
 from command_line import Finished
 from safetensors.torch import save_file
 
+from aitia.datasets.errors import RunFolderError
+from aitia.workflows.episodes import failing_steps
+
 pytestmark = pytest.mark.slow
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (attribute small-outer: trak, |check .*: reading the task )")
 PEAK = 1.5 * GIB  # an ordinary call of the command line takes 0.5
@@ -84,6 +87,17 @@ def test_a_play_is_there_once(tmp_path: Path, aitia_command: Callable[..., Finis
         pq.write_table(pa.concat_tables([table, table]), path)
     done = aitia_command("compare", *runs, "--out", tmp_path / "out")
     assert done.code == 2 and "has a play twice" in done.err
+
+
+@pytest.mark.parametrize("steps", [100_000, 100_001])
+def test_a_failing_episode_has_no_more_steps_than_one_that_is_played(steps: int) -> None:
+    same = pa.repeat(pa.scalar(0, pa.int32()), steps)
+    table = pa.table({"seed": same, "episode": same, "t": pa.array(range(steps), pa.int32())})
+    if steps == 100_000:
+        assert failing_steps(table, ["0-0"])["0-0"].num_rows == steps
+    else:
+        with pytest.raises(RunFolderError, match="has 100,001 steps, expected at most 100,000"):
+            failing_steps(table, ["0-0"])
 
 
 def test_a_training_cannot_claim_millions_of_windows(tmp_path: Path) -> None:
