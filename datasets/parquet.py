@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .limits import GIB, READ_LIMIT, read_limit
+from .words import counted
 
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 _LEVEL = 2  # bytes of a value's definition level, and of its repetition level where it is in a list
@@ -58,7 +59,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None, most_rows: int | Non
     limit, file = read_limit(), pq.ParquetFile(path, memory_map=False)
     rows = file.metadata.num_rows  # no more are decoded, whatever the pages hold
     if most_rows is not None and rows > most_rows:
-        raise TooLargeError(f"has {rows:,} rows, expected at most {most_rows:,}")
+        raise TooLargeError(f"has {counted(rows, 'row')}, expected at most {most_rows:,}")
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         bounds = _bounds(file.metadata, file.schema_arrow, data, columns)
     known = sum(bound.known for bound in bounds.values())

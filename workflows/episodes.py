@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ..datasets.errors import RunFolderError
 from ..datasets.schema import seed_and_episode
+from ..datasets.words import counted
 from ..reports.episode import EpisodeTable, episode_table
 from ..reports.pages import FrameView
 from ..training.evaluation import MOST_STEPS
@@ -40,7 +41,8 @@ def failing_steps(steps: pa.Table, failures: Sequence[str]) -> dict[str, pa.Tabl
             raise RunFolderError(f"the steps of failure {name} are missing, expected those of all: evaluate again")
         if span[1] - span[0] > MOST_STEPS:
             raise RunFolderError(
-                f"failure {name} has {span[1] - span[0]:,} steps, expected at most {MOST_STEPS:,}: evaluate again"
+                f"failure {name} has {counted(span[1] - span[0], 'step')}, expected at most {MOST_STEPS:,}: evaluate "
+                "again"
             )
         found[name] = table.take(pa.array(order[slice(*span)])).combine_chunks()
     return found

@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ..datasets.errors import RunFolderError
 from ..datasets.store import RunFolder, read_table, require_rows, write_table
+from ..datasets.words import counted
 from ..training.environments import EnvSpec
 from ..training.evaluation import EvaluationSpec, evaluate_policy
 from .task import MOST_SEEDS, Task
@@ -53,7 +54,9 @@ def require_plays(path: Path, table: pa.Table, agent: str, most: int) -> None:
     """
     found = pc.max(table.group_by(agent).aggregate([([], "count_all")])["count_all"]).as_py() or 0
     if found > most:
-        raise RunFolderError(f"{path} has {found:,} plays of one agent, expected at most {most:,} by `evaluation`")
+        raise RunFolderError(
+            f"{path} has {counted(found, 'play')} of one agent, expected at most {most:,} by `evaluation`"
+        )
 
 
 def read_references(folder: RunFolder, set_name: str) -> pa.Table:

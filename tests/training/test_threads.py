@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,26 +15,30 @@ from aitia.training import threads
 from aitia.training.recorder import Recorder
 
 
-@pytest.fixture(autouse=True)
-def two_threads(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    log = logging.getLogger("aitia")
-    monkeypatch.setattr(log, "propagate", False)
-    monkeypatch.setattr(log, "handlers", [caplog.handler])  # not those of a command that ran before
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said in a process whose torch has two threads; nothing of other tests' settings reaches it."""
+    found: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    log = logging.Logger("aitia, of this test")
+    log.addHandler(Kept())
+    monkeypatch.setattr(threads, "log", log)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: pytest.fail("the setting is the script's own"))
     threads._say.cache_clear()
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-    threads._say.cache_clear()
+    return found
 
 
-def test_a_recorder_says_it_once_and_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_recorder_says_it_once_and_changes_nothing(tmp_path: Path, said: list[str]) -> None:
     for seed in range(2):
         model = PPO("MlpPolicy", Corridor(), n_steps=16, batch_size=16, n_epochs=1, seed=seed, device="cpu")
         model.learn(16, callback=Recorder(tmp_path, seed=seed))
-    hints = [record.getMessage() for record in caplog.records if "threads" in record.getMessage()]
-    assert len(hints) == 1 and "2 threads" in hints[0] and "torch.set_num_threads(1)" in hints[0]
-    assert torch.get_num_threads() == 2, "the setting is the script's own"
+    (hint,) = said
+    assert "2 threads" in hint and "torch.set_num_threads(1)" in hint
 
 
 @pytest.mark.parametrize(
@@ -50,8 +53,8 @@ def test_a_recorder_says_it_once_and_changes_nothing(tmp_path: Path, caplog: pyt
     ],
 )
 def test_nothing_is_said_where_threads_may_help(
-    policy: nn.Module | None, count: int, caplog: pytest.LogCaptureFixture
+    policy: nn.Module | None, count: int, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.set_num_threads(count)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
     threads.hint_at_threads(policy)
-    assert not caplog.records
+    assert not said
