@@ -48,6 +48,18 @@ def no_fingerprint(name: str) -> str:
     )
 
 
+def code_in_words(manifest: Manifest) -> list[str]:
+    """Say with what code a run was computed: the user's modules, changes that were accepted, environments unknown."""
+    modules = [f"`{name}` ({source[:12]})" for name, source in sorted((manifest.sources or {}).items())]
+    said = [f"Computed with these modules (the beginning of their SHA-256): {', '.join(modules)}."] if modules else []
+    if manifest.sources is None:
+        said.append("By which code the run was computed was not recorded by the version of aitia that began it.")
+    for each in manifest.accepted:
+        changes = "; ".join(map(str, each.get("changes", [])))
+        said.append(f"Changed while the run was made, and accepted on {each.get('when')}: {changes}.")
+    return said + [no_fingerprint(name) for name, found in manifest.fingerprints.items() if found is None]
+
+
 def require_unchanged(task: Task, manifest: Manifest, accept: bool = False) -> bool:
     """Check that a run goes on with the code that it was begun with; return whether the manifest was changed.
 

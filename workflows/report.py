@@ -55,6 +55,7 @@ from ..reports.timeline import Timeline
 from .adopt import recording_notes
 from .attribute import attributed_tables, window_effects
 from .bank import read_bank
+from .changes import code_in_words
 from .cluster_report import ClusterReport, SetTables, report_cluster
 from .clusters import find_clusters, whole_set
 from .episodes import failing_steps, table_of
@@ -230,7 +231,7 @@ def _page_context(
     recorded = recording_notes(run.folder, run.task.seeds)
     told = [
         *projected, *recorded, *_told(environment_record(run.manifest, set_name), list(rewards.values())),
-        *_undeclared(run.task, tables.episodes), *_unchecked(checked),
+        *_undeclared(run.task, tables.episodes), *_unchecked(checked), *code_in_words(run.manifest),
     ]  # fmt: skip
     return PageContext(
         run.task.resolved(), set_name, _unit(run.task), whole.findings, clusters, told, provenance,

@@ -445,3 +445,14 @@ def test_a_lock_that_cannot_be_tried_counts_as_held(tmp_path: Path, monkeypatch:
     assert not lock.is_held(tmp_path / "lock")
     monkeypatch.setattr(FileLock, "acquire", denied)
     assert lock.is_held(tmp_path / "lock")
+
+
+def test_pages_say_by_which_code_and_with_which_accepted_changes_they_were_computed(bench: Workbench) -> None:
+    bench.all()
+    bench.write(name="room-")
+    commands.evaluate(bench.run, accept_changes=True)
+    commands.report(bench.run)
+    page = (bench.run / "reports/test/index.html").read_text(encoding="utf-8")
+    source = Manifest.read(RunFolder(bench.run)).sources
+    assert source is not None and f"`{PLACE}` ({source[PLACE][:12]})" in page
+    assert "and accepted on 20" in page and f"the source of module `{PLACE}` changed" in page
