@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .check import check_task
 from .compare import compare_stage
 from .pictures import Illustrated, draw_failures, draw_training
 from .report import report_stage
-from .runs import beginning, computing, open_run
+from .runs import Run, beginning, computing, open_run
 from .suite import suite_stage
 from .task import TEST_SET, load_task
 from .train import evaluate_stage, train_stage
@@ -94,11 +95,7 @@ def evaluate(
         workers, scheduler, accept_changes: see `train`.
         trust: run the code that the run's task names, although the run was made elsewhere; remembered.
     """
-    with (
-        computing(run, "aitia evaluate", accept_changes, trust) as opened,
-        Workers(workers, scheduler) as pool,
-        opened.timed("evaluate"),
-    ):
+    with _computing("evaluate", run, workers, scheduler, accept_changes, trust) as (opened, pool):
         evaluate_stage(opened, set, pool)
         draw_failures(opened, set, None, pool)
 
@@ -124,11 +121,7 @@ def attribute(
         workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """
-    with (
-        computing(run, "aitia attribute", accept_changes, trust) as opened,
-        Workers(workers, scheduler) as pool,
-        opened.timed("attribute"),
-    ):
+    with _computing("attribute", run, workers, scheduler, accept_changes, trust) as (opened, pool):
         attribute_stage(opened, set, failure, estimator, pool)
         draw_training(opened, set, pool)
 
@@ -149,11 +142,7 @@ def verify(
         workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """
-    with (
-        computing(run, "aitia verify", accept_changes, trust) as opened,
-        Workers(workers, scheduler) as pool,
-        opened.timed("verify"),
-    ):
+    with _computing("verify", run, workers, scheduler, accept_changes, trust) as (opened, pool):
         verify_stage(opened, set, pool)
 
 
@@ -175,11 +164,7 @@ def illustrate(
         workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """
-    with (
-        computing(run, "aitia illustrate", accept_changes, trust) as opened,
-        Workers(workers, scheduler) as pool,
-        opened.timed("illustrate"),
-    ):
+    with _computing("illustrate", run, workers, scheduler, accept_changes, trust) as (opened, pool):
         draw_failures(opened, set, number, pool, again=True)
         draw_training(opened, set, pool, again=True)
 
@@ -237,11 +222,7 @@ def validate(
     Returns:
         The contents of `validation/SET/validation.json`.
     """
-    with (
-        computing(run, "aitia validate", accept_changes, trust) as opened,
-        Workers(workers, scheduler) as pool,
-        opened.timed("validate"),
-    ):
+    with _computing("validate", run, workers, scheduler, accept_changes, trust) as (opened, pool):
         return validate_stage(opened, set, masks, pool)
 
 
@@ -344,3 +325,16 @@ def _run(
                 verify_stage(opened, name, pool)
             summaries[name] = report_stage(opened, name)
     return summaries
+
+
+@contextlib.contextmanager
+def _computing(
+    stage: str, run: str | Path, workers: int | None, scheduler: str | None, accept_changes: bool, trust: bool
+) -> Iterator[tuple[Run, Workers]]:
+    """Open a run for a stage that computes in it, with workers, and add the seconds of the block to the stage's."""
+    with (
+        computing(run, f"aitia {stage}", accept_changes, trust) as opened,
+        Workers(workers, scheduler) as pool,
+        opened.timed(stage),
+    ):
+        yield opened, pool

@@ -56,16 +56,12 @@ class Run:
 
     def note(self, name: str, checksum: str) -> None:
         """Write the checksum of a table into `run.json`, before the table is there."""
-        if self.manifest.checksums.get(name) == checksum:
-            return
-        self.manifest.checksums[name] = checksum
-        self.manifest.write(self.folder)
+        self._set_checksums({**self.manifest.checksums, name: checksum})
 
     def note_files(self, paths: Sequence[Path]) -> None:
         """Write the checksums of files that workers wrote into `run.json`; those that are not there are left out."""
-        for path in paths:
-            if path.exists():
-                self.note(name_in(path, self.folder.root), sha256_of(path))
+        found = {name_in(path, self.folder.root): sha256_of(path) for path in paths if path.exists()}
+        self._set_checksums({**self.manifest.checksums, **found})
 
     def note_new(self, paths: Sequence[Path]) -> None:
         """Write the checksums of files that have none yet into `run.json`."""
@@ -73,11 +69,14 @@ class Run:
 
     def forget_missing_files(self) -> None:
         """Take the checksums of files that are no more out of `run.json`."""
-        names = list(self.manifest.checksums)
-        there = exist([self.folder.root / name for name in names])
-        for name in (name for name, found in zip(names, there, strict=True) if not found):
-            del self.manifest.checksums[name]
-        self.manifest.write(self.folder)
+        kept = self.manifest.checksums
+        there = exist([self.folder.root / name for name in kept])
+        self._set_checksums({name: kept[name] for name, found in zip(kept, there, strict=True) if found})
+
+    def _set_checksums(self, checksums: dict[str, str]) -> None:
+        if checksums != self.manifest.checksums:
+            self.manifest.checksums = checksums
+            self.manifest.write(self.folder)
 
     def require_trained(self) -> None:
         """Check that every seed's training is whole.
@@ -155,7 +154,8 @@ def beginning(
         RunFolderError: another command is at work in it.
     """
     folder = RunFolder.at(out)
-    _require_room(folder)  # no lock is left in what is no run folder
+    require_no_links_outside(folder)  # a lock would be written through them
+    _require_room(folder)  # nor is one left in what is no run folder
     with locked(folder, command):
         new = not folder.manifest_path.exists() and not recorded_seeds(folder)
         try:
@@ -183,7 +183,6 @@ def begin_run(
     task, folder = load_task(task_path, edits), RunFolder.at(out)
     if folder.manifest_path.exists():
         manifest = Manifest.read(folder)
-        require_no_links_outside(folder)
         differences = task.differences(manifest.task)
         if differences:
             raise RunFolderError(

@@ -403,3 +403,13 @@ def test_an_episode_that_ends_twice_ends_in_one_line(copy: Path, aitia_command: 
     pq.write_table(whole.set_column(place, "outcome", pa.array(["arrow"] * whole.num_rows)), path)
     done = aitia_command("report", copy)
     assert done.code == 2 and done.err.count("\n") == 1 and "ends twice" in done.err, done.err
+
+
+def test_a_lock_is_not_written_through_a_link_out_of_a_run(tmp_path: Path, write_task: Callable[..., Path]) -> None:
+    run, elsewhere = tmp_path / "sent", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (run / ".parts").symlink_to(elsewhere)
+    with pytest.raises(RunFolderError, match="leads out of the run folder"):
+        commands.train(write_task(), run)
+    assert not list(elsewhere.iterdir())
