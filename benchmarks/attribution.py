@@ -32,16 +32,16 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from torch import Tensor
 
 import aitia
-from aitia.attribution.estimators import Trak
-from aitia.attribution.influence import TOP_K, Leaders, attribute_window, keep_top
-from aitia.attribution.outputs import Outputs, prepare
-from aitia.attribution.targets import TargetSteps, UserSteps
-from aitia.attribution.trak import DEFAULT_LAMBDA, DOUBLE_ROWS, WindowRows, policy_gradients
-from aitia.attribution.window import read_window
+from aitia.attribution.effects.window import TOP_K, Leaders, attribute_window, keep_top
+from aitia.attribution.estimators.base import Trak
+from aitia.attribution.estimators.window import read_window
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, DOUBLE_ROWS, WindowRows, policy_gradients
+from aitia.attribution.targets.outputs import Outputs, prepare
+from aitia.attribution.targets.steps import TargetSteps, UserSteps
+from aitia.datasets.files.store import write_table
 from aitia.datasets.schema import TOP_TRANSITIONS
-from aitia.datasets.store import write_table
-from aitia.training.spaces import as_tensors
-from aitia.workflows.runs import open_for_computing
+from aitia.training.environments.spaces import as_tensors
+from aitia.workflows.runs.run import open_for_computing
 from benchmarks import peers, planted
 from benchmarks.synthetic import ACTIONS, DECISIVE, ROWS, Data, disturbed, mlp_policy, samples, window_table
 

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import aitia
-from aitia.attribution.order import area_under_curve, attribution_order, effect_table
-from aitia.attribution.registry import estimators
-from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS
+from aitia.attribution.effects.order import area_under_curve, attribution_order, effect_table
+from aitia.attribution.estimators.registry import estimators
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.errors import InputError
+from aitia.datasets.files.store import read_table
 from aitia.datasets.rewards import reward_summary, wrong_groups
-from aitia.datasets.store import read_table
-from aitia.workflows.runs import Run, open_for_computing
+from aitia.workflows.runs.run import Run, open_for_computing
 
 
 def causal_groups(run: Run) -> frozenset[str]:

@@ -30,14 +30,14 @@ import torch
 import yaml
 
 import aitia
-from aitia.datasets.store import read_table
-from aitia.training.agents import AgentSpec
-from aitia.training.array_envs import Member
-from aitia.training.ensemble import train_agent
-from aitia.training.environments import EnvSpec
-from aitia.training.stack_training import train_stack
-from aitia.training.stacked import STACK
-from aitia.workflows.workers import Workers
+from aitia.datasets.files.store import read_table
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.retraining.arrays import Member
+from aitia.training.retraining.live import train_agent
+from aitia.training.retraining.ppo import STACK
+from aitia.training.retraining.stack import train_stack
+from aitia.workflows.workers.pool import Workers
 
 MAZE = EnvSpec("aitia/ArrowMaze-v0", {"levels": 240, "moved": 36, "bug": 36, "harmless": 60})
 STEPS = 16_384
@@ -87,7 +87,7 @@ def scaling(workers: Workers) -> float:
 def decoy(folder: Path) -> dict[str, Any]:
     """Run the decoy setting; return rates with their intervals, and the smallest corrections by order."""
     task = yaml.safe_load(Path(__file__).with_name("decoys.yaml").read_text(encoding="utf-8"))
-    maze = "aitia.training.arrow_maze"
+    maze = "aitia.training.worlds.maze"
     sets = {"causal": f"{maze}:causal_levels", "harmless": f"{maze}:harmless_levels"}
     task["verify"] = {"seeds": 5, "points": 0, "minimal": MINIMAL_RATE, "sets": sets}
     summary = run(task, folder / "decoys")

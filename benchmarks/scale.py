@@ -26,7 +26,7 @@ from statistics import mean
 
 import psutil
 
-from aitia.datasets.store import RunFolder
+from aitia.datasets.files.store import RunFolder
 from benchmarks.synthetic import DECISIVE, ROWS, write_failures, write_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,7 +1,7 @@
 """What the cases of the suite truly are: 16 seeds of each, trained with and without the correction.
 
 None of these seeds is used by the suite. The verdict rules are applied to them; a planted cause that does not cause is
-a finding. Writes workflows/cases/truths.json; cases that it holds with the same task are not trained again.
+a finding. Writes workflows/suite/cases/truths.json; cases that it holds with the same task are not trained again.
 
     python -m benchmarks.truths [CASE ...]
 """
@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aitia.datasets.schema import RANDOM_POLICY_SEED
-from aitia.reports.evidence import ensemble_rates, outcome_rates, tampering
-from aitia.reports.verdict import Evidence, decide
-from aitia.training.array_envs import Member
-from aitia.training.edits import RewardEdit
-from aitia.training.evaluation import EvaluationSpec, evaluate_policy
-from aitia.training.stack_training import train_stack
-from aitia.training.stacked import STACK
-from aitia.workflows.suite_cases import Case, choose_cases
-from aitia.workflows.workers import Workers
+from aitia.reports.verdict.evidence import ensemble_rates, outcome_rates, tampering
+from aitia.reports.verdict.rules import Evidence, decide
+from aitia.training.agents.play import EvaluationSpec, evaluate_policy
+from aitia.training.edits.edit import RewardEdit
+from aitia.training.retraining.arrays import Member
+from aitia.training.retraining.ppo import STACK
+from aitia.training.retraining.stack import train_stack
+from aitia.workflows.suite.cases import Case, choose_cases
+from aitia.workflows.workers.pool import Workers
 
 SEEDS = range(100, 116)
 PLAYS = {"test": EvaluationSpec(episodes=48, repeats=4), "train": EvaluationSpec(episodes=48, repeats=1)}

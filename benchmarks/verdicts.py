@@ -12,7 +12,7 @@ import argparse
 import json
 
 import aitia
-from aitia.reports.verdict import Verdict
+from aitia.reports.verdict.rules import Verdict
 
 
 def main() -> None:

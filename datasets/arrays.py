@@ -16,7 +16,7 @@ from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 
 from .errors import RunFolderError, shown
-from .limits import parse_json
+from .files.limits import parse_json
 from .schema import metadata_of
 
 Array = NDArray[Any]

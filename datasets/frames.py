@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from .store import write_bytes, write_json
-from .typed import read_model
+from .files.store import write_bytes, write_json
+from .files.typed import read_model
 
 MOST_FRAMES = 300  # of an episode; of a longer one these are chosen
 MOST_BYTES = 8 << 20  # of an episode

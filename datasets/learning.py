@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import RunFolderError
+from .files.store import RunFolder, read_table, write_table
 from .schema import BANK_LEARNING, LEARNING
-from .store import RunFolder, read_table, write_table
 
 _COLUMNS = ("episode", "reward", "outcome")
 

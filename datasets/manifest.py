@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import RunFolderError, listed
-from .limits import MOST_MANIFEST_BYTES
+from .files.limits import MOST_MANIFEST_BYTES
+from .files.store import RunFolder, read_json, write_json
 from .schema import SCHEMA_VERSION
-from .store import RunFolder, read_json, write_json
 
 _PACKAGES = (
     "aitia",
@@ -87,8 +87,8 @@ class Manifest:
         task_file: its name there, for commands on the pages; None: an earlier version did not keep it.
         seconds: wall-clock seconds a stage, summed over the calls that did work.
         sources: SHA-256 of the source of every module that the task names or that these import, by module.
-        fingerprints: of the training environment (`train`) and of each evaluation set (training/fingerprint.py); null:
-            it does not repeat itself.
+        fingerprints: of the training environment (`train`) and of each evaluation set
+            (training/environments/fingerprint.py); null: it does not repeat itself.
         accepted: changes of code or versions that the user accepted while the run was made (`when`, `changes`).
         environments: what probes found of the training environment (`training`) and of each evaluation set.
         estimator: `name` and `reason` of the estimator that verdicts rest on.

@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .errors import RunFolderError
+from .files.store import RunFolder, read_table, read_table_schema, write_table
 from .schema import GROUP_NAMES, NO_CONTEXT, metadata_of, with_metadata
-from .store import RunFolder, read_table, read_table_schema, write_table
 
 WRONG_REWARD = 1e-9  # a training reward is wrong if it differs from the intended one by more than this
 _COLUMNS = ("episode", "t", "reward", "intended_reward")

@@ -13,9 +13,9 @@ from command_line import Finished
 from shared_cluster import shared_cluster
 from small_task import SMALL_TASK
 
+from aitia.datasets.files.store import RunFolder
 from aitia.datasets.rewards import reward_summary, wrong_groups
-from aitia.datasets.store import RunFolder
-from aitia.training.edits_file import Edits, write_edits
+from aitia.training.edits.file import Edits, write_edits
 from aitia.workflows import commands
 from aitia.workflows.cli import main
 

@@ -10,9 +10,9 @@ import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3 import PPO
 
-from aitia.datasets.store import RunFolder
-from aitia.workflows.adopt import recording_notes
-from aitia.workflows.runs import begin_run
+from aitia.datasets.files.store import RunFolder
+from aitia.workflows.runs.adopt import recording_notes
+from aitia.workflows.runs.run import begin_run
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -14,11 +14,11 @@ _WORLDS = {
 }
 ARRAY_IDS = frozenset(f"aitia/{name}-v0" for name in ("ArrowMaze", *_WORLDS))
 if "aitia/ArrowMaze-v0" not in gym.registry:
-    gym.register(id="aitia/ArrowMaze-v0", entry_point="aitia.training.arrow_maze:ArrowMazeEnv")
-    gym.register(id="aitia/TwoMazes-v0", entry_point="aitia.training.two_mazes:TwoMazesEnv")
-    gym.register(id="aitia/CoinLine-v0", entry_point="aitia.training.coin_line:CoinLineEnv")
+    gym.register(id="aitia/ArrowMaze-v0", entry_point="aitia.training.worlds.maze:ArrowMazeEnv")
+    gym.register(id="aitia/TwoMazes-v0", entry_point="aitia.training.worlds.two_mazes:TwoMazesEnv")
+    gym.register(id="aitia/CoinLine-v0", entry_point="aitia.training.worlds.coin_line:CoinLineEnv")
     for _game in ("CoinRun", "Maze"):
-        gym.register(id=f"aitia/Procgen{_game}-v0", entry_point=f"aitia.training.procgen:Procgen{_game}Env")
+        gym.register(id=f"aitia/Procgen{_game}-v0", entry_point=f"aitia.training.worlds.procgen:Procgen{_game}Env")
     for _name, _family in _WORLDS.items():
         gym.register(
             id=f"aitia/{_name}-v0",

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar, cast
 import click
 
 from ..datasets.errors import AitiaError, InputError
+from ..datasets.files.remote import as_path
 from ..datasets.plain import PlainFormatter, one_line, plain, without_secrets
-from ..datasets.remote import as_path
-from .processes import begin_importing, silence_pygame
+from .workers.processes import begin_importing, silence_pygame
 
 # Nothing here imports torch or Dask before a command runs: `aitia --help` answers at once.
 ESTIMANDS = ("interactive", "replay")
@@ -135,7 +135,7 @@ def check(task: Path, edits: Path | None, workers: int | None) -> None:
     """Say in seconds what a task will do, what it lacks, and how long it takes."""
     _announce(task)
     from . import commands
-    from .check import check_in_words, estimate_in_words
+    from .stages.check import check_in_words, estimate_in_words
 
     found = commands.check(task, edits, workers)
     for line in (*check_in_words(found), estimate_in_words(found["estimate"])):
@@ -284,7 +284,7 @@ def report(run: Path, set_: str, out: Path | None, **options: Any) -> None:
 def compare(run_a: Path, run_b: Path, set_: str, out: Path | None) -> None:
     """Compare two runs, before and after a fix, with paired failures."""
     from . import commands
-    from .compare import comparison_folder
+    from .stages.compare import comparison_folder
 
     found = commands.compare(run_a, run_b, set_, out)
     rows = [

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.errors import InputError
-from ..datasets.remote import as_path, local_path
-from .attribute import DEFAULT_ESTIMATOR, attribute_stage
-from .check import check_task
-from .compare import compare_stage
-from .pictures import Illustrated, draw_failures, draw_training
-from .report import report_stage
-from .runs import Run, beginning, computing, open_run
-from .suite import suite_stage
-from .task import TEST_SET, load_task
-from .train import evaluate_stage, train_stage
-from .validate import DEFAULT_MASKS, validate_stage
-from .verify import verify_stage
-from .workers import Workers
+from ..datasets.files.remote import as_path, local_path
+from .runs.run import Run, beginning, computing, open_run
+from .runs.task import TEST_SET, load_task
+from .stages.attribute import DEFAULT_ESTIMATOR, attribute_stage
+from .stages.check import check_task
+from .stages.compare import compare_stage
+from .stages.pictures import Illustrated, draw_failures, draw_training
+from .stages.report import report_stage
+from .stages.train import evaluate_stage, train_stage
+from .stages.validate import DEFAULT_MASKS, validate_stage
+from .stages.verify import verify_stage
+from .suite.stage import suite_stage
+from .workers.pool import Workers
 
 DEMO_TASKS = ("arrow-maze-outer", "arrow-maze-inner")
 DEMO_OUT = "runs"
@@ -116,8 +116,8 @@ def attribute(
         run: an evaluated run folder.
         set: name of the evaluation set.
         failure: ids of failures; none given: all.
-        estimator: a name (`aitia.attribution.registry`); `auto`: exact TRAK, or TRAK projected where the policy
-            or the window leaves no choice. Verdicts use what `auto` chooses.
+        estimator: a name (`aitia.attribution.estimators.registry`); `auto`: exact TRAK, or TRAK projected where the
+            policy or the window leaves no choice. Verdicts use what `auto` chooses.
         workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aitia.attribution.adjoint import Advantages, gae_adjoint, normalisation_adjoint, reward_influence
+from aitia.attribution.adjoints.gae import Advantages, gae_adjoint, normalisation_adjoint, reward_influence
 
 GAMMA, LAM, STEPS, ENVS = 0.97, 0.95, 9, 3
 N = STEPS * ENVS

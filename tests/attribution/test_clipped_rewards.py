@@ -17,14 +17,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_environments import Corridor
 
-from aitia.attribution.estimators import Trak
-from aitia.attribution.influence import attribute_window
-from aitia.attribution.targets import TargetSteps
-from aitia.attribution.trak import LAMBDAS, policy_gradients
-from aitia.attribution.window import Window, learned_scale, read_window
+from aitia.attribution.effects.window import attribute_window
+from aitia.attribution.estimators.base import Trak
+from aitia.attribution.estimators.window import Window, learned_scale, read_window
+from aitia.attribution.gradients.kernel import LAMBDAS, policy_gradients
+from aitia.attribution.targets.steps import TargetSteps
+from aitia.datasets.files.store import RunFolder, read_table, read_tensors
 from aitia.datasets.schema import metadata_of
-from aitia.datasets.store import RunFolder, read_table, read_tensors
-from aitia.training.recorder import Recorder
+from aitia.training.recording.recorder import Recorder
 
 CLIP, STEPS, ENVS = 1.5, 32, 4
 

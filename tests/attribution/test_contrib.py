@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from toy_environments import Masked
 from trained import Trained
 
-from aitia.attribution.factors import Functional, gradient_factors, why_not_factored
-from aitia.attribution.given import Given, History
-from aitia.attribution.outputs import ActionDistribution, Outputs
-from aitia.attribution.projected import TrakProjected
-from aitia.attribution.registry import choose_estimator
-from aitia.attribution.targets import make_targets
-from aitia.attribution.trak import policy_gradients, value_gradients
+from aitia.attribution.estimators.projected import TrakProjected
+from aitia.attribution.estimators.registry import choose_estimator
+from aitia.attribution.gradients.factors import Functional, gradient_factors, why_not_factored
+from aitia.attribution.gradients.kernel import policy_gradients, value_gradients
+from aitia.attribution.targets.given import Given, History
+from aitia.attribution.targets.outputs import ActionDistribution, Outputs
+from aitia.attribution.targets.steps import make_targets
 from aitia.datasets.errors import InputError
-from aitia.training.evaluation import EvaluationSpec, evaluate_policy
-from aitia.training.recurrent import rnn_states, stacked_states, zero_states
-from aitia.training.spaces import as_tensors
+from aitia.training.agents.memory import rnn_states, stacked_states, zero_states
+from aitia.training.agents.play import EvaluationSpec, evaluate_policy
+from aitia.training.environments.spaces import as_tensors
 
 LAM = 1e-2
 LSTM: dict[str, Any] = {"lstm_hidden_size": 5}

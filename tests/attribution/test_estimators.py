@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from small_policies import log_prob_target, make_policy, make_targets, make_window
 
-from aitia.attribution import registry
-from aitia.attribution.adjoint import Scores
-from aitia.attribution.baselines import Baseline, Random, Size, TdError
-from aitia.attribution.estimators import Estimator, Trak
-from aitia.attribution.influence import attribute_window
-from aitia.attribution.projected import TrakProjected
-from aitia.attribution.registry import BUILT_IN, estimators, find_estimator
-from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS
-from aitia.attribution.window import Window
+from aitia.attribution.adjoints.gae import Scores
+from aitia.attribution.effects.window import attribute_window
+from aitia.attribution.estimators import registry
+from aitia.attribution.estimators.base import Estimator, Trak
+from aitia.attribution.estimators.baselines import Baseline, Random, Size, TdError
+from aitia.attribution.estimators.projected import TrakProjected
+from aitia.attribution.estimators.registry import BUILT_IN, estimators, find_estimator
+from aitia.attribution.estimators.window import Window
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.errors import InputError
 
 ALL = slice(0, 4)

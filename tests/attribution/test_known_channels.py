@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from small_policies import make_policy, make_targets, make_window, shared_policy
 
-from aitia.attribution.estimators import Estimator, TracIn, Trak
-from aitia.attribution.influence import EFFECTS, attribute_window
-from aitia.attribution.projected import TrakProjected
-from aitia.attribution.registry import find_estimator
+from aitia.attribution.effects.window import EFFECTS, attribute_window
+from aitia.attribution.estimators.base import Estimator, TracIn, Trak
+from aitia.attribution.estimators.projected import TrakProjected
+from aitia.attribution.estimators.registry import find_estimator
 from aitia.datasets.schema import TOP_TRANSITIONS
 
 

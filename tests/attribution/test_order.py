@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from aitia.attribution.order import bounded_edits, placebo_edits
+from aitia.attribution.effects.order import bounded_edits, placebo_edits
 from aitia.datasets.schema import UNIT_EFFECTS
 
 GROUPS = 60

@@ -15,17 +15,17 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from trained import Trained
 
-from aitia.attribution.factors import Factors, gradient_factors, why_not_factored
-from aitia.attribution.outputs import Outputs
-from aitia.attribution.projected import TrakProjected
-from aitia.attribution.targets import TargetSteps
-from aitia.attribution.trak import WindowRows, policy_gradients, value_gradients
-from aitia.attribution.window import Window
+from aitia.attribution.estimators.projected import TrakProjected
+from aitia.attribution.estimators.window import Window
+from aitia.attribution.gradients.factors import Factors, gradient_factors, why_not_factored
+from aitia.attribution.gradients.kernel import WindowRows, policy_gradients, value_gradients
+from aitia.attribution.targets.outputs import Outputs
+from aitia.attribution.targets.steps import TargetSteps
 from aitia.datasets.errors import InputError
-from aitia.datasets.store import read_tensors
-from aitia.training.agents import load_policy
-from aitia.training.evaluation import EvaluationSpec, evaluate_policy
-from aitia.training.spaces import as_tensors
+from aitia.datasets.files.store import read_tensors
+from aitia.training.agents.play import EvaluationSpec, evaluate_policy
+from aitia.training.agents.spec import load_policy
+from aitia.training.environments.spaces import as_tensors
 
 KINDS = [
     ("vector", "discrete", True), ("vector", "multi", True), ("vector", "binary", True), ("vector", "box", True),
@@ -124,7 +124,7 @@ class _Embedded(nn.Module):
 
 
 def test_embeddings_and_strided_padded_convolutions_are_factored_exactly() -> None:
-    from aitia.attribution.factors import _layer_factors
+    from aitia.attribution.gradients.factors import _layer_factors
 
     torch.manual_seed(0)
     layers: list[tuple[nn.Module, Tensor]] = [
@@ -180,6 +180,6 @@ def test_blocks_of_channels_and_rows_change_nothing(tmp_path: Path, monkeypatch:
     targets, rows = trained.targets("log-odds"), trained.window.rows
     whole = policy_gradients(trained.policy, rows, targets, "w").trak(LAM)
     for name in ("_BLOCK_BYTES", "_UNFOLDED_BYTES"):
-        monkeypatch.setattr(f"aitia.attribution.factors.{name}", 1)
+        monkeypatch.setattr(f"aitia.attribution.gradients.factors.{name}", 1)
     blocks = policy_gradients(trained.policy, rows, targets, "w").trak(LAM)
     np.testing.assert_allclose(blocks, whole, rtol=1e-9)

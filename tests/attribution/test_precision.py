@@ -15,11 +15,18 @@ from torch import Tensor
 from toy_environments import Kinds
 from trained import Trained
 
-from aitia.attribution import trak
-from aitia.attribution.outputs import Outputs
-from aitia.attribution.q_networks import critic_inputs, critic_margins, q_networks
-from aitia.attribution.targets import TargetSteps
-from aitia.attribution.trak import LAMBDAS, LARGEST_ERROR, WindowRows, policy_gradients, q_gradients, value_gradients
+from aitia.attribution.gradients import kernel as trak
+from aitia.attribution.gradients.kernel import (
+    LAMBDAS,
+    LARGEST_ERROR,
+    WindowRows,
+    policy_gradients,
+    q_gradients,
+    value_gradients,
+)
+from aitia.attribution.gradients.q_networks import critic_inputs, critic_margins, q_networks
+from aitia.attribution.targets.outputs import Outputs
+from aitia.attribution.targets.steps import TargetSteps
 
 ROWS, SIZE, FAILURES = 1100, 6, 5
 

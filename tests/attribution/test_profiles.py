@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from aitia.attribution.profiles import LEAST_DISTANCE, LEAST_FAILURES, LEAST_SILHOUETTE, cluster_failures
-from aitia.attribution.trak import LAMBDAS
+from aitia.attribution.effects.clusters import LEAST_DISTANCE, LEAST_FAILURES, LEAST_SILHOUETTE, cluster_failures
+from aitia.attribution.gradients.kernel import LAMBDAS
 from aitia.datasets.schema import GROUP_EFFECTS
 
 GROUPS, SEEDS = 30, 4

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 from small_policies import make_policy, make_targets, make_window
 
-from aitia.attribution.adjoint import Advantages, reward_influence, spread, summed_reward_influence
-from aitia.attribution.estimators import Trak
-from aitia.attribution.factors import why_not_factored
-from aitia.attribution.order import bounded_edits, effect_table
-from aitia.attribution.profiles import cluster_failures
-from aitia.attribution.registry import choose_estimator
+from aitia.attribution.adjoints.gae import Advantages, reward_influence, spread, summed_reward_influence
+from aitia.attribution.effects.clusters import cluster_failures
+from aitia.attribution.effects.order import bounded_edits, effect_table
+from aitia.attribution.estimators.base import Trak
+from aitia.attribution.estimators.registry import choose_estimator
+from aitia.attribution.gradients.factors import why_not_factored
 from aitia.datasets.errors import InputError
 
 

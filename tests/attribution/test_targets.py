@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_policies import make_targets as both_kinds
 from small_policies import said
 
-from aitia.attribution.targets import TargetSteps, UserSteps, decisive_steps, make_targets
+from aitia.attribution.targets.steps import TargetSteps, UserSteps, decisive_steps, make_targets
 from aitia.datasets import schema
 from aitia.datasets.arrays import ArrayFormat, array_metadata, encode_arrays
 from aitia.datasets.errors import InputError, TaskError

@@ -22,15 +22,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from toy_environments import Corridor, Kinds
 
-from aitia.attribution.draws import Draws, read_record
-from aitia.attribution.q_networks import CriticMargins, critic_margins, margin_targets, q_networks
-from aitia.attribution.targets import TargetSteps
-from aitia.attribution.td_adjoint import _sample, target_matrix, td_errors, td_influence, window_influence
-from aitia.attribution.trak import DEFAULT_LAMBDA
+from aitia.attribution.adjoints.draws import Draws, read_record
+from aitia.attribution.adjoints.td import _sample, target_matrix, td_errors, td_influence, window_influence
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA
+from aitia.attribution.gradients.q_networks import CriticMargins, critic_margins, margin_targets, q_networks
+from aitia.attribution.targets.steps import TargetSteps
 from aitia.datasets.errors import InputError, RunFolderError
-from aitia.datasets.store import RunFolder, read_tensors
-from aitia.training.off_policy import OffPolicyRecorder, RecordingNStepReplayBuffer
-from aitia.training.recorder import Recorder
+from aitia.datasets.files.store import RunFolder, read_tensors
+from aitia.training.recording.off_policy import OffPolicyRecorder, RecordingNStepReplayBuffer
+from aitia.training.recording.recorder import Recorder
 
 GAMMA, RATE, CHANGE, ENVS, STEPS, BATCH = 0.5, 1e-6, 2.0**-7, 2, 12, 16
 

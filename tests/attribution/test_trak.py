@@ -21,9 +21,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from aitia.attribution.factors import LinearFactors, gradient_factors
-from aitia.attribution.outputs import Outputs
-from aitia.attribution.trak import LAMBDAS, WindowRows, policy_gradients
+from aitia.attribution.gradients.factors import LinearFactors, gradient_factors
+from aitia.attribution.gradients.kernel import LAMBDAS, WindowRows, policy_gradients
+from aitia.attribution.targets.outputs import Outputs
 from aitia.datasets.errors import InputError, NonFiniteError
 
 
@@ -178,7 +178,7 @@ def test_large_windows_are_scored_in_float32_within_one_in_ten_thousand(
     observations, actions = make_rows(300, 260)
     rows = distinct(observations, actions)
     exact = policy_gradients(make_policy(), rows, make_targets(), "w").trak(lam)
-    monkeypatch.setattr("aitia.attribution.trak.DOUBLE_ROWS", 100)
+    monkeypatch.setattr("aitia.attribution.gradients.kernel.DOUBLE_ROWS", 100)
     gradients = policy_gradients(make_policy(), rows, make_targets(), "w")
     assert gradients.gram.dtype == torch.float32 and gradients.double is not None
     error = np.abs(gradients.trak(lam) - exact).max() / np.abs(exact).max()

@@ -16,18 +16,18 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from trained import Trained
 
-from aitia.attribution.adjoint import Advantages, minibatch_adjoint, normalisation_adjoint, reward_influence
-from aitia.attribution.estimators import TracIn, Trak
-from aitia.attribution.outputs import Outputs
-from aitia.attribution.registry import find_estimator
-from aitia.attribution.trak import LAMBDAS
-from aitia.attribution.updates import TrakUpdates
-from aitia.attribution.window import Window, read_window
+from aitia.attribution.adjoints.gae import Advantages, minibatch_adjoint, normalisation_adjoint, reward_influence
+from aitia.attribution.estimators.base import TracIn, Trak
+from aitia.attribution.estimators.registry import find_estimator
+from aitia.attribution.estimators.updates import TrakUpdates
+from aitia.attribution.estimators.window import Window, read_window
+from aitia.attribution.gradients.kernel import LAMBDAS
+from aitia.attribution.targets.outputs import Outputs
 from aitia.datasets.errors import InputError
+from aitia.datasets.files.store import read_table, read_tensors
 from aitia.datasets.schema import metadata_of
-from aitia.datasets.store import read_table, read_tensors
-from aitia.training.replayed import Replay
-from aitia.training.spaces import as_tensors
+from aitia.training.environments.spaces import as_tensors
+from aitia.training.retraining.replay import Replay
 
 RATE, VF, GAMMA, LAM = 0.05, 0.7, 0.97, 0.95
 SGD: dict[str, Any] = {
@@ -92,7 +92,7 @@ def test_the_update_of_the_proof_is_the_one_that_stable_baselines3_makes(trained
         model = replayed.model
         assert isinstance(model, PPO)
         model.policy.optimizer = torch.optim.SGD(model.policy.parameters(), lr=RATE)
-        from aitia.training.replayed import _fill, _Ordered, _Record
+        from aitia.training.retraining.replay import _fill, _Ordered, _Record
 
         buffer = model.rollout_buffer
         assert isinstance(buffer, _Ordered)

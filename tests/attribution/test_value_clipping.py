@@ -13,12 +13,12 @@ from small_policies import flat_gradient_of
 from stable_baselines3 import PPO
 from trained import Trained
 
-from aitia.attribution import updates
-from aitia.attribution.outputs import Outputs
-from aitia.attribution.updates import TrakUpdates
-from aitia.datasets.store import read_table
-from aitia.training.replayed import Replay, Update, _fill, _Ordered, _Record
-from aitia.training.spaces import as_tensors
+from aitia.attribution.estimators import updates
+from aitia.attribution.estimators.updates import TrakUpdates
+from aitia.attribution.targets.outputs import Outputs
+from aitia.datasets.files.store import read_table
+from aitia.training.environments.spaces import as_tensors
+from aitia.training.retraining.replay import Replay, Update, _fill, _Ordered, _Record
 
 RATE, LARGE = 0.05, 1e8
 

@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_policies import make_policy, make_targets, make_window, shared_policy
 
-from aitia.attribution import estimators
-from aitia.attribution.adjoint import reward_influence
-from aitia.attribution.estimators import Prepared, Trak
-from aitia.attribution.influence import Leaders, attribute_window, keep_top
-from aitia.attribution.order import (
+from aitia.attribution.adjoints.gae import reward_influence
+from aitia.attribution.effects.order import (
     EffectTable,
     area_under_curve,
     attribution_order,
@@ -24,8 +21,11 @@ from aitia.attribution.order import (
     nested_sizes,
     random_order,
 )
-from aitia.attribution.trak import DEFAULT_LAMBDA, LAMBDAS, policy_gradients
-from aitia.attribution.window import Window
+from aitia.attribution.effects.window import Leaders, attribute_window, keep_top
+from aitia.attribution.estimators import base as estimators
+from aitia.attribution.estimators.base import Prepared, Trak
+from aitia.attribution.estimators.window import Window
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS, policy_gradients
 from aitia.datasets.schema import TOP_TRANSITIONS
 
 

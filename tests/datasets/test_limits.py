@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aitia.datasets.errors import InputError, RunFolderError
-from aitia.datasets.limits import parse_json, read_yaml
-from aitia.datasets.store import read_json, read_table
+from aitia.datasets.files.limits import parse_json, read_yaml
+from aitia.datasets.files.store import read_json, read_table
 
 MIXED = pa.table(
     {

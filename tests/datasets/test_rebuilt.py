@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aitia.datasets.rebuilt import _machine, foreign, rebuilt
+from aitia.datasets.files.rebuilt import _machine, foreign, rebuilt
 
 
 def names(folder: Path) -> list[str]:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from upath import UPath
 
-from aitia.datasets import remote
 from aitia.datasets.errors import InputError, RunFolderError
-from aitia.datasets.remote import as_path, exist, local_path, relative_link, remove_folder, stamp
-from aitia.datasets.store import (
+from aitia.datasets.files import remote
+from aitia.datasets.files.remote import as_path, exist, local_path, relative_link, remove_folder, stamp
+from aitia.datasets.files.store import (
     RunFolder,
     publish_folder,
     read_json,

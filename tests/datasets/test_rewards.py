@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from aitia.datasets.errors import RunFolderError
+from aitia.datasets.files.store import RunFolder, write_table, write_tensors
 from aitia.datasets.rewards import corrections, intended_known, return_range, reward_summary
-from aitia.datasets.store import RunFolder, write_table, write_tensors
 
 
 def write_windows(folder: RunFolder, intended: bool = True) -> None:

@@ -15,10 +15,7 @@ from hypothesis import strategies as st
 
 from aitia.datasets.arrays import ArrayFormat, array_format, array_metadata, decode_arrays, encode_arrays
 from aitia.datasets.errors import DiskFullError, RunFolderError, nearest
-from aitia.datasets.manifest import Manifest, digest
-from aitia.datasets.outcomes import Outcomes, PlayCounts
-from aitia.datasets.schema import with_metadata
-from aitia.datasets.store import (
+from aitia.datasets.files.store import (
     RunFolder,
     publish_folder,
     read_json,
@@ -30,6 +27,9 @@ from aitia.datasets.store import (
     write_tensors,
     written_aside,
 )
+from aitia.datasets.manifest import Manifest, digest
+from aitia.datasets.outcomes import Outcomes, PlayCounts
+from aitia.datasets.schema import with_metadata
 
 
 @given(

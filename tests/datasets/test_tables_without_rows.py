@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aitia.datasets import schema
-from aitia.datasets.store import read_table, write_table
+from aitia.datasets.files.store import read_table, write_table
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from minigrid.core.actions import Actions
 from minigrid.core.world_object import Key
 from minigrid.wrappers import ImgObsWrapper
 
-from aitia.training.hooks import HookedEnv
+from aitia.training.environments.hooks import HookedEnv
 
 LEFT, RIGHT, FORWARD, TOGGLE, WAIT = Actions.left, Actions.right, Actions.forward, Actions.toggle, Actions.done
 Played = list[tuple[float, dict[str, Any]]]

@@ -22,10 +22,10 @@ import yaml
 from safetensors.torch import save_file
 from small_task import SMALL_TASK
 
+from aitia.datasets.files.store import RunFolder
 from aitia.datasets.manifest import Manifest
 from aitia.datasets.schema import EPISODES
-from aitia.datasets.store import RunFolder
-from aitia.workflows.task import make_task
+from aitia.workflows.runs.task import make_task
 
 GIB = 2**30
 _LIMITED = """

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from shared_cluster import shared_cluster
 from toy_environments import Bonus
 
-from aitia.datasets import store
+from aitia.datasets.files import store
 from aitia.workflows import cli, commands  # noqa: F401 (commands: imported before a process is forked)
-from aitia.workflows.workers import Workers
+from aitia.workflows.workers.pool import Workers
 
 When = Literal["before", "within", "after"]
 

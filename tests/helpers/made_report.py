@@ -10,18 +10,20 @@ import numpy as np
 import pyarrow as pa
 
 from aitia.datasets.arrays import array_format_of, array_metadata, encode_arrays
+from aitia.datasets.files.store import write_json
 from aitia.datasets.frames import FrameWriter
 from aitia.datasets.outcomes import Outcomes
 from aitia.datasets.schema import BANK_LEARNING, EPISODES, LEARNING, with_metadata
-from aitia.datasets.store import write_json
-from aitia.reports.advice import Surroundings, explain
-from aitia.reports.curve import CurvePoint, Units
-from aitia.reports.episode import episode_table
-from aitia.reports.findings import PredictionFindings, SetFindings, summarise
-from aitia.reports.framing import RewardScale
-from aitia.reports.goals import Competence, Goal, Goals
-from aitia.reports.learning import Learning, find_learning
-from aitia.reports.pages import (
+from aitia.reports.measures.curve import CurvePoint, Units
+from aitia.reports.measures.learning import Learning, find_learning
+from aitia.reports.measures.predictions import concentration
+from aitia.reports.measures.preference import Preference, find_preference
+from aitia.reports.measures.timeline import Stretch
+from aitia.reports.pages.advice import Surroundings, explain
+from aitia.reports.pages.episode import episode_table
+from aitia.reports.pages.findings import PredictionFindings, SetFindings, summarise
+from aitia.reports.pages.place import Place
+from aitia.reports.pages.write import (
     ClusterContext,
     EpisodeView,
     FailureView,
@@ -33,14 +35,12 @@ from aitia.reports.pages import (
     write_failure_page,
     write_index_page,
 )
-from aitia.reports.place import Place
-from aitia.reports.predictions import concentration
-from aitia.reports.preference import Preference, find_preference
 from aitia.reports.statistics import Interval, rate_interval
-from aitia.reports.timeline import Stretch
-from aitia.reports.verdict import Evidence, OutcomeRate, SeedRates, Thresholds, decide
-from aitia.workflows.cluster_report import ClusterReport
-from aitia.workflows.clusters import Cluster
+from aitia.reports.verdict.competence import Competence, Goal, Goals
+from aitia.reports.verdict.framing import RewardScale
+from aitia.reports.verdict.rules import Evidence, OutcomeRate, SeedRates, Thresholds, decide
+from aitia.workflows.runs.clusters import Cluster
+from aitia.workflows.stages.cluster_report import ClusterReport
 
 SEEDS = 5
 

@@ -10,7 +10,7 @@ import dask
 import pytest
 from distributed import LocalCluster
 
-from aitia.workflows.schedulers import start_cluster
+from aitia.workflows.workers.schedulers import start_cluster
 
 _TLS = "distributed.comm.tls"
 

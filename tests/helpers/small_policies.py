@@ -10,11 +10,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from aitia.attribution.adjoint import Advantages
-from aitia.attribution.outputs import ActionDistribution, Outputs
-from aitia.attribution.targets import TargetSteps, UserSteps
-from aitia.attribution.trak import WindowRows
-from aitia.attribution.window import Window
+from aitia.attribution.adjoints.gae import Advantages
+from aitia.attribution.estimators.window import Window
+from aitia.attribution.gradients.kernel import WindowRows
+from aitia.attribution.targets.outputs import ActionDistribution, Outputs
+from aitia.attribution.targets.steps import TargetSteps, UserSteps
 
 ACTIONS = 3
 

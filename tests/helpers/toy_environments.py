@@ -13,7 +13,7 @@ import numpy as np
 from distributed import get_worker
 from numpy.typing import NDArray
 
-from aitia.training.arrow_maze import ArrowMazeEnv
+from aitia.training.worlds.maze import ArrowMazeEnv
 
 
 class Corridor(gym.Env[NDArray[np.float32], Any]):

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from aitia.attribution.given import Given, History
-from aitia.attribution.targets import TargetSteps
-from aitia.attribution.window import read_window
-from aitia.datasets.store import RunFolder, read_tensors
-from aitia.training.agents import AgentSpec, load_policy
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec
+from aitia.attribution.estimators.window import read_window
+from aitia.attribution.targets.given import Given, History
+from aitia.attribution.targets.steps import TargetSteps
+from aitia.datasets.files.store import RunFolder, read_tensors
+from aitia.training.agents.spec import AgentSpec, load_policy
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.retraining.live import train_recorded
 
 POLICIES = {"vector": "MlpPolicy", "cell": "MlpPolicy", "image": "CnnPolicy", "dict": "MultiInputPolicy"}
 

@@ -12,9 +12,9 @@ from made_report import CAPABLE, made_findings, seed_rates, write_report
 
 from aitia.datasets.outcomes import Outcomes, failure_ids
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, MASKS
-from aitia.reports.evidence import Bank, Selection, ensemble_rates
-from aitia.reports.findings import deciding, set_verdict
-from aitia.reports.verdict import Evidence, Thresholds, Verdict, decide
+from aitia.reports.pages.findings import deciding, set_verdict
+from aitia.reports.verdict.evidence import Bank, Selection, ensemble_rates
+from aitia.reports.verdict.rules import Evidence, Thresholds, Verdict, decide
 
 DECLARED = Outcomes(desired=["arrow"], misbehaved=["corner"])
 

@@ -13,8 +13,8 @@ from made_report import made_steps, write_report
 
 from aitia.datasets.arrays import Array, pack
 from aitia.datasets.errors import RunFolderError
-from aitia.reports.episode import Piece, episode_table, in_short, pieces
-from aitia.reports.pages import _templates
+from aitia.reports.pages.episode import Piece, episode_table, in_short, pieces
+from aitia.reports.pages.write import _templates
 
 NAMES = {"0": "left", "1": "right", "2": "wait"}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aitia.reports.factorial import SOURCES, analyse
+from aitia.reports.measures.factorial import SOURCES, analyse
 
 SEEDS = 8
 

@@ -5,8 +5,8 @@ import pytest
 
 from aitia.datasets.outcomes import Outcomes
 from aitia.datasets.schema import EPISODES, REFERENCES
-from aitia.reports.framing import RewardScale
-from aitia.reports.goals import find_goals
+from aitia.reports.verdict.competence import find_goals
+from aitia.reports.verdict.framing import RewardScale
 
 DECLARED = Outcomes(desired=["arrow"], misbehaved=["corner"])
 

@@ -13,10 +13,11 @@ from made_report import AFTER, BEFORE, CAPABLE, made_findings, made_learning, ma
 
 from aitia.datasets.outcomes import Outcomes
 from aitia.datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS
-from aitia.reports.advice import Costs, Surroundings, explain
-from aitia.reports.evidence import Bank
-from aitia.reports.learning import AS_PAID, CORRECTED, Learning, find_learning, in_words, learning_chart
-from aitia.reports.verdict import Evidence
+from aitia.reports.figures.learning import learning_chart
+from aitia.reports.measures.learning import AS_PAID, CORRECTED, Learning, find_learning, in_words
+from aitia.reports.pages.advice import Costs, Surroundings, explain
+from aitia.reports.verdict.evidence import Bank
+from aitia.reports.verdict.rules import Evidence
 
 DECLARED = Outcomes(desired=["arrow"], misbehaved=["corner"])
 NONE = BANK_LEARNING.empty_table()

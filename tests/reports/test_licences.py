@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import vl_convert
 
-from aitia.reports.figures import LIBRARY, write_library
+from aitia.reports.figures.files import LIBRARY, write_library
 
 
 @pytest.fixture(scope="module")

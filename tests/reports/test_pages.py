@@ -15,7 +15,7 @@ import pytest
 import vl_convert
 from made_report import MadeReport, write_report
 
-from aitia.reports.rows import island, rows_of
+from aitia.reports.figures.rows import island, rows_of
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>&amp;\"'\u2028\u2029]]>\x07"
 _IN_SVG = {"svg", "rect", "g", "path", "text", "line", "tspan", "defs", "clipPath", "linearGradient", "stop", "title"}

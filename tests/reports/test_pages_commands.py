@@ -12,13 +12,13 @@ import pytest
 from made_report import made_findings, write_report
 
 from aitia.datasets.schema import seed_and_episode
-from aitia.reports.charts import correction_curve, shares
-from aitia.reports.influence_charts import timeline_chart
-from aitia.reports.place import Place
+from aitia.reports.figures.evidence import correction_curve, shares
+from aitia.reports.figures.influence import timeline_chart
+from aitia.reports.measures.timeline import Stretch
+from aitia.reports.pages.place import Place
 from aitia.reports.statistics import Interval
-from aitia.reports.timeline import Stretch
-from aitia.reports.verdict import Thresholds, Verdict
-from aitia.reports.words import differing
+from aitia.reports.verdict.rules import Thresholds, Verdict
+from aitia.reports.verdict.words import differing
 
 
 def marks(spec: dict[str, Any]) -> list[str]:

@@ -8,12 +8,12 @@ import pytest
 from made_report import made_findings
 
 from aitia.datasets.schema import WINDOW_EFFECTS
-from aitia.reports.charts import correction_curve, factorial_shares, failure_counts, shares
-from aitia.reports.influence_charts import group_effects
-from aitia.reports.predictions import concentration
+from aitia.reports.figures.evidence import correction_curve, factorial_shares, failure_counts, shares
+from aitia.reports.figures.influence import group_effects
+from aitia.reports.measures.predictions import concentration
+from aitia.reports.measures.timeline import MOST_STRETCHES, Timeline
 from aitia.reports.statistics import NOTHING, Interval
-from aitia.reports.timeline import MOST_STRETCHES, Timeline
-from aitia.reports.verdict import Thresholds
+from aitia.reports.verdict.rules import Thresholds
 
 
 def window_rows(effects: dict[tuple[str, int, int], float]) -> pa.Table:

@@ -18,8 +18,8 @@ import pytest
 from made_report import MadeReport, write_report
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from aitia.datasets.remote import relative_link
-from aitia.reports.rows import rows_of
+from aitia.datasets.files.remote import relative_link
+from aitia.reports.figures.rows import rows_of
 
 CHROMIUM = shutil.which("chromium")
 OVERRIDE, RIGHT_TO_LEFT = "gpj.\u202eexe\u2066", "שלום"

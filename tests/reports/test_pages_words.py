@@ -13,16 +13,16 @@ import pytest
 from made_report import AFTER, BEFORE, CAPABLE, made_findings, seed_rates
 
 from aitia.datasets.schema import MASKS
-from aitia.reports.advice import Surroundings, explain
-from aitia.reports.budgets import Budget
-from aitia.reports.corrections import smallest_correction, write_corrections
-from aitia.reports.evidence import Bank
-from aitia.reports.factorial import analyse
-from aitia.reports.findings import SetFindings
+from aitia.reports.measures.budgets import Budget
+from aitia.reports.measures.factorial import analyse
+from aitia.reports.pages.advice import Surroundings, explain
+from aitia.reports.pages.corrections import smallest_correction, write_corrections
+from aitia.reports.pages.findings import SetFindings
 from aitia.reports.statistics import Interval, seeds_for_lower_end
-from aitia.reports.verdict import ArbitraryTrial, Evidence, OutcomeRate, Tampering, open_margin
-from aitia.training.edits_file import Edits, read_edits
-from aitia.training.environments import EnvSpec
+from aitia.reports.verdict.evidence import Bank
+from aitia.reports.verdict.rules import ArbitraryTrial, Evidence, OutcomeRate, Tampering, open_margin
+from aitia.training.edits.file import Edits, read_edits
+from aitia.training.environments.spec import EnvSpec
 
 OUTER = Evidence(BEFORE, AFTER, CAPABLE, largest_error=1.0)
 SAME = seed_rates([0.86, 0.87, 0.86, 0.88, 0.86])

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from aitia.reports.predictions import VerifiedSet, concentration, fit_line
-from aitia.reports.validation import linear_datamodeling_score, noise_ceiling, rank_correlations
+from aitia.reports.measures.predictions import VerifiedSet, concentration, fit_line
+from aitia.reports.measures.validation import linear_datamodeling_score, noise_ceiling, rank_correlations
 
 
 def sets(predicted: list[float], measured: list[float]) -> list[VerifiedSet]:

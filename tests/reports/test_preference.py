@@ -10,7 +10,7 @@ from made_report import made_preference, made_training, write_report
 
 from aitia.datasets.outcomes import Outcomes
 from aitia.datasets.schema import EPISODES, LEARNING
-from aitia.reports.preference import find_preference
+from aitia.reports.measures.preference import find_preference
 
 DECLARED = Outcomes(desired=["arrow"], misbehaved=["corner"])
 NONE = EPISODES.empty_table()

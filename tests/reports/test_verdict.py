@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aitia.reports.verdict import (
+from aitia.reports.verdict.rules import (
     ArbitraryTrial,
     Evidence,
     OutcomeRate,

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aitia.datasets.errors import EnvironmentError_
-from aitia.training.arrow_maze import DESIRED, MISBEHAVING, ArrowMazeEnv, action_labels
-from aitia.training.drawing import CELL
-from aitia.training.levels import LevelSet, distances, make_level
-from aitia.training.solvers import Goal, Solver, play_reference
+from aitia.training.worlds.drawing import CELL
+from aitia.training.worlds.levels import LevelSet, distances, make_level
+from aitia.training.worlds.maze import DESIRED, MISBEHAVING, ArrowMazeEnv, action_labels
+from aitia.training.worlds.solvers import Goal, Solver, play_reference
 
 OUTER: dict[str, Any] = {"levels": 240, "moved": 36, "bug": 36, "harmless": 60}
 

@@ -16,8 +16,9 @@ from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
 from aitia.datasets.errors import EnvironmentError_, NonFiniteError
-from aitia.training.coin_line import CoinLine, CoinLineEnv, Encoding, action_labels
-from aitia.training.coin_line_exact import (
+from aitia.training.environments.spec import EnvSpec, probe
+from aitia.training.worlds.coin_line import CoinLine, CoinLineEnv, Encoding, action_labels
+from aitia.training.worlds.coin_line_exact import (
     cloning_limit,
     compute_returns,
     compute_reward_attribution,
@@ -29,7 +30,6 @@ from aitia.training.coin_line_exact import (
     probe_logit,
     return_gradient,
 )
-from aitia.training.environments import EnvSpec, probe
 
 ENCODINGS: tuple[Encoding, ...] = ("absolute", "relative", "one-hot", "tabular")
 LEFT, RIGHT = np.int64(0), np.int64(1)
@@ -263,7 +263,7 @@ def test_it_is_a_gymnasium_environment(observation: Encoding) -> None:
 
 
 def test_it_keeps_the_contract_of_infos() -> None:
-    profile = probe(EnvSpec("aitia.training.coin_line:CoinLineEnv", {"epsilon": 1.0, "wrong_share": 0.5}))
+    profile = probe(EnvSpec("aitia.training.worlds.coin_line:CoinLineEnv", {"epsilon": 1.0, "wrong_share": 0.5}))
     assert profile.keys == {
         "intended_reward", "untampered_reward", "reward_extensions", "context", "action_labels"
     }  # fmt: skip

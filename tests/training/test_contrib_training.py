@@ -16,16 +16,16 @@ from toy_environments import Kinds, Masked
 
 from aitia.datasets.arrays import array_format, decode_actions, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError, TaskError
-from aitia.datasets.store import RunFolder, read_table, read_tensors
-from aitia.training import evaluation
-from aitia.training.agents import AgentSpec, load_policy, new_policy
-from aitia.training.buffers import Membership
-from aitia.training.ensemble import train_agent, train_recorded
-from aitia.training.environments import EnvSpec, probe
-from aitia.training.evaluation import EvaluationSpec, evaluate_policy
-from aitia.training.recorder import Recorder
-from aitia.training.recurrent import rnn_states, zero_states
-from aitia.training.spaces import as_tensors
+from aitia.datasets.files.store import RunFolder, read_table, read_tensors
+from aitia.training.agents import play as evaluation
+from aitia.training.agents.memory import rnn_states, zero_states
+from aitia.training.agents.play import EvaluationSpec, evaluate_policy
+from aitia.training.agents.spec import AgentSpec, load_policy, new_policy
+from aitia.training.environments.spaces import as_tensors
+from aitia.training.environments.spec import EnvSpec, probe
+from aitia.training.recording.buffers import Membership
+from aitia.training.recording.recorder import Recorder
+from aitia.training.retraining.live import train_agent, train_recorded
 
 STEPS, ENVS, EPOCHS, BATCH, WINDOWS = 14, 2, 2, 10, 3
 ROWS = STEPS * ENVS

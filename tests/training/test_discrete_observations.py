@@ -10,13 +10,13 @@ import torch
 from gymnasium import spaces
 
 from aitia.datasets.errors import EnvironmentError_
-from aitia.training.agents import AgentSpec, new_policy
-from aitia.training.array_envs import Member
-from aitia.training.edits import RewardEdit
-from aitia.training.environments import EnvSpec, describe, probe
-from aitia.training.spaces import ObservationForm, as_tensors, policy_observation_space
-from aitia.training.stack_training import initial_policy, members_at_once, train_stack
-from aitia.training.stacked import STACK, StackedPolicy
+from aitia.training.agents.spec import AgentSpec, new_policy
+from aitia.training.edits.edit import RewardEdit
+from aitia.training.environments.spaces import ObservationForm, as_tensors, policy_observation_space
+from aitia.training.environments.spec import EnvSpec, describe, probe
+from aitia.training.retraining.arrays import Member
+from aitia.training.retraining.ppo import STACK, StackedPolicy
+from aitia.training.retraining.stack import initial_policy, members_at_once, train_stack
 
 CELLS = [EnvSpec("discrete_environments:Cells", {"observe": kind}) for kind in ("cell", "cells", "bits")]
 TOY_TEXT = [EnvSpec(f"gymnasium:{name}", {}) for name in ("FrozenLake-v1", "CliffWalking-v1", "Taxi-v4")]

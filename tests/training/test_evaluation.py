@@ -13,16 +13,16 @@ import pytest
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from aitia.attribution.outputs import Outputs
+from aitia.attribution.targets.outputs import Outputs
 from aitia.datasets.arrays import array_format, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError, TaskError
-from aitia.training import evaluation
-from aitia.training.agents import AgentSpec, build_model, env_seed, load_policy
-from aitia.training.edits import CorrectedRewards, RewardEdit
-from aitia.training.ensemble import train_agent
-from aitia.training.environments import EnvSpec, can_render, describe, probe
-from aitia.training.evaluation import EvaluationSpec, evaluate_policy
-from aitia.training.replay import replay_test_episode, replay_training_env
+from aitia.training.agents import play as evaluation
+from aitia.training.agents.frames import replay_test_episode, replay_training_env
+from aitia.training.agents.play import EvaluationSpec, evaluate_policy
+from aitia.training.agents.spec import AgentSpec, build_model, env_seed, load_policy
+from aitia.training.edits.edit import CorrectedRewards, RewardEdit
+from aitia.training.environments.spec import EnvSpec, can_render, describe, probe
+from aitia.training.retraining.live import train_agent
 
 MAZE = EnvSpec("aitia/ArrowMaze-v0", {"levels": 50, "moved": 50, "size": 5})
 SMALL = AgentSpec(total_timesteps=64, n_envs=2, hyperparameters={"n_steps": 32, "batch_size": 32, "n_epochs": 1})

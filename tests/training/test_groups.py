@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from aitia.datasets.errors import EnvironmentError_, InputError
+from aitia.datasets.files.store import RunFolder, read_tensors
 from aitia.datasets.rewards import BY_CONTEXT, Grouping
-from aitia.datasets.store import RunFolder, read_tensors
-from aitia.training.agents import AgentSpec, load_policy, new_policy
-from aitia.training.edits import CorrectedRewards, RewardEdit
-from aitia.training.edits_file import Edits, read_edits, write_edits
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import Env, EnvSpec
-from aitia.training.groups import ByCluster, ByComponent, ByTransition, fit_sample
+from aitia.training.agents.spec import AgentSpec, load_policy, new_policy
+from aitia.training.edits.edit import CorrectedRewards, RewardEdit
+from aitia.training.edits.file import Edits, read_edits, write_edits
+from aitia.training.edits.groups import ByCluster, ByComponent, ByTransition, fit_sample
+from aitia.training.environments.spec import Env, EnvSpec
+from aitia.training.retraining.live import train_recorded
 
 AGENT = AgentSpec(total_timesteps=64, n_envs=2, hyperparameters={"n_steps": 16, "batch_size": 16, "n_epochs": 1})
 ENV = EnvSpec("toy_environments:Corridor", {"components": 1.0, "intended_error": -0.25})
@@ -66,7 +66,7 @@ def test_the_group_of_a_transition_is_the_same_recorded_and_met_again(
 ) -> None:
     """The recorded actions are played again; every step falls into the recorded group."""
     from aitia.datasets.arrays import decode_actions
-    from aitia.training.spaces import env_action
+    from aitia.training.environments.spaces import env_action
 
     env_spec, grouping, table, kind = recorded
     first = table.filter(pa.array(table["env"].to_numpy() == 0))

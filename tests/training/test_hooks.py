@@ -10,13 +10,13 @@ import toy_hooks
 from toy_environments import Corridor, Kinds
 
 from aitia.datasets.errors import AitiaError, EnvironmentError_
-from aitia.datasets.store import RunFolder, read_table
-from aitia.training.agents import AgentSpec
-from aitia.training.array_envs import Member
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec, probe
-from aitia.training.hooks import Columns, HookedEnv
-from aitia.training.stack_training import make_array_env
+from aitia.datasets.files.store import RunFolder, read_table
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.environments.hooks import Columns, HookedEnv
+from aitia.training.environments.spec import EnvSpec, probe
+from aitia.training.retraining.arrays import Member
+from aitia.training.retraining.live import train_recorded
+from aitia.training.retraining.stack import make_array_env
 
 SILENT: dict[str, Any] = {"tell": (), "limit": 5}
 CORRIDOR = "toy_environments:Corridor"

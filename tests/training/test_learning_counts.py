@@ -9,14 +9,14 @@ import pyarrow.compute as pc
 import pytest
 
 from aitia.datasets.errors import RunFolderError
+from aitia.datasets.files.store import RunFolder, read_table, write_table
 from aitia.datasets.learning import keep_training_outcomes, learning_rows, training_outcomes
-from aitia.datasets.store import RunFolder, read_table, write_table
-from aitia.training.agents import AgentSpec
-from aitia.training.array_envs import Member
-from aitia.training.edits import RewardEdit
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec
-from aitia.training.stack_training import members_at_once, train_members
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.edits.edit import RewardEdit
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.retraining.arrays import Member
+from aitia.training.retraining.live import train_recorded
+from aitia.training.retraining.stack import members_at_once, train_members
 
 CORRIDOR = EnvSpec("toy_environments:Corridor", {"cells": 5})
 WINDOWS = 4

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from toy_environments import Corridor
 
 from aitia.datasets.errors import InputError
-from aitia.datasets.store import RunFolder, read_table
-from aitia.training.agreement import ADAPTER
-from aitia.training.loop_recorder import LoopRecorder
+from aitia.datasets.files.store import RunFolder, read_table
+from aitia.training.recording.agreement import ADAPTER
+from aitia.training.recording.loop import LoopRecorder
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -19,15 +19,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 from toy_environments import Corridor, Kinds
 
-from aitia.attribution.window import read_window
+from aitia.attribution.estimators.window import read_window
 from aitia.datasets.arrays import array_format, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError, RunFolderError
+from aitia.datasets.files.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.datasets.schema import metadata_of
-from aitia.datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors
-from aitia.training.loop_recorder import LoopRecorder
-from aitia.training.recorder import Recorder
-from aitia.workflows.adopt import require_fits
-from aitia.workflows.task import load_task, make_task
+from aitia.training.recording.loop import LoopRecorder
+from aitia.training.recording.recorder import Recorder
+from aitia.workflows.runs.adopt import require_fits
+from aitia.workflows.runs.task import load_task, make_task
 
 STEPS, ENVS = 16, 3
 GAMMA, LAMBDA = 0.9, 0.8

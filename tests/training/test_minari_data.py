@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 from gymnasium import spaces
 
-from aitia.attribution.window import read_window
+from aitia.attribution.estimators.window import read_window
 from aitia.datasets.arrays import array_format, decode_actions, decode_arrays
 from aitia.datasets.errors import InputError, RunFolderError
+from aitia.datasets.files.store import RunFolder, read_table
 from aitia.datasets.schema import metadata_of
-from aitia.datasets.store import RunFolder, read_table
-from aitia.training.agents import AgentSpec
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec
-from aitia.training.minari_data import export_minari, import_minari
-from aitia.workflows.runs import begin_run
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.recording.minari import export_minari, import_minari
+from aitia.training.retraining.live import train_recorded
+from aitia.workflows.runs.run import begin_run
 
 minari = importlib.import_module("minari")  # untyped
 EpisodeBuffer = importlib.import_module("minari.data_collector").EpisodeBuffer

@@ -17,13 +17,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_environments import Corridor, Kinds
 
-from aitia.attribution.window import read_window
+from aitia.attribution.estimators.window import read_window
 from aitia.datasets.arrays import array_format, decode_actions, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError, RunFolderError
-from aitia.datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors
-from aitia.training.agents import AgentSpec
-from aitia.training.off_policy import OffPolicyRecorder, RecordingNStepReplayBuffer
-from aitia.training.recorder import Recorder
+from aitia.datasets.files.store import RunFolder, read_table, read_tensor_metadata, read_tensors
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.recording.off_policy import OffPolicyRecorder, RecordingNStepReplayBuffer
+from aitia.training.recording.recorder import Recorder
 
 ENVS, STEPS, TOTAL, N_STEPS = 2, 25, 240, 3  # windows of 50 transitions, the last one of 40
 KINDS = {

@@ -8,13 +8,11 @@ import pytest
 from discrete_environments import Named
 
 from aitia.datasets.errors import EnvironmentError_, TaskError
+from aitia.datasets.files.store import RunFolder
 from aitia.datasets.outcomes import Outcomes
-from aitia.datasets.store import RunFolder
-from aitia.training.agents import AgentSpec
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec
-from aitia.training.hooks import HookedEnv
-from aitia.training.outcome_names import (
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.environments.hooks import HookedEnv
+from aitia.training.environments.outcome_names import (
     FirstWindow,
     _is_slip,
     listed_outcomes,
@@ -22,7 +20,9 @@ from aitia.training.outcome_names import (
     see_outcomes,
     unseen_in_words,
 )
-from aitia.training.random_plays import play_random
+from aitia.training.environments.random_play import play_random
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.retraining.live import train_recorded
 
 NAMED = "discrete_environments:Named"
 

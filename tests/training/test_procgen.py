@@ -16,14 +16,14 @@ from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
 from aitia.datasets.errors import EnvironmentError_, InputError
-from aitia.datasets.store import RunFolder, read_tensors
-from aitia.training.agents import AgentSpec, load_policy
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec, probe
-from aitia.training.evaluation import EvaluationSpec, evaluate_policy
-from aitia.training.procgen import ACTION_NAMES, GOAL_REWARD, ProcgenCoinRunEnv, ProcgenEnv, ProcgenMazeEnv
-from aitia.training.procgen_state import Cell, ProcgenState
-from aitia.workflows.task import load_task
+from aitia.datasets.files.store import RunFolder, read_tensors
+from aitia.training.agents.play import EvaluationSpec, evaluate_policy
+from aitia.training.agents.spec import AgentSpec, load_policy
+from aitia.training.environments.spec import EnvSpec, probe
+from aitia.training.retraining.live import train_recorded
+from aitia.training.worlds.procgen import ACTION_NAMES, GOAL_REWARD, ProcgenCoinRunEnv, ProcgenEnv, ProcgenMazeEnv
+from aitia.training.worlds.procgen_state import Cell, ProcgenState
+from aitia.workflows.runs.task import load_task
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("procgen") is None, reason="procgen has no wheel here")
 

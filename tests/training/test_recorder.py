@@ -16,13 +16,13 @@ from toy_environments import Corridor
 
 from aitia.datasets.arrays import array_format, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError
+from aitia.datasets.files.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.datasets.schema import metadata_of
-from aitia.datasets.store import RunFolder, read_table, read_tensor_metadata, read_tensors
-from aitia.training.agents import AgentSpec
-from aitia.training.buffers import Membership
-from aitia.training.ensemble import train_agent, train_recorded
-from aitia.training.environments import EnvSpec
-from aitia.training.recorder import Recorder
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.recording.buffers import Membership
+from aitia.training.recording.recorder import Recorder
+from aitia.training.retraining.live import train_agent, train_recorded
 
 STEPS, ENVS, EPOCHS, BATCH = 16, 3, 2, 12
 SPEC = AgentSpec(

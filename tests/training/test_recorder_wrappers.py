@@ -23,8 +23,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from toy_environments import Kinds, Masked
 
 from aitia.datasets.arrays import array_format, decode_arrays
-from aitia.datasets.store import RunFolder, read_table, read_tensors
-from aitia.training.recorder import Recorder
+from aitia.datasets.files.store import RunFolder, read_table, read_tensors
+from aitia.training.recording.recorder import Recorder
 
 STEPS, ENVS, WINDOWS = 16, 2, 3
 LIMIT = 5

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from aitia.training.environments import EnvSpec
-from aitia.training.references import play_references
+from aitia.training.environments.references import play_references
+from aitia.training.environments.spec import EnvSpec
 
 MOVED = {"levels": 100, "moved": 100, "level_seed": 1}
 

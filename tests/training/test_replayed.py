@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from aitia.datasets.errors import InputError
-from aitia.datasets.store import RunFolder, read_table, read_tensors, write_table
-from aitia.training.agents import AgentSpec
-from aitia.training.edits import RewardEdit
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec
-from aitia.training.replayed import Replay, replay
+from aitia.datasets.files.store import RunFolder, read_table, read_tensors, write_table
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.edits.edit import RewardEdit
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.retraining.live import train_recorded
+from aitia.training.retraining.replay import Replay, replay
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 20, "n_epochs": 3}

@@ -14,17 +14,17 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from aitia.datasets.errors import InputError
-from aitia.datasets.store import RunFolder, read_table
-from aitia.training.agents import AgentSpec, new_policy
-from aitia.training.array_envs import GymArrays, Member
-from aitia.training.edits import RewardEdit
-from aitia.training.ensemble import train_agent, train_recorded
-from aitia.training.environments import EnvSpec
-from aitia.training.evaluation import EvaluationSpec, evaluate_policy
-from aitia.training.maze_arrays import ArrowMazeArrays
-from aitia.training.replayed import Replay, _fill, _Ordered, _Record
-from aitia.training.stack_training import initial_policy, make_array_env, train_members, train_stack
-from aitia.training.stacked import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, why_not_stackable
+from aitia.datasets.files.store import RunFolder, read_table
+from aitia.training.agents.play import EvaluationSpec, evaluate_policy
+from aitia.training.agents.spec import AgentSpec, new_policy
+from aitia.training.edits.edit import RewardEdit
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.retraining.arrays import GymArrays, Member
+from aitia.training.retraining.live import train_agent, train_recorded
+from aitia.training.retraining.maze_arrays import ArrowMazeArrays
+from aitia.training.retraining.ppo import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, why_not_stackable
+from aitia.training.retraining.replay import Replay, _fill, _Ordered, _Record
+from aitia.training.retraining.stack import initial_policy, make_array_env, train_members, train_stack
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 MAZE = EnvSpec("aitia/ArrowMaze-v0", {"size": 4, "levels": 24, "moved": 12, "bug": 12, "harmless": 6, "stray": 3})

@@ -13,13 +13,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 from toy_environments import Corridor
 
-from aitia.datasets.store import RunFolder, read_table, read_tensors
-from aitia.training.agents import AgentSpec
-from aitia.training.edits import RewardEdit
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec
-from aitia.training.recorder import Recorder
-from aitia.training.replayed import Replay, replay
+from aitia.datasets.files.store import RunFolder, read_table, read_tensors
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.edits.edit import RewardEdit
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.recording.recorder import Recorder
+from aitia.training.retraining.live import train_recorded
+from aitia.training.retraining.replay import Replay, replay
 
 STOPPING: dict[str, Any] = {"n_steps": 16, "batch_size": 16, "n_epochs": 4, "target_kl": 1e-3, "learning_rate": 0.01}
 ENV = EnvSpec("toy_environments:Corridor", {"limit": 3, "intended_error": 1.0})

@@ -11,8 +11,8 @@ from stable_baselines3 import PPO
 from torch import nn
 from toy_environments import Corridor
 
-from aitia.training import threads
-from aitia.training.recorder import Recorder
+from aitia.training.agents import threads
+from aitia.training.recording.recorder import Recorder
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from aitia.datasets.arrays import array_format_of, array_metadata, encode_arrays
 from aitia.datasets.schema import with_metadata
-from aitia.training.environments import EnvSpec
-from aitia.training.groups import ByTransition
+from aitia.training.edits.groups import ByTransition
+from aitia.training.environments.spec import EnvSpec
 
 ROWS = 300_000
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from aitia.datasets.errors import EnvironmentError_
-from aitia.training.arrow_maze import ArrowMazeEnv
-from aitia.training.environments import EnvSpec, probe
-from aitia.training.two_mazes import NAMES, TwoMazesEnv
+from aitia.training.environments.spec import EnvSpec, probe
+from aitia.training.worlds.maze import ArrowMazeEnv
+from aitia.training.worlds.two_mazes import NAMES, TwoMazesEnv
 
 ARGUMENTS = ({"size": 5, "levels": 6, "moved": 6, "bug": 6}, {"size": 4, "levels": 8, "harmless": 2})
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from world_helpers import world_env
 
 from aitia.datasets.errors import EnvironmentError_
-from aitia.training.agents import AgentSpec
-from aitia.training.array_envs import GymArrays, Member
-from aitia.training.edits import RewardEdit
-from aitia.training.environments import EnvSpec
-from aitia.training.groups import ByComponent
-from aitia.training.stack_training import make_array_env
-from aitia.training.worlds.arrays import WorldArrays
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.edits.edit import RewardEdit
+from aitia.training.edits.groups import ByComponent
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.retraining.arrays import GymArrays, Member
+from aitia.training.retraining.stack import make_array_env
+from aitia.training.retraining.world_arrays import WorldArrays
 
 PLANTED: dict[str, Any] = {"levels": 24, "moved": 12, "bug": 6, "harmless": 6, "stray": 3, "noise": 0.1}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -18,11 +18,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from toy_environments import Corridor, Kinds
 
 from aitia.datasets.errors import InputError, TaskError
-from aitia.datasets.store import RunFolder
-from aitia.training.agents import build_model
-from aitia.training.recorder import Recorder
-from aitia.training.zoo import read_saved_model, read_zoo_folder
-from aitia.workflows.adopt import recording_notes
+from aitia.datasets.files.store import RunFolder
+from aitia.training.agents.spec import build_model
+from aitia.training.agents.zoo import read_saved_model, read_zoo_folder
+from aitia.training.recording.recorder import Recorder
+from aitia.workflows.runs.adopt import recording_notes
 
 # as rl-zoo3 writes them (`yaml.dump` of an OrderedDict)
 CONFIG: dict[str, Any] = {

@@ -17,15 +17,15 @@ from torch import nn
 from toy_environments import Corridor, Kinds
 
 from aitia.datasets.errors import InputError, RunFolderError
+from aitia.datasets.files.store import RunFolder, read_tensor_metadata
 from aitia.datasets.rewards import recorded_whole, reward_summary
-from aitia.datasets.store import RunFolder, read_tensor_metadata
-from aitia.training.agents import AgentSpec
-from aitia.training.environments import EnvSpec
-from aitia.training.recorder import Recorder
-from aitia.training.replayed import replay
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.recording.recorder import Recorder
+from aitia.training.retraining.replay import replay
 from aitia.workflows import commands
-from aitia.workflows.adopt import recording_notes
-from aitia.workflows.runs import Run, begin_run
+from aitia.workflows.runs.adopt import recording_notes
+from aitia.workflows.runs.run import Run, begin_run
 
 HYPERPARAMETERS: dict[str, Any] = {
     "n_steps": 32, "batch_size": 32, "n_epochs": 2, "learning_rate": 0.001, "gamma": 0.97, "gae_lambda": 0.95,

@@ -196,7 +196,7 @@ def test_bad_arguments_are_said(
 def test_an_unreachable_scheduler_is_said(
     small_run: Path, tmp_path: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aitia.workflows.workers._CONNECT_SECONDS", 1)
+    monkeypatch.setattr("aitia.workflows.workers.pool._CONNECT_SECONDS", 1)
     shutil.copytree(small_run, tmp_path / "copy")
     refused(
         aitia_command("illustrate", tmp_path / "copy", "all", "--scheduler", "tcp://127.0.0.1:9"),

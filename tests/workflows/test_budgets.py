@@ -60,7 +60,7 @@ def test_coverage_biases_and_own_sets_stand_beside_the_corrections(
     copy: Path, write_task: WriteTask, scheduler: str
 ) -> None:
     before = json.loads((copy / "reports/test/summary.json").read_text())
-    causal = "aitia.training.arrow_maze:causal_levels"
+    causal = "aitia.training.worlds.maze:causal_levels"
     task = write_task(
         biases={"deep": {"hyperparameters": {"policy_kwargs": {"net_arch": [16, 16, 16]}}},
                 "planes": {"env_kwargs": {"observation": "planes"}}, "init": {"initial_seed": 100}},

@@ -20,18 +20,21 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from aitia.datasets import lock
 from aitia.datasets.errors import InputError, RunFolderError
+from aitia.datasets.files import lock
+from aitia.datasets.files.store import RunFolder, read_json, write_json
 from aitia.datasets.manifest import Manifest
 from aitia.datasets.rewards import reward_summary
-from aitia.datasets.store import RunFolder, read_json, write_json
-from aitia.training import environments, fingerprint
-from aitia.training.environments import EnvSpec
-from aitia.workflows import attribute, changes, commands, sources
-from aitia.workflows.groups import clusters_path
-from aitia.workflows.runs import begin_run, beginning
-from aitia.workflows.task import Task, load_task
-from aitia.workflows.workers import Workers, _run_there
+from aitia.training.environments import fingerprint
+from aitia.training.environments import spec as environments
+from aitia.training.environments.spec import EnvSpec
+from aitia.workflows import commands
+from aitia.workflows.runs import changes, sources
+from aitia.workflows.runs.groups import clusters_path
+from aitia.workflows.runs.run import begin_run, beginning
+from aitia.workflows.runs.task import Task, load_task
+from aitia.workflows.stages import attribute
+from aitia.workflows.workers.pool import Workers, _run_there
 
 ENVIRONMENT = """
 from toy_environments import Bonus
@@ -280,7 +283,7 @@ def test_a_script_that_records_is_not_removed_by_a_training(bench: Workbench) ->
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
-    from aitia.training.recorder import Recorder
+    from aitia.training.recording.recorder import Recorder
 
     commands.train(bench.task, bench.run)
     shutil.rmtree(bench.run / "checkpoints/seed=1")
@@ -302,7 +305,7 @@ def test_a_script_that_records_is_not_removed_by_a_training(bench: Workbench) ->
 
 
 def test_state_clusters_are_fitted_once_and_by_no_worker(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aitia.workflows import groups
+    from aitia.workflows.runs import groups
 
     bench.write(group_by="cluster")
     at_work, fits = [False], list[bool]()
@@ -398,7 +401,8 @@ def test_what_the_process_adds_to_info_is_no_change_of_the_environment(bench: Wo
     found = fingerprint.take_fingerprint(EnvSpec("restless:Mine"))
     assert found is not None
     command = (
-        "import json, sys; from aitia.training import fingerprint; from aitia.training.environments import EnvSpec; "
+        "import json, sys; from aitia.training.environments import fingerprint; "
+        "from aitia.training.environments.spec import EnvSpec; "
         "known = fingerprint.Fingerprint.of_json(json.loads(sys.argv[1])); "
         "print(known.differences(fingerprint.replay_fingerprint(EnvSpec('restless:Mine'), known)))"
     )

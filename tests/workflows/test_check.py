@@ -20,11 +20,11 @@ from small_task import SMALL_TASK
 
 import aitia
 from aitia.datasets.errors import TaskError
-from aitia.datasets.store import RunFolder, read_table
-from aitia.workflows.check import count_trainings
-from aitia.workflows.outcomes import require_outcomes
-from aitia.workflows.runs import open_run
-from aitia.workflows.task import make_task
+from aitia.datasets.files.store import RunFolder, read_table
+from aitia.workflows.runs.outcomes import require_outcomes
+from aitia.workflows.runs.run import open_run
+from aitia.workflows.runs.task import make_task
+from aitia.workflows.stages.check import count_trainings
 
 Command = Callable[..., Finished]
 WriteTask = Callable[..., Path]
@@ -176,8 +176,8 @@ def test_the_first_message_comes_before_anything_heavy_is_imported(write_task: W
 def test_the_estimate_of_a_run_is_logged_where_it_takes_a_while(
     write_task: WriteTask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aitia.workflows import check
-    from aitia.workflows.workers import Workers
+    from aitia.workflows.stages import check
+    from aitia.workflows.workers.pool import Workers
 
     task = make_task(SMALL_TASK, "task")
     with caplog.at_level(logging.INFO, "aitia"):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aitia.datasets.schema import metadata_of, with_metadata
-from aitia.training.edits_file import read_edits
+from aitia.training.edits.file import read_edits
 from aitia.workflows import commands
 
 pytestmark = pytest.mark.slow

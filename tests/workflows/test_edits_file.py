@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from small_task import SMALL_TASK
 
 from aitia.datasets.errors import EnvironmentError_, InputError
+from aitia.datasets.files.store import RunFolder
 from aitia.datasets.outcomes import Outcomes, PlayCounts
-from aitia.datasets.store import RunFolder
-from aitia.training.agents import AgentSpec
-from aitia.training.array_envs import GymArrays, Member
-from aitia.training.edits import RewardEdit
-from aitia.training.edits_file import Edits, read_edits, write_edits
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec, describe
-from aitia.training.groups import ByComponent
-from aitia.training.spaces import choices
-from aitia.training.stack_training import make_array_env
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.edits.edit import RewardEdit
+from aitia.training.edits.file import Edits, read_edits, write_edits
+from aitia.training.edits.groups import ByComponent
+from aitia.training.environments.spaces import choices
+from aitia.training.environments.spec import EnvSpec, describe
+from aitia.training.retraining.arrays import GymArrays, Member
+from aitia.training.retraining.live import train_recorded
+from aitia.training.retraining.stack import make_array_env
 from aitia.workflows import commands
 
 Command = Callable[..., Finished]

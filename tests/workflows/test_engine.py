@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import Finished
 
-from aitia.attribution.order import area_under_curve, attribution_order, effect_table
+from aitia.attribution.effects.order import area_under_curve, attribution_order, effect_table
 from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.workflows import commands
-from aitia.workflows.attribute import failures_of
-from aitia.workflows.groups import ensure_groups, load_grouping
-from aitia.workflows.recorded import estimator_of
-from aitia.workflows.runs import open_run
+from aitia.workflows.runs.groups import ensure_groups, load_grouping
+from aitia.workflows.runs.recorded import estimator_of
+from aitia.workflows.runs.run import open_run
+from aitia.workflows.stages.attribute import failures_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fast_jl.*")]
 WriteTask = Callable[..., Path]
@@ -117,7 +117,7 @@ def test_planted_causes_are_found_and_the_size_of_the_error_misleads(small_run: 
 
 
 def commands_causes(run: Any) -> list[int]:
-    from aitia.training.arrow_maze import causal_levels
+    from aitia.training.worlds.maze import causal_levels
 
     return causal_levels(run.task.training_env.make().unwrapped)
 
@@ -144,7 +144,7 @@ def test_validation_scores_every_estimator_beside_its_noise_ceiling(
     copy: Path, write_task: WriteTask, aitia_command: Callable[..., Finished], scheduler: str
 ) -> None:
     manifest = json.loads((copy / "run.json").read_text())
-    manifest["task"] |= {"causes": "aitia.training.arrow_maze:causal_levels", "verify": {"seeds": 2, "points": 1}}
+    manifest["task"] |= {"causes": "aitia.training.worlds.maze:causal_levels", "verify": {"seeds": 2, "points": 1}}
     (copy / "run.json").write_text(json.dumps(manifest))
     commands.attribute(copy, estimator="size", scheduler=scheduler, trust=True)
     done = aitia_command("validate", copy, "--masks", 4, "--scheduler", scheduler)

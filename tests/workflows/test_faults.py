@@ -23,8 +23,9 @@ from distributed import Client, LocalCluster, Worker
 from distributed.utils import LoopRunner
 from faults import ROOMS, differences, limit_files, make_deadly, patient_workers, stamps
 
-from aitia.workflows import commands, workers
-from aitia.workflows.workers import Workers
+from aitia.workflows import commands
+from aitia.workflows.workers import pool as workers
+from aitia.workflows.workers.pool import Workers
 
 pytestmark = pytest.mark.slow
 Command = Callable[..., Finished]

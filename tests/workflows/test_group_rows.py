@@ -16,16 +16,16 @@ import pytest
 import yaml
 
 from aitia.datasets.errors import InputError
+from aitia.datasets.files.store import RunFolder, read_table, write_table
 from aitia.datasets.outcomes import failure_ids
 from aitia.datasets.schema import current_top_transitions
-from aitia.datasets.store import RunFolder, read_table, write_table
-from aitia.training.environments import EnvSpec
-from aitia.training.groups import ByTransition
+from aitia.training.edits.groups import ByTransition
+from aitia.training.environments.spec import EnvSpec
 from aitia.workflows import commands
-from aitia.workflows.attribute import attributed_tables
-from aitia.workflows.groups import group_rows
-from aitia.workflows.recorded import estimator_of
-from aitia.workflows.runs import open_run
+from aitia.workflows.runs.groups import group_rows
+from aitia.workflows.runs.recorded import estimator_of
+from aitia.workflows.runs.run import open_run
+from aitia.workflows.stages.attribute import attributed_tables
 
 PLACE = ["seed", "window", "env", "step"]
 TASK: dict[str, Any] = {

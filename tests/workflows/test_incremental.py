@@ -19,8 +19,8 @@ from small_task import SMALL_TASK
 
 from aitia.datasets.errors import RunFolderError
 from aitia.workflows import commands
-from aitia.workflows.plays import episodes_at, with_earlier
-from aitia.workflows.workers import Workers
+from aitia.workflows.runs.plays import episodes_at, with_earlier
+from aitia.workflows.workers.pool import Workers
 
 pytestmark = pytest.mark.slow
 

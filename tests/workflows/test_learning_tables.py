@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from aitia.datasets.arrays import decode_actions
+from aitia.datasets.files.store import RunFolder, read_table
 from aitia.datasets.schema import metadata_of, seed_and_episode
-from aitia.datasets.store import RunFolder, read_table
 from aitia.workflows import commands
-from aitia.workflows.episodes import failing_steps
-from aitia.workflows.plays import joined
+from aitia.workflows.runs.plays import joined
+from aitia.workflows.stages.episodes import failing_steps
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from aitia.datasets import frames
 from aitia.datasets.errors import RunFolderError
 from aitia.datasets.frames import DrawnFailure, EpisodeStep, FrameIndex, FrameWriter, read_frame
 from aitia.workflows import commands
-from aitia.workflows.pictures import _chosen_steps
+from aitia.workflows.stages.pictures import _chosen_steps
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ import yaml
 from command_line import Finished
 
 from aitia.datasets.errors import InputError
+from aitia.datasets.files.store import RunFolder
 from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, GROUP_EFFECTS, MASKS
-from aitia.datasets.store import RunFolder
-from aitia.training.edits_file import read_edits
-from aitia.workflows import attribute, commands
-from aitia.workflows.runs import open_run
-from aitia.workflows.workers import Workers
+from aitia.training.edits.file import read_edits
+from aitia.workflows import commands
+from aitia.workflows.runs.run import open_run
+from aitia.workflows.stages import attribute
+from aitia.workflows.workers.pool import Workers
 
 pytestmark = pytest.mark.slow
 
@@ -86,11 +87,11 @@ def test_every_failure_has_a_group_sum_for_every_group_seed_and_lambda(small_run
 
 def test_group_sums_add_up_over_windows(small_run: Path) -> None:
     """The merged sums equal the sums of each window's own attribution."""
-    from aitia.attribution.estimators import Trak
-    from aitia.attribution.influence import attribute_window
-    from aitia.attribution.window import read_window
-    from aitia.datasets.store import read_tensors
-    from aitia.training.agents import load_policy
+    from aitia.attribution.effects.window import attribute_window
+    from aitia.attribution.estimators.base import Trak
+    from aitia.attribution.estimators.window import read_window
+    from aitia.datasets.files.store import read_tensors
+    from aitia.training.agents.spec import load_policy
 
     run = open_run(small_run)
     names = attribute.failures_of(run, "test")[:3]
@@ -313,8 +314,8 @@ def test_one_failure_and_a_baseline_estimator_can_be_attributed_alone(
 
 def test_attribution_order_starts_with_the_causal_groups(small_run: Path) -> None:
     """Planted cause: 12 bug levels of 18 wrong ones; chance would be an AUC of .5."""
-    from aitia.attribution.order import area_under_curve, attribution_order, effect_table
-    from aitia.training.levels import LevelSet, make_level
+    from aitia.attribution.effects.order import area_under_curve, attribution_order, effect_table
+    from aitia.training.worlds.levels import LevelSet, make_level
 
     level_set = LevelSet(size=4, levels=24, moved=12, bug=12, harmless=6)
     causal = {str(n) for n in range(24) if make_level(level_set, n).bug}

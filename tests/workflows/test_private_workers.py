@@ -19,9 +19,9 @@ import psutil
 import pytest
 from distributed import LocalCluster
 
-from aitia.workflows import schedulers
-from aitia.workflows.schedulers import start_cluster
-from aitia.workflows.workers import Workers
+from aitia.workflows.workers import schedulers
+from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.schedulers import start_cluster
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from small_task import SMALL_TASK
 
-from aitia.workflows.processes import silence_pygame
+from aitia.workflows.workers.processes import silence_pygame
 
 ENVIRONMENT = """
 import pygame
-from aitia.training.arrow_maze import ArrowMazeEnv
+from aitia.training.worlds.maze import ArrowMazeEnv
 
 print("imported here", flush=True)
 """

@@ -18,12 +18,12 @@ import pytest
 from command_line import Finished
 
 from aitia.datasets.errors import InputError, RunFolderError
+from aitia.datasets.files.store import RunFolder
 from aitia.datasets.frames import FrameIndex
 from aitia.datasets.schema import failure_id
-from aitia.datasets.store import RunFolder
 from aitia.workflows import commands
-from aitia.workflows.recorded import NOT_RECORDED
-from aitia.workflows.runs import open_run
+from aitia.workflows.runs.recorded import NOT_RECORDED
+from aitia.workflows.runs.run import open_run
 
 pytestmark = pytest.mark.slow
 Command = Callable[..., Finished]

@@ -24,14 +24,14 @@ from toy_hooks import __file__ as hooks_file
 
 import aitia.training  # noqa: F401 (registers environments)
 from aitia.datasets.errors import RunFolderError, TaskError
-from aitia.datasets.store import RunFolder
-from aitia.training.ensemble import train_recorded
-from aitia.training.environments import EnvSpec
-from aitia.training.hooks import HookedEnv
-from aitia.training.recorded_agent import agent_block
-from aitia.training.recorder import Recorder
-from aitia.workflows.runs import begin_run
-from aitia.workflows.task import load_task
+from aitia.datasets.files.store import RunFolder
+from aitia.training.environments.hooks import HookedEnv
+from aitia.training.environments.spec import EnvSpec
+from aitia.training.recording.agent_block import agent_block
+from aitia.training.recording.recorder import Recorder
+from aitia.training.retraining.live import train_recorded
+from aitia.workflows.runs.run import begin_run
+from aitia.workflows.runs.task import load_task
 
 UNUSUAL: dict[str, Any] = {
     "n_steps": 24, "batch_size": 12, "n_epochs": 3, "learning_rate": lambda left: 0.002 * left, "gamma": 0.91,
@@ -208,7 +208,7 @@ def _one_maze() -> Any:
 SCRIPT = """
 import gymnasium as gym
 from stable_baselines3 import PPO
-from aitia.training.recorder import Recorder
+from aitia.training.recording.recorder import Recorder
 {imports}
 model = PPO("MlpPolicy", {env}, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
 model.learn(64, callback=Recorder("run", seed=0))
@@ -262,8 +262,8 @@ class Mine(Corridor):
 REGISTERED = "gym.register(id='Mine-v0', entry_point='{entry}', kwargs={{'size': 9}}{more})\n"
 TAKEN_OVER = """
 from pathlib import Path
-from aitia.training.environments import EnvSpec
-from aitia.workflows.task import load_task
+from aitia.training.environments.spec import EnvSpec
+from aitia.workflows.runs.task import load_task
 path = Path("run/task.yaml")
 text = path.read_text().replace("desired: [FILL_IN]", "desired: [goal]").replace("[FILL_IN]", "[pit]")
 path.write_text(text)
@@ -353,7 +353,7 @@ def test_seeds_with_the_same_difference_share_a_line(tmp_path: Path) -> None:
 
 def test_a_recording_without_its_agent_block_is_told_what_is_known(tmp_path: Path) -> None:
     """Recordings of 0.1 say hyperparameters, and no policy."""
-    from aitia.datasets.store import read_tensor_metadata, read_tensors, write_tensors
+    from aitia.datasets.files.store import read_tensor_metadata, read_tensors, write_tensors
 
     path = _filled_in(_record(tmp_path / "run", _ppo(_mazes())))
     final = RunFolder(tmp_path / "run").final_path(0)

@@ -22,12 +22,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList, ConvertCallback
 
 from aitia.datasets.errors import AitiaError, InputError
-from aitia.datasets.rebuilt import rebuilt
-from aitia.datasets.remote import as_path
-from aitia.datasets.store import RunFolder, write_text
-from aitia.training.recorder import Recorder
+from aitia.datasets.files.rebuilt import rebuilt
+from aitia.datasets.files.remote import as_path
+from aitia.datasets.files.store import RunFolder, write_text
+from aitia.training.recording.recorder import Recorder
 from aitia.workflows import commands
-from aitia.workflows.report import _KEPT, _OWN, _require_free, report_folder
+from aitia.workflows.stages.report import _KEPT, _OWN, _require_free, report_folder
 
 SECRET = "a-secret-of-this-test"
 TASK: dict[str, Any] = {

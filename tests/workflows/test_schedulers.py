@@ -26,10 +26,11 @@ from faults import ROOMS
 from shared_cluster import without_certificates
 
 from aitia.datasets.errors import InputError
+from aitia.datasets.files.store import RunFolder, write_json
 from aitia.datasets.manifest import Manifest
-from aitia.datasets.store import RunFolder, write_json
-from aitia.workflows import schedulers, workers
-from aitia.workflows.workers import Workers
+from aitia.workflows.workers import pool as workers
+from aitia.workflows.workers import schedulers
+from aitia.workflows.workers.pool import Workers
 
 DOCS = Path(__file__).parents[2] / "docs"
 Command = Callable[..., Finished]

@@ -167,7 +167,7 @@ def test_commands_work_where_text_is_no_utf8(encoding: str, tmp_path: Path) -> N
 
 
 def test_a_folder_named_in_another_encoding_can_be_written_into_run_json(tmp_path: Path) -> None:
-    from aitia.datasets.store import read_json, write_json
+    from aitia.datasets.files.store import read_json, write_json
 
     write_json(tmp_path / "run.json", {"task_folder": "/tmp/\udcc3\udcbc"})  # as Python reads ü where LANG=C
     assert read_json(tmp_path / "run.json") == {"task_folder": "/tmp/\udcc3\udcbc"}
@@ -186,7 +186,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
     run = sent_run(tmp_path / "run")
     (run / name).chmod(0)
     if os.access(run / name, os.R_OK):  # root may read everything
-        import aitia.datasets.store as store
+        import aitia.datasets.files.store as store
 
         reader = {"run.json": "read_text", "episodes.parquet": "read_parquet"}.get(Path(name).name, "safe_open")
         real = getattr(store, reader)

@@ -12,10 +12,10 @@ import pytest
 from command_line import Finished
 
 from aitia.datasets.errors import InputError
-from aitia.reports.suite import CaseResult, confusion, score, scores
-from aitia.reports.verdict import Verdict
-from aitia.training.environments import probe
-from aitia.workflows.suite_cases import Case, all_cases, choose_cases, truths
+from aitia.reports.pages.suite import CaseResult, confusion, score, scores
+from aitia.reports.verdict.rules import Verdict
+from aitia.training.environments.spec import probe
+from aitia.workflows.suite.cases import Case, all_cases, choose_cases, truths
 
 RATES: dict[str, Any] = {"uncorrected": None, "all_corrected": None, "outer_share": None}
 RESULT = CaseResult(

@@ -14,9 +14,9 @@ import pytest
 from command_line import Finished
 
 from aitia.datasets.errors import InputError
+from aitia.datasets.files.store import RunFolder
 from aitia.datasets.manifest import Manifest
-from aitia.datasets.store import RunFolder
-from aitia.workflows.trust import remember, require_trusted, state_folder
+from aitia.workflows.runs.trust import remember, require_trusted, state_folder
 
 Command = Callable[..., Finished]
 ENV = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aitia.datasets.errors import EnvironmentError_
-from aitia.training.environments import EnvSpec
+from aitia.training.environments.spec import EnvSpec
 
 # Modules of Python that every new process imports, and optional ones that installed packages look for.
 PLANTED = ("selectors", "tensorboard", "cv2", "zstandard")
@@ -18,7 +18,7 @@ COMMAND = """
 import os, sys
 
 sys.path[:] = [path for path in sys.path if path]  # as the command `aitia` begins: without the working directory
-from aitia.workflows.workers import Workers
+from aitia.workflows.workers.pool import Workers
 from pieces import look
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Environment families with planted causes: small worlds, stepped as arrays (docs/families.md)."""
+"""Environment families with planted causes (docs/families.md); never how an agent is trained in them."""

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ...datasets.errors import EnvironmentError_
-from ..levels import level_roles
+from .levels import level_roles
 
 State = dict[str, NDArray[Any]]
 Flags = NDArray[np.bool_]

@@ -1,0 +1,1 @@
+"""Estimators and baselines that score a window's transitions; never sums over windows."""

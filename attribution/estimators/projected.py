@@ -1,0 +1,237 @@
+r"""TRAK with a random projection, always through the `traker` library: the reference that others know.
+
+`traker` divides gradients by sqrt(P) and never by n, and its projection matrix R [P, k] has unit variance; so
+with `lambda_reg` = lambda n k / P (k = P without projection) its scores times n are
+
+.. math:: s = \Phi \tilde R (\tilde R^T (\Phi^T\Phi/n) \tilde R + \lambda I)^{-1} \tilde R^T q, \quad
+          \tilde R = R/\sqrt{k},
+
+which go to the exact ones as k grows. Its traps that are handled here: float16 by default; the projection matrix
+deleted before scoring, and drawn again for every batch where it has several blocks; the inverse divided by its
+mean entry, which takes the unit away; a folder on disk that is resumed. Source: Park et al. 2023
+(arXiv:2303.14186).
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+
+from ...datasets.errors import InputError, NonFiniteError
+from ...training.agents.memory import ACTOR, is_recurrent
+from ...training.environments.masks import takes_masks
+from ...training.environments.spaces import as_tensors, choices
+from ..gradients.kernel import LAMBDAS, WindowRows
+from ..targets.given import incoming_states, lstm_step
+from ..targets.outputs import ActionDistribution, Inputs, difference_of_log_sums, prepare
+from ..targets.steps import TargetSteps
+from .base import Estimator, Prepared, ScoredWindow
+from .window import Window
+
+PROJECTED_DIMENSIONS = 2048
+_BATCH = 256
+_SEED = 0
+
+
+class TrakProjected(Estimator):
+    """TRAK's random projection through `traker`, at the window's own checkpoint."""
+
+    name = "trak-projected"
+    summary = "TRAK with a random projection, through the traker library"
+
+    def __init__(self, dimensions: int = PROJECTED_DIMENSIONS) -> None:
+        self.dimensions = dimensions
+
+    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+        """Project the gradients of the window and of the failures' steps once; each damping is a solve.
+
+        Raises:
+            InputError: a user's own target, which is not a sum over steps, or the target `value`.
+        """
+        if targets.user is not None:
+            raise InputError(
+                "--estimator trak-projected needs a built-in target: traker scores one output a step, and "
+                "your target function need not be a sum over steps. Use --estimator trak"
+            )
+        if "value" in targets.kinds:
+            raise InputError(
+                "--estimator trak-projected scores the policy alone, and target: value asks for V(s). Use "
+                "--estimator trak, or another target"
+            )
+        scores = _scores(window, policy, targets, self.dimensions)
+        return ScoredWindow(window, lambda lam: scores[lam], value_known=False)
+
+
+class _Actor(nn.Module):
+    """The actor alone: traker takes gradients by all parameters of a module."""
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.features, self.body, self.head = (
+            policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net,
+        )  # fmt: skip
+        self.lstm = policy.lstm_actor if is_recurrent(policy) else None
+        self.log_std = policy.log_std if isinstance(policy.action_space, spaces.Box) else None
+        self.space, self.masked = policy.action_space, takes_masks(policy)
+
+    def forward(self, observations: Inputs, mask: Tensor, states: Tensor) -> ActionDistribution:
+        """Return the distribution of actions in N states, given prepared observations and what is beside them."""
+        features = self.features(observations)
+        if self.lstm is not None:
+            lstm: Any = self.lstm
+            features, _ = lstm_step(lstm, features, states)
+        head = self.head(self.body(features))
+        log_std = None if self.log_std is None else self.log_std.expand_as(head)
+        return ActionDistribution(self.space, head, log_std, mask if self.masked else None)
+
+
+class _Samples(NamedTuple):
+    """One output each: log pi(a|s) of a transition, or one step of a target. All [N, ...].
+
+    Attributes:
+        inputs: what the policy takes (`_prepared`).
+        action: the action taken.
+        plus, minus: bool [N, A], actions whose summed probabilities are compared (labels).
+        kind: [N, 3], weights of log pi(a|s), of its log-odds and of the labels.
+    """
+
+    inputs: tuple[Tensor, ...]
+    action: Tensor
+    plus: Tensor
+    minus: Tensor
+    kind: Tensor
+
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield batches as traker takes them."""
+        flat = (*self.inputs, self.action, self.plus, self.minus, self.kind)
+        for start in range(0, len(self.action), _BATCH):
+            yield tuple(values[start : start + _BATCH] for values in flat)
+
+
+def _scores(
+    window: Window, policy: ActorCriticPolicy, targets: TargetSteps, dimensions: int
+) -> dict[float, NDArray[np.float64]]:
+    """Return scores of the window's distinct rows [U, F] by damping."""
+    from trak import TRAKer
+    from trak.modelout_functions import AbstractModelOutput
+    from trak.projectors import BasicProjector, ProjectionType
+    from trak.score_computers import BasicScoreComputer
+
+    names = list(policy.observation_space.spaces) if isinstance(policy.observation_space, spaces.Dict) else None
+
+    class Output(AbstractModelOutput):  # type: ignore[misc]
+        """A weighted sum of log pi(a|s), its log-odds and a difference of log-sums of probabilities."""
+
+        def __init__(self) -> None:
+            """Nothing is kept; traker's base class wants it said."""
+
+        @staticmethod
+        def get_output(model: nn.Module, weights: Any, buffers: Any, *sample: Tensor) -> Tensor:
+            *inputs, mask, states, action, plus, minus, kind = (values[None] for values in sample)
+            given = inputs[0] if names is None else dict(zip(names, inputs, strict=True))
+            found: ActionDistribution = torch.func.functional_call(model, (weights, buffers), (given, mask, states))
+            output = kind[0, 0] * found.log_prob(action)[0] + kind[0, 1] * found.log_odds(action)[0]
+            if isinstance(found.space, spaces.Discrete):
+                output = output + kind[0, 2] * difference_of_log_sums(found.log_probs(), plus, minus)[0]
+            return output
+
+        @staticmethod
+        def get_out_to_loss_grad(model: nn.Module, weights: Any, buffers: Any, batch: tuple[Tensor, ...]) -> Tensor:
+            return torch.ones(len(batch[0]), 1)
+
+    class Scores(BasicScoreComputer):  # type: ignore[misc]
+        """traker's own, without the division by the mean entry of the inverse."""
+
+        def get_x_xtx_inv(self, grads: Tensor, xtx: Tensor) -> Tensor:
+            damped = xtx.double() + self.lambda_reg * torch.eye(len(xtx), dtype=torch.float64)
+            solved: Tensor = torch.linalg.solve(damped, grads.double().T)
+            return solved.T.float()
+
+    policy.float()
+    actor = _Actor(policy)
+    parameters = sum(parameter.numel() for parameter in actor.parameters())
+    rows = len(window.reward)
+    projector = BasicProjector(
+        parameters, dimensions, _SEED, ProjectionType.rademacher, "cpu", block_size=dimensions
+    )  # fmt: skip
+    projector.free_memory = lambda: None  # else its one matrix is gone when targets are scored
+    found: dict[float, NDArray[np.float64]] = {}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # traker warns about its optional CUDA kernels
+        traker = TRAKer(
+            actor, Output(), train_set_size=rows, save_dir=folder, device="cpu",
+            projector=projector, proj_dim=dimensions, score_computer=Scores, use_half_precision=False,
+            logging_level=logging.CRITICAL,
+        )  # fmt: skip
+        traker.load_checkpoint(actor.state_dict(), model_id=0)
+        for batch in _window_samples(window, policy).batches():
+            traker.featurize(batch=batch, num_samples=len(batch[0]))
+        for lam in LAMBDAS:
+            traker.score_computer.lambda_reg = lam * rows * dimensions / parameters
+            traker.saver.model_ids[0]["is_finalized"] = 0
+            traker.finalize_features(model_ids=[0])
+            name = f"lambda={lam:g}"
+            traker.start_scoring_checkpoint(name, actor.state_dict(), model_id=0, num_targets=len(targets.failure))
+            for batch in _target_samples(targets, policy).batches():
+                traker.score(batch=batch, num_samples=len(batch[0]))
+            per_step = np.array(traker.finalize_scores(name, model_ids=[0]), dtype=np.float64) * rows
+            if not np.isfinite(per_step).all():
+                raise NonFiniteError(f"{window.name}: a projected gradient is not finite; the training diverged")
+            found[lam] = _by_failure(per_step, window, targets)
+    return found
+
+
+def _by_failure(per_step: NDArray[np.float64], window: Window, targets: TargetSteps) -> NDArray[np.float64]:
+    """Sum scores [N, T] over the steps of each failure, and keep one of each distinct row: [U, F]."""
+    first = np.unique(window.rows.row, return_index=True)[1]
+    starts = np.searchsorted(targets.failure, np.arange(targets.failures))
+    summed: NDArray[np.float64] = np.add.reduceat(per_step[first], starts, axis=1)
+    return summed
+
+
+def _window_samples(window: Window, policy: ActorCriticPolicy) -> _Samples:
+    """Return log pi(a|s) of each transition."""
+    row = window.rows.row
+    kind = torch.tensor([[1.0, 0.0, 0.0]]).repeat(len(row), 1)
+    none = torch.zeros(len(row), choices(policy.action_space) or 1, dtype=torch.bool)
+    actions = torch.as_tensor(window.rows.actions[row])
+    inputs = tuple(values[row] for values in _prepared(window.rows, policy))
+    return _Samples(inputs, actions, none, none, kind)
+
+
+def _target_samples(targets: TargetSteps, policy: ActorCriticPolicy) -> _Samples:
+    """Return each step of each failure's target, with its weight."""
+    of_step = np.array(targets.kinds)[targets.failure]
+    weight = targets.step_weights()
+    kind = np.stack([weight * (of_step == name) for name in ("episode", "log-odds", "labels")], axis=1)
+    labels = targets.labels if targets.labels.shape[1] else np.zeros((len(weight), 1), np.int8)
+    return _Samples(
+        _prepared(targets, policy), torch.as_tensor(targets.actions), torch.as_tensor(labels > 0),
+        torch.as_tensor(labels < 0), torch.as_tensor(kind).float(),
+    )  # fmt: skip
+
+
+def _prepared(of: WindowRows | TargetSteps, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
+    """Return what the policy takes in N states: prepared observations, one tensor a key; then bool [N, A], allowed
+    actions, and [N, 2, layers, H], states that come in at the actor's LSTM ([N, 0] each where it takes none).
+    """
+    found: Any = prepare(policy, as_tensors(of.observations))
+    parts = tuple(found.values()) if isinstance(found, dict) else (found,)
+    mask = states = torch.zeros(len(parts[0]), 0)
+    if of.given.mask is not None:
+        mask = torch.as_tensor(of.given.mask)
+    if is_recurrent(policy):
+        lstm: Any = policy.lstm_actor
+        with torch.no_grad():
+            states = incoming_states(lstm, policy.pi_features_extractor(found), of.given.history, ACTOR)
+    return (*parts, mask, states)

@@ -1,0 +1,90 @@
+"""Estimators by name.
+
+An estimator of one's own is a subclass of `Estimator` that an installed package names under the entry-point
+group `aitia.estimators`; `aitia attribute RUN --estimator NAME` then finds it.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import NamedTuple
+
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ...datasets.errors import InputError, nearest
+from ...datasets.words import counted
+from ..gradients.factors import why_not_factored
+from .base import Estimator, TracIn, Trak
+from .baselines import Advantage, NearestLatent, NearestObservation, Random, Reward, Size, TdError
+from .projected import TrakProjected
+from .updates import TrakUpdates
+
+ENTRY_POINTS = "aitia.estimators"
+AUTO = "auto"
+LARGEST_EXACT = 8192  # rows of a window: its matrix of inner products takes 256 MiB (in float64 512)
+
+BUILT_IN: tuple[type[Estimator], ...] = (
+    Trak, TrakProjected, TrakUpdates, TracIn,
+    Size, Reward, TdError, Advantage, NearestObservation, NearestLatent, Random,
+)  # fmt: skip
+
+
+def estimators() -> dict[str, type[Estimator]]:
+    """Return all estimators by name: the built-in ones, and those of installed packages.
+
+    Raises:
+        InputError: an entry point is not an `Estimator`, or takes a built-in name.
+    """
+    found = {estimator.name: estimator for estimator in BUILT_IN}
+    for point in entry_points(group=ENTRY_POINTS):
+        loaded = point.load()
+        if not (isinstance(loaded, type) and issubclass(loaded, Estimator)):
+            raise InputError(
+                f"the entry point `{point.name}` of {ENTRY_POINTS} is {loaded!r}, expected a subclass of Estimator"
+            )
+        if loaded.name in (AUTO, *found):
+            raise InputError(
+                f"the entry point `{point.name}` of {ENTRY_POINTS} takes the name `{loaded.name}`, which is taken"
+            )
+        found[loaded.name] = loaded
+    return found
+
+
+class Chosen(NamedTuple):
+    """The estimator that `auto` means, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_estimator(policy: ActorCriticPolicy, window_rows: int) -> Chosen:
+    """Return `trak` (exact) where the policy's gradients have a factored form and a window fits, else `trak-projected`.
+
+    Args:
+        policy: the policy, trained or not.
+        window_rows: transitions of a window.
+    """
+    reason = why_not_factored(policy)
+    if reason is not None:
+        return Chosen(TrakProjected.name, f"{reason}, so per-sample gradients have no factored form")
+    if window_rows > LARGEST_EXACT:
+        return Chosen(
+            TrakProjected.name,
+            f"a window has {counted(window_rows, 'transition')}, the exact form takes {LARGEST_EXACT}",
+        )
+    rows = counted(window_rows, "transition")
+    return Chosen(Trak.name, f"every layer has a factored gradient and a window of {rows} fits")
+
+
+def find_estimator(name: str) -> Estimator:
+    """Return the estimator of a name.
+
+    Raises:
+        InputError: there is none; names those there are.
+    """
+    known = estimators()
+    if name not in known:
+        raise InputError(
+            f"--estimator {name} was given, expected one of {', '.join([AUTO, *known])}.{nearest(name, known)}"
+        )
+    return known[name]()

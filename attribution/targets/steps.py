@@ -1,0 +1,234 @@
+r"""Targets: the misbehaviour functional f of a failure, as a differentiable function of what the policy says.
+
+`labels`: the mean over decisive steps of log sum pi(misbehaving actions) - log sum pi(desired actions).
+A step is decisive if its labels hold both signs and the action taken misbehaves. `log-odds`: the mean of
+log p/(1-p) of the actions taken (of Box actions: of their log density). A failure without a decisive step has the
+log-odds target in any case; `auto` also accepts an environment that tells no labels at all. `episode`: the sum of
+log pi(a|s) over the whole failing episode, its log-likelihood but for what the environment adds. `value`: V(s) of
+the state in which it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays
+from ...datasets.errors import InputError, TaskError
+from ...datasets.outcomes import failure_ids
+from ...datasets.schema import failure_id
+from ...training.environments.hooks import load_callable
+from .given import NOTHING_BESIDE, Given, given_of_episodes
+from .outputs import Outputs, difference_of_log_sums
+
+BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds", "episode", "value")
+
+
+class UserSteps(NamedTuple):
+    """What a user's target function gets of one failure beside log pi(.|s) [T, A] of its steps.
+
+    Where the actions are not Discrete the function gets log pi(a|s) [T] of the actions taken instead.
+
+    Attributes:
+        observations: [T, ...].
+        actions: int64 [T], or [T, K] where an action is several numbers.
+        labels: int8 [T, A]; zeros without labels.
+    """
+
+    observations: Array
+    actions: Array
+    labels: NDArray[np.int8]
+
+
+UserTarget = Callable[[Tensor, UserSteps], Tensor]
+
+
+@dataclass(frozen=True)
+class TargetSteps:
+    """The steps that the targets of F failures depend on.
+
+    Attributes:
+        ids: failure ids, length F.
+        kinds: what each target is, length F.
+        failure: int64 [T], index of the failure of each step, ascending.
+        observations: [T, ...].
+        actions: int64 [T], or [T, K] where an action is several numbers.
+        labels: int8 [T, A].
+        decisive: bool [T].
+        user: a user's own function, instead of the built-in ones.
+        given: what the policy is given beside the observations.
+    """
+
+    ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+    failure: NDArray[np.int64]
+    observations: Array
+    actions: Array
+    labels: NDArray[np.int8]
+    decisive: NDArray[np.bool_]
+    user: UserTarget | None = None
+    given: Given = NOTHING_BESIDE
+
+    @property
+    def failures(self) -> int:
+        """F."""
+        return len(self.ids)
+
+    def of(self, chosen: NDArray[np.int64]) -> TargetSteps:
+        """Return the steps of some failures, in ascending order."""
+        steps = np.isin(self.failure, chosen)
+        return replace(
+            self, ids=tuple(self.ids[i] for i in chosen), kinds=tuple(self.kinds[i] for i in chosen),
+            failure=np.searchsorted(chosen, self.failure[steps]), observations=self.observations[steps],
+            actions=self.actions[steps], labels=self.labels[steps], decisive=self.decisive[steps],
+            given=self.given.whole_episodes(steps),
+        )  # fmt: skip
+
+    def values(self, outputs: Outputs) -> Tensor:
+        """Return f of each failure, [F], from what the policy says of all steps."""
+        if self.user is not None:
+            discrete = isinstance(outputs.distribution.space, spaces.Discrete)
+            distribution, taken = outputs.distribution, torch.as_tensor(self.actions)
+            log_probs = distribution.log_probs() if discrete else distribution.log_prob(taken)
+            return torch.stack([self._user_value(index, log_probs) for index in range(self.failures)])
+        labels, actions = torch.as_tensor(self.labels), torch.as_tensor(self.actions)
+        per_kind = {
+            "labels": lambda: difference_of_log_sums(outputs.distribution.log_probs(), labels > 0, labels < 0),
+            "log-odds": lambda: outputs.distribution.log_odds(actions),
+            "episode": lambda: outputs.distribution.log_prob(actions),
+            "value": lambda: outputs.values,
+        }
+        kind, weights = self._step_kinds(), self.step_weights()
+        total: Tensor | None = None
+        for name in sorted(set(self.kinds)):
+            chosen = torch.as_tensor((kind == name) & (weights > 0.0))
+            part = torch.where(chosen, per_kind[name](), 0.0)
+            total = part if total is None else total + part
+        assert total is not None
+        weight = torch.as_tensor(weights, dtype=total.dtype)
+        return total.new_zeros(self.failures).index_add(0, torch.as_tensor(self.failure), weight * total)
+
+    def _step_kinds(self) -> NDArray[np.str_]:
+        return np.array(self.kinds)[self.failure]
+
+    def step_weights(self) -> NDArray[np.float64]:
+        """Return the weight of each step in the target of its failure, [T]: 0 where it does not count."""
+        kind = self._step_kinds()
+        first = np.diff(self.failure, prepend=-1) > 0
+        used = np.select([kind == "labels", kind == "value"], [self.decisive, first], True)
+        count = np.bincount(self.failure[used], minlength=self.failures)
+        return np.where(kind == "episode", 1.0, used / np.maximum(count, 1)[self.failure])
+
+    def functional(self) -> Callable[[Outputs], Tensor]:
+        """Return the sum of all targets, whose derivative by a step is that of the step's own failure."""
+        return lambda outputs: self.values(outputs).sum()
+
+    def _user_value(self, index: int, log_probs: Tensor) -> Tensor:
+        rows = np.flatnonzero(self.failure == index)
+        steps = UserSteps(self.observations[rows], self.actions[rows], self.labels[rows])
+        assert self.user is not None
+        value = self.user(log_probs[torch.as_tensor(rows)], steps)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise InputError(
+                f"the target function returned {value!r} for failure {self.ids[index]}, expected one number as a tensor"
+            )
+        return value.reshape(())
+
+
+def decisive_steps(labels: NDArray[np.int8], actions: Array) -> NDArray[np.bool_]:
+    """Return which steps are decisive, [T]: labels of both signs and a misbehaving action taken."""
+    if not labels.shape[1]:
+        return np.zeros(len(labels), dtype=np.bool_)  # no labels, or actions that cannot have any
+    both = (labels > 0).any(axis=1) & (labels < 0).any(axis=1)
+    taken = np.take_along_axis(labels, actions[:, None], axis=1)[:, 0]
+    return np.asarray(both & (taken > 0), dtype=np.bool_)
+
+
+def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetSteps:
+    """Collect the target steps of failures.
+
+    Args:
+        steps: the steps table of an evaluation set (repeat 0).
+        failures: rows of the episodes table that failed (`seed`, `episode`).
+        target: one of `BUILT_IN`, or `module:callable`.
+
+    Raises:
+        TaskError: an unknown target, or `labels` for an environment that tells none.
+    """
+    user = user_target(target)
+    keys = list(zip(failures["seed"].to_pylist(), failures["episode"].to_pylist(), strict=True))
+    rows = _rows_of(steps, keys)
+    index = np.repeat(np.arange(len(keys)), [len(r) for r in rows])
+    order = np.concatenate(rows) if rows else np.empty(0, np.int64)
+    chosen = steps.take(pa.array(order))
+    observations = decode_arrays(chosen["observation"], array_format(steps.schema, "observation"))
+    actions = decode_actions(chosen)
+    if target == "labels" and steps["action_labels"].null_count:
+        raise TaskError(
+            "target: `labels` was given, but the environment tells no `action_labels`. Use `auto` or `log-odds`, or "
+            "let the environment tell them with every step"
+        )
+    given = given_of_episodes(chosen.replace_schema_metadata(steps.schema.metadata), index)
+    labels = _labels(chosen, int((steps.schema.metadata or {}).get(b"actions", b"0")))
+    if given.mask is not None and labels.shape[1]:
+        labels = np.where(given.mask, labels, 0).astype(np.int8)  # an action that is not allowed has no part in odds
+    decisive = decisive_steps(labels, actions)
+    has_decisive = np.bincount(index[decisive], minlength=len(keys)) > 0
+    ids = tuple(failure_ids(failures))
+    kinds = tuple(_kind(target, bool(has)) for has in has_decisive)
+    return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user, given)
+
+
+def target_kinds(steps: pa.Table, failures: pa.Table, target: str) -> dict[str, str]:
+    """Return by failure what its target is; a user's own function, which is none of `BUILT_IN`, is not imported."""
+    if target not in BUILT_IN:
+        return dict.fromkeys(failure_ids(failures), target)
+    found = make_targets(steps, failures, target)
+    return dict(zip(found.ids, found.kinds, strict=True))
+
+
+def _kind(target: str, has_decisive: bool) -> str:
+    """Return what the target of one failure is: without a decisive step also `labels` is the log-odds."""
+    if target in ("auto", "labels"):
+        return "labels" if has_decisive else "log-odds"
+    return target
+
+
+def user_target(target: str) -> UserTarget | None:
+    """Return the function that a task names as target; None for a built-in one.
+
+    Raises:
+        TaskError: there is no such function.
+    """
+    if target in BUILT_IN:
+        return None
+    found: UserTarget = load_callable(target, "target", f"{', '.join(BUILT_IN)} or module:callable")
+    return found
+
+
+def _rows_of(steps: pa.Table, keys: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
+    """Return the row numbers of the steps of each (seed, episode), in time order."""
+    seeds, episodes, t = (steps[name].to_numpy() for name in ("seed", "episode", "t"))
+    where: dict[tuple[int, int], list[int]] = {}
+    for row in np.lexsort((t, episodes, seeds)):
+        where.setdefault((int(seeds[row]), int(episodes[row])), []).append(int(row))
+    missing = [failure_id(*key) for key in keys if key not in where]
+    if missing:
+        raise InputError(f"the steps table has no steps of failure {missing[0]}: evaluate the run again")
+    return [np.array(where[key], dtype=np.int64) for key in keys]
+
+
+def _labels(steps: pa.Table, actions: int) -> NDArray[np.int8]:
+    column = steps["action_labels"]
+    if column.null_count:
+        return np.zeros((steps.num_rows, actions), dtype=np.int8)
+    values = np.array(column.combine_chunks().flatten().to_numpy(), dtype=np.int8)
+    return values.reshape(steps.num_rows, actions)

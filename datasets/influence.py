@@ -1,0 +1,125 @@
+"""Influence tables that grow: each says in its metadata which failures of each estimator it covers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
+
+from ..attribution.effects.window import TOP_K
+from ..attribution.gradients.kernel import LAMBDAS
+from ..workflows.runs.sources import hashes_of
+from ..workflows.runs.task import Task
+from .files.store import read_table, read_table_schema, write_table
+from .manifest import digest
+from .schema import GROUP_NAMES, current_top_transitions, metadata_of, with_metadata
+
+_MEANS = ("effect", "tau", "reward_tau")  # over failures; a row that is not there is 0
+_COVERS = TypeAdapter(dict[str, list[str]])
+_COUNTS = ("transitions", "paid")  # the same for all failures
+
+
+def attribution_key(task: Task, folder: str | None) -> str:
+    """Return the digest of what all attributions of a run share: rows with another key are out of date.
+
+    Args:
+        task: of the run.
+        folder: that of the task file; None: not known.
+    """
+    code = hashes_of(task.target, folder)
+    named = [GROUP_NAMES] if task.group_by == "transition" else []
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
+
+
+def covered(path: Path, key: str) -> dict[str, list[str]] | None:
+    """Return the failures of each estimator that a table covers; None if it is missing or was made with another key."""
+    about = metadata_of(read_table_schema(path)) if path.exists() else {}
+    if about.get("key") != key or "failures" not in about:
+        return None
+    try:
+        return _COVERS.validate_json(about["failures"])
+    except ValidationError:  # not of aitia: nothing of it counts
+        return None
+
+
+def covered_by_all(paths: Sequence[Path], key: str, estimator: str) -> frozenset[str] | None:
+    """Return the failures of an estimator that all tables cover; None if one is missing or was made with another key.
+
+    Tables that cover different ones were left by a call that ended between their writing: nothing counts as done.
+    """
+    found = [covered(path, key) for path in paths]
+    if any(table is None for table in found):
+        return None
+    done = {frozenset((table or {}).get(estimator, ())) for table in found}
+    return done.pop() if len(done) == 1 else frozenset()
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one call attributed, on its way into tables that hold earlier calls.
+
+    Attributes:
+        key: digest of what all attributions of the tables share; rows of another one are dropped.
+        estimator: of this call.
+        failures: of this call.
+        known: all failures of the set, in order; rows of others are dropped.
+    """
+
+    key: str
+    estimator: str
+    failures: tuple[str, ...]
+    known: Sequence[str]
+
+    def write_rows(self, path: Path, found: pa.Table) -> None:
+        """Add rows of this call's failures; rows of other failures and estimators stay."""
+        earlier = covered(path, self.key)
+        tables = [found]
+        if earlier is not None:
+            failure = pc.field("failure").cast(pa.string())
+            replaced = failure.isin(list(self.failures)) & (pc.field("estimator") == self.estimator)
+            rows = current_top_transitions(read_table(path))  # what other tables hold stays as it is
+            tables.insert(0, rows.filter(failure.isin(list(self.known)) & ~replaced))
+        mine = (earlier or {}).get(self.estimator, [])
+        self._write(path, tables, {**(earlier or {}), self.estimator: [*mine, *self.failures]})
+
+    def write_means(self, path: Path, found: pa.Table) -> None:
+        """Add this call to means over failures, which are linear: both are weighted by their numbers of failures."""
+        earlier = covered(path, self.key)
+        tables, mine = [found], (earlier or {}).get(self.estimator, [])
+        if not set(mine).isdisjoint(self.failures):
+            mine = []  # some are in the mean already, and cannot be taken out of it: it begins anew
+        if earlier is not None:
+            own, table = pc.field("estimator") == self.estimator, read_table(path)
+            if mine:
+                weight = len(mine) / (len(mine) + len(self.failures))
+                tables = [_weighted_mean(table.filter(own), found, weight)]
+            tables.insert(0, table.filter(~own))
+        self._write(path, tables, {**(earlier or {}), self.estimator: [*mine, *self.failures]})
+
+    def _write(self, path: Path, tables: Sequence[pa.Table], covers: dict[str, list[str]]) -> None:
+        names = {estimator: frozenset(failures) for estimator, failures in covers.items()}
+        ordered = {estimator: [name for name in self.known if name in mine] for estimator, mine in names.items()}
+        table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).unify_dictionaries()
+        write_table(path, with_metadata(table, {"key": self.key, "failures": json.dumps(ordered)}))
+
+
+def _weighted_mean(first: pa.Table, second: pa.Table, weight: float) -> pa.Table:
+    """Return `weight` times the means of the first table plus `1 - weight` times those of the second."""
+    schema, parts = second.schema, []
+    for table, factor in ((first, weight), (second, 1.0 - weight)):
+        columns = {name: table[name] for name in schema.names}
+        columns["group"] = columns["group"].cast(pa.string())
+        columns |= {name: pc.multiply(columns[name], factor) for name in _MEANS if name in columns}
+        parts.append(pa.table(columns))
+    keys = [name for name in schema.names if name not in (*_MEANS, *_COUNTS)]
+    how = {**dict.fromkeys(_MEANS, "sum"), **dict.fromkeys(_COUNTS, "max")}
+    wanted = [(name, how[name]) for name in schema.names if name in how]
+    grouped = pa.concat_tables(parts).group_by(keys, use_threads=False).aggregate(wanted)
+    found = {name: grouped[f"{name}_{how[name]}" if name in how else name] for name in schema.names}
+    found["group"] = found["group"].combine_chunks().dictionary_encode()
+    return pa.table(found, schema=schema)

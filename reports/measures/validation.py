@@ -1,0 +1,94 @@
+"""How well predictions foretell retraining: the linear datamodeling score (LDS), its intervals and its noise ceiling.
+
+LDS: the rank correlation over random correction sets between the predicted and the measured change of a failure's
+target, mean over failures (Park et al. 2023, arXiv:2303.14186, section 2). No predictor can correlate better with one
+measurement than the square root of that measurement's reliability: the noise ceiling, from the same sets with other
+seeds (Spearman-Brown, Spearman 1910).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from ..statistics import CONFIDENCE, NOTHING, Interval
+
+Numbers = NDArray[np.float64]
+_RESAMPLES = 1000
+_MOST_SPLITS = 50
+_ROUNDING = 1e-9
+
+
+def rank_correlations(one: Numbers, other: Numbers, given: Numbers | None = None) -> Numbers:
+    """Return Spearman's correlation of each column over the rows of [M, F] and [M, F]; 0 where one is constant.
+
+    Args:
+        one, other: what is correlated.
+        given: [M], held fixed: the partial rank correlation.
+    """
+    x, y = (_centred_ranks(values, given) for values in (one, other))
+    size = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+    return np.asarray(
+        np.divide((x * y).sum(axis=0), size, out=np.zeros_like(size), where=size > _ROUNDING), dtype=np.float64
+    )
+
+
+def _centred_ranks(values: Numbers, given: Numbers | None) -> Numbers:
+    ranks: Numbers = rankdata(values, axis=0)
+    ranks = ranks - ranks.mean(axis=0)
+    if given is None:
+        return ranks
+    fixed = rankdata(given)
+    fixed = fixed - fixed.mean()
+    return np.asarray(ranks - np.outer(fixed, fixed @ ranks / max(float(fixed @ fixed), 1.0)), dtype=np.float64)
+
+
+def linear_datamodeling_score(predicted: Numbers, measured: Numbers, given: Numbers | None = None) -> Interval:
+    """Return the LDS with a bootstrap interval over correction sets.
+
+    Args:
+        predicted: change of each failure's target that each set is predicted to make, [M, F].
+        measured: the same as retrained, mean over seeds, [M, F].
+        given: [M], held fixed, such as how many groups each set corrects.
+    """
+    return _bootstrapped(
+        len(predicted),
+        lambda sets: rank_correlations(
+            predicted[sets], measured[sets], None if given is None else given[sets]
+        ).mean(),
+    )  # fmt: skip
+
+
+def noise_ceiling(measured: Numbers) -> Interval:
+    """Return the highest LDS that noise between seeds allows, with a bootstrap interval over correction sets.
+
+    Args:
+        measured: change of each failure's target, [S, M, F]: one plane a seed; nothing with fewer than two seeds.
+    """
+    seeds = len(measured)
+    if seeds < 2:
+        return NOTHING
+    halves = list(combinations(range(seeds), seeds // 2))[:_MOST_SPLITS]
+
+    def ceiling(sets: NDArray[np.int64]) -> float:
+        found = []
+        for half in halves:
+            rest = [seed for seed in range(seeds) if seed not in half]
+            one, other = (measured[list(part)][:, sets].mean(axis=0) for part in (half, rest))
+            found.append(rank_correlations(one, other).mean())
+        half_reliability = max(float(np.mean(found)), 0.0)
+        return float(np.sqrt(2 * half_reliability / (1 + half_reliability)))
+
+    return _bootstrapped(measured.shape[1], ceiling, resamples=_RESAMPLES // 5)
+
+
+def _bootstrapped(count: int, statistic: Callable[[NDArray[np.int64]], float], resamples: int = _RESAMPLES) -> Interval:
+    """Return a statistic of correction sets with its percentile bootstrap interval over them."""
+    generator = np.random.default_rng(0)
+    drawn = [statistic(generator.integers(0, count, count)) for _ in range(resamples)]
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(statistic(np.arange(count))), float(low), float(high))

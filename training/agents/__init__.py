@@ -1,0 +1,1 @@
+"""Agents as a task names them: built, loaded, played; never how their training is recorded or edited."""

@@ -1,0 +1,346 @@
+"""Exchange with Minari, the format of offline reinforcement-learning datasets: a run's transitions out, others' in.
+
+Out: the transitions of a run as a Minari dataset, with what the environment told in `infos`. In: a Minari dataset as
+transitions tables, to be queried like those of a run. A dataset has no policy, so nothing of it can be attributed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+
+from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, fields
+from ...datasets.errors import InputError
+from ...datasets.files.store import RunFolder, publish_folder, read_table, read_table_schema, read_tensors
+from ...datasets.manifest import Manifest
+from ...datasets.schema import COMPONENT_PREFIX
+from ..environments.contract import Told
+from ..environments.spaces import ObservationForm, Space, env_action, policy_observation_space, require_action_space
+from ..environments.spec import EnvSpec
+from .feed import FedRecorder
+
+log = logging.getLogger("aitia")
+DEFAULT_ROWS = 4096
+_LEARNED = ("value", "log_prob", "advantage", "return")
+_OF_LEARNER = ("gamma", "gae_lambda", "vf_coef", "normalize_advantage")
+_NUMBERS = ("intended_reward", "untampered_reward")
+_TEXTS = ("context", "outcome")
+_DESCRIPTION = (
+    "Training transitions recorded by aitia. infos[...][k + 1] belongs to step k; component_* are reward components. "
+    "Episodes that the end of the training cut are marked truncated. Where the last observation of an episode was not "
+    "recorded, the one before stands in its place."
+)
+
+
+def export_minari(
+    run: str | Path | RunFolder,
+    dataset_id: str,
+    env: EnvSpec | None = None,
+    seeds: Sequence[int] | None = None,
+    data_format: str | None = None,
+    description: str = _DESCRIPTION,
+) -> Any:
+    """Write the transitions of a run as a Minari dataset, one episode after another.
+
+    Observations are those of the environment's own space; Box actions are as the environment got them, clipped.
+    `infos` hold `seed`, and what the environment told: `intended_reward, untampered_reward, context, outcome,
+    component_*` (NaN and empty text: not told).
+
+    Args:
+        run: the run folder.
+        dataset_id: Minari's, such as `aitia/arrow-maze-v0`; it must be new. Minari keeps it in MINARI_DATASETS_PATH.
+        env: the training environment; None: that of `run.json`.
+        seeds: which trainings; None: all.
+        data_format: Minari's; None: `hdf5` where h5py is installed, else `arrow`.
+        description: what the dataset says of itself.
+
+    Returns:
+        The `minari.MinariDataset`.
+
+    Raises:
+        InputError: Minari is not installed, the run has no such seed, or was recorded under VecNormalize.
+        RunFolderError: a file of the run is missing or damaged.
+    """
+    minari = _minari()
+    folder = RunFolder.at(run)
+    if env is None:
+        task = Manifest.read(folder).task
+        env = EnvSpec(task["env"], task["train_kwargs"])
+    there = sorted(int(path.name[5:]) for path in folder.root.glob("checkpoints/seed=*"))
+    chosen = there if seeds is None else list(seeds)
+    if not chosen or not set(chosen) <= set(there):
+        raise InputError(f"seeds {chosen} were given, {folder.root} has trainings of {there}: expected some of them")
+    for seed in chosen:
+        if any(name.startswith("vecnormalize.") for name in read_tensors(folder.final_path(seed))):
+            raise InputError(
+                f"seed {seed} in {folder.root} was recorded under VecNormalize: its observations are not the "
+                "environment's; expected a training without it"
+            )
+    made = env.make()
+    try:
+        columns, of_env = _told_columns(folder, chosen), (made.observation_space, made.action_space)
+        episodes = (found for seed in chosen for found in _episodes(folder, seed, columns, *of_env))
+        known: dict[str, Any] = {"env": made} if made.spec is not None else {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="minari")  # author, e-mail, link: not known
+            storage = minari.create_dataset_from_buffers(
+                dataset_id, [], algorithm_name="aitia", description=description,
+                observation_space=made.observation_space, action_space=made.action_space, jpeg_encoding=False,
+                data_format=data_format or ("hdf5" if importlib.util.find_spec("h5py") else "arrow"), **known,
+            ).storage  # fmt: skip
+        try:
+            storage.get_size = lambda: 0.0  # its arrow storage measures the whole folder again after every episode
+            storage.update_episodes(episodes)
+            del storage.get_size
+            storage.update_metadata({"dataset_size": storage.get_size()})
+        except BaseException:
+            shutil.rmtree(storage.data_path.parent, ignore_errors=True)
+            raise
+        return minari.load_dataset(dataset_id)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"Minari does not write the dataset `{dataset_id}`: {error}") from error
+    finally:
+        made.close()
+
+
+def _episodes(
+    folder: RunFolder, seed: int, columns: Sequence[str], observation_space: Space, action_space: Space
+) -> Iterator[Any]:
+    """Yield the episodes of a training as Minari's buffers, each when it ends."""
+    buffer = importlib.import_module("minari.data_collector").EpisodeBuffer
+    begun: dict[int, list[pa.Table]] = {}  # by environment, what windows hold of the episode under way
+
+    def whole(parts: list[pa.Table]) -> Any:
+        table = pa.concat_tables(parts, promote_options="default")
+        form = array_format(parts[0].schema, "observation")
+        seen = decode_arrays(table["observation"], form)
+        last = table["next_observation"][-1].as_py()
+        after = seen[-1:] if last is None else decode_arrays(pa.array([last], pa.binary(form.width)), form)
+        drawn = decode_actions(table)
+        taken = [env_action(action_space, action) for action in drawn]
+        truncated = table["truncated"].to_numpy().copy()
+        truncated[-1] |= not table["terminated"][-1].as_py()
+        return buffer(
+            observations=_as_env(np.concatenate([seen, after]), observation_space),
+            actions=np.stack(taken), rewards=table["reward"].to_numpy(),
+            terminations=table["terminated"].to_numpy(), truncations=truncated, infos=_infos(table, columns, seed),
+        )  # fmt: skip
+
+    for window in range(folder.window_count(seed)):
+        table = read_table(folder.transitions_path(seed, window))
+        place = (table["env"].to_numpy(), table["episode"].to_numpy())
+        starts = np.flatnonzero(np.any([np.diff(values) != 0 for values in place], axis=0)) + 1
+        for start, end in zip([0, *starts], [*starts, table.num_rows], strict=True):
+            env, rows = int(place[0][start]), table.slice(start, end - start)
+            begun.setdefault(env, []).append(rows)
+            if rows["terminated"][-1].as_py() or rows["truncated"][-1].as_py():
+                yield whole(begun.pop(env))
+    for parts in begun.values():
+        yield whole(parts)
+
+
+def _as_env(kept: Array, space: Space) -> Any:
+    """Return observations as kept, [N, ...], in the form of the environment's own space."""
+    if isinstance(space, spaces.Dict):
+        return {key: _as_env(part, space[key]) for key, part in (fields(kept) or {}).items()}
+    shape = space.shape or ()
+    turned = kept.shape[1:] != shape and kept.ndim == 1 + len(shape)  # images are kept with channels first
+    return (np.moveaxis(kept, 1, -1) if turned else kept).reshape(len(kept), *shape).astype(space.dtype)
+
+
+def _told_columns(folder: RunFolder, seeds: Sequence[int]) -> list[str]:
+    """Return the columns that the environment told in these trainings: every episode of a dataset has the same."""
+    paths = [folder.transitions_path(seed, window) for seed in seeds for window in range(folder.window_count(seed))]
+    components = {n for path in paths for n in read_table_schema(path).names if n.startswith(COMPONENT_PREFIX)}
+    first = read_table(paths[0], [*_NUMBERS, "context"])
+    told = [name for name in first.column_names if first[name].null_count == 0]
+    return [*told, "outcome", *sorted(components)]
+
+
+def _infos(table: pa.Table, columns: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return what was told of each step, [T + 1] with nothing at the reset, as Minari's own collector keeps it.
+
+    Lists, for its arrow storage does not read arrays of one dimension back.
+    """
+    found: dict[str, Any] = {"seed": [seed] * (table.num_rows + 1)}
+    for name in columns:
+        nothing = "" if name in _TEXTS else np.nan
+        values = table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
+        found[name] = [nothing, *(nothing if value is None else value for value in values)]
+    return found
+
+
+def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows: int = DEFAULT_ROWS) -> int:
+    """Write a Minari dataset as transitions tables of a run folder, to be queried like those of a training.
+
+    Episodes follow each other in one environment. `value, log_prob, advantage, return` are null and there are no
+    checkpoints: without the policy that collected the data no influence can be computed, and `aitia` does not take
+    them for a training. `intended_reward, untampered_reward, context, outcome` and components are read from `infos`
+    where they are there; without an intended reward no reward can be called wrong.
+
+    Args:
+        dataset: a `minari.MinariDataset`, or the id of one that is on this machine.
+        out: the run folder.
+        seed: the number under which the data are kept.
+        rows: transitions a file.
+
+    Returns:
+        The number of files written.
+
+    Raises:
+        InputError: Minari is not installed, the dataset is not there or empty, or the seed is taken.
+        EnvironmentError_: its spaces are not supported.
+    """
+    folder = RunFolder.at(out)
+    for taken in (folder.manifest_path, folder.transitions_folder(seed)):
+        if taken.exists():
+            raise InputError(f"{taken} exists already: import into a folder that holds no run, as a seed that is free")
+    name = dataset if isinstance(dataset, str) else str(dataset.id)
+    if isinstance(dataset, str):
+        try:
+            dataset = _minari().load_dataset(dataset)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the Minari dataset `{name}` cannot be opened: {error}") from error
+    where = f"the Minari dataset `{name}`"
+    space, action_space = dataset.observation_space, dataset.action_space
+    policy_observation_space(space, where)
+    require_action_space(action_space, where)
+    recorder = _Imported(folder, seed)
+    recorder.begin(action_space, 1, policy=None, num_timesteps=0)
+    try:
+        told = _feed(recorder, dataset, ObservationForm(space), action_space, rows)
+    except BaseException:
+        recorder.discard()
+        raise
+    if not recorder.windows:
+        recorder.discard()
+        raise InputError(f"{where} holds no steps, expected some")
+    recorder.finish()
+    log.warning(
+        "%s is in %s as seed %d, without a policy: values, log-probabilities and advantages are null, and nothing of "
+        "it can be attributed%s", name, folder.root, seed,
+        "" if "intended_reward" in told else "; it tells no intended reward, so no reward can be called wrong",
+    )  # fmt: skip
+    return recorder.windows
+
+
+class _Imported(FedRecorder):
+    """Transitions without a learner: no checkpoints, and nothing that was learned."""
+
+    def _read(self, index: int, info: dict[str, Any], reward: Array, dones: Array) -> Told:
+        told: Told = info["told"]
+        return told
+
+    def _parameters(self) -> dict[str, Any]:
+        return {}
+
+    def _metadata(self, buffer: RolloutBuffer) -> dict[str, str]:
+        found = super()._metadata(buffer)
+        return {name: value for name, value in found.items() if name not in _OF_LEARNER} | {"algorithm": "imported"}
+
+    def finish(self) -> None:
+        """Move the transitions to their place."""
+        publish_folder(self._staged.transitions_folder(self.seed), self.folder.transitions_folder(self.seed))
+        self.discard()
+
+
+def _feed(recorder: _Imported, dataset: Any, form: ObservationForm, action_space: Space, rows: int) -> set[str]:
+    """Add every step of a dataset and close windows of `rows` steps; return the names of what it told."""
+    known: set[str] = set()
+    seen: list[Any] = []
+    drawn: list[Array] = []
+    after: Any = None
+
+    def close() -> None:
+        buffer = recorder.rollout(seen, drawn, 0.0, 0.0)
+        recorder.close_window(buffer, after, {}, [], _LEARNED)
+        seen.clear()
+        drawn.clear()
+
+    for episode in dataset.iterate_episodes():
+        kept = form.batch(_values(episode.observations, len(episode) + 1))
+        told = _told(episode.infos or {}, len(episode))
+        known |= {key for key in Told._fields if told and getattr(told[-1], key) is not None}
+        actions = np.asarray(episode.actions)
+        for step in range(len(episode)):
+            reward = np.array([episode.rewards[step]], dtype=np.float64)
+            if not np.isfinite(reward[0]):
+                raise InputError(
+                    f"episode {episode.id}, step {step}: the reward is {reward[0]}, expected a finite number"
+                )
+            after = _row(kept, step + 1)
+            ended, cut = bool(episode.terminations[step]), bool(episode.truncations[step])
+            cut |= step == len(episode) - 1 and not ended  # an episode of the dataset ends with its last step
+            info = {"told": told[step], "terminal_observation": _single(after), "TimeLimit.truncated": not ended}
+            recorder.add(reward, np.array([ended or cut]), [info])
+            seen.append(_row(kept, step))
+            drawn.append(actions[step : step + 1])
+            if len(drawn) == rows:
+                close()
+    if drawn:
+        close()
+    return known
+
+
+def _values(observations: Any, count: int) -> list[Any]:
+    if isinstance(observations, Mapping):
+        parts = {key: _values(part, count) for key, part in observations.items()}
+        return [{key: part[step] for key, part in parts.items()} for step in range(count)]
+    return [observations[step] for step in range(count)]
+
+
+def _row(kept: Array, step: int) -> Any:
+    rows = kept[step : step + 1]
+    return fields(rows) or rows
+
+
+def _single(rows: Any) -> Any:
+    return {key: part[0] for key, part in rows.items()} if isinstance(rows, dict) else rows[0]
+
+
+def _told(infos: Mapping[str, Any], steps: int) -> list[Told]:
+    """Return what a dataset tells of each step; Minari keeps the reset's info first where there is one more."""
+
+    def column(values: Any, number: bool) -> list[Any]:
+        found = list(values)[len(values) - steps :]
+        if number:
+            return [None if value is None or not np.isfinite(value) else float(value) for value in found]
+        texts = [value.decode() if isinstance(value, bytes) else value for value in found]
+        return [None if value is None or value == "" else str(value) for value in texts]
+
+    nested = infos.get("reward_components")
+    parts = dict(nested) if isinstance(nested, Mapping) else {}
+    parts |= {key.removeprefix(COMPONENT_PREFIX): v for key, v in infos.items() if key.startswith(COMPONENT_PREFIX)}
+    components = {key: column(values, number=True) for key, values in parts.items()}
+    numbers = {name: column(infos[name], number=True) for name in _NUMBERS if name in infos}
+    texts = {name: column(infos[name], number=False) for name in _TEXTS if name in infos}
+    nothing: list[Any] = [None] * steps
+    return [
+        Told(
+            outcome=texts.get("outcome", nothing)[k] if k == steps - 1 else None,
+            intended_reward=numbers.get("intended_reward", nothing)[k],
+            components={key: values[k] for key, values in components.items() if values[k] is not None} or None,
+            context=texts.get("context", nothing)[k],
+            action_labels=None,
+            untampered_reward=numbers.get("untampered_reward", nothing)[k],
+        )
+        for k in range(steps)
+    ]
+
+
+def _minari() -> Any:
+    try:
+        return importlib.import_module("minari")
+    except ImportError as error:
+        raise InputError(f'Minari is not installed ({error}): pip install "aitia[minari]"') from error

@@ -1,0 +1,184 @@
+"""What a report says of a set of failures and of each of its clusters: findings, suspects, predictions, corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...attribution.effects.order import EffectTable, effect_table
+from ...datasets.rewards import wrong_groups
+from ...datasets.schema import RANDOM_POLICY_SEED
+from ...reports.figures.grammar import Chart
+from ...reports.figures.influence import calibration_chart, concentration_chart, group_effects
+from ...reports.measures.learning import Learning
+from ...reports.measures.predictions import calibrate, concentration
+from ...reports.measures.timeline import Timeline
+from ...reports.pages.advice import Costs, Surroundings, explain
+from ...reports.pages.corrections import Correction, smallest_correction
+from ...reports.pages.findings import PredictionFindings, SetFindings, find_for_set, group_means, own_rates
+from ...reports.pages.write import ClusterContext, ClusterView
+from ...reports.statistics import NOTHING, mean_interval
+from ...reports.verdict.evidence import Bank
+from ..runs.clusters import Cluster
+from ..runs.task import Task
+
+_SHOWN_GROUPS = 20
+_WORST = 5
+
+
+@dataclass(frozen=True)
+class SetTables:
+    """The tables that a report rests on, of one evaluation set.
+
+    Attributes:
+        task: the task.
+        set_name: the evaluation set.
+        episodes, references: plays of the agents and the random policy, and of the reference solvers.
+        rewards: reward summary of the training of each seed.
+        bank: the counterfactual bank; None if nothing was trained again.
+        sums, null: group sums and sums of permuted influence, of the task's own estimator.
+        timeline: influence over training time.
+        estimator: name of the estimator.
+        noise_ceiling: of a validation; None before one.
+        learning: outcomes over training; None: no training episode ended.
+        costs: of trainings.
+    """
+
+    task: Task
+    set_name: str
+    episodes: pa.Table
+    references: pa.Table
+    rewards: Mapping[int, pa.Table]
+    bank: Bank | None
+    sums: pa.Table
+    null: pa.Table
+    timeline: Timeline
+    estimator: str
+    noise_ceiling: float | None
+    learning: Learning | None = None
+    costs: Costs | None = None
+
+
+class ClusterReport(NamedTuple):
+    """What is reported of a cluster of failures, or of the whole set.
+
+    Attributes:
+        cluster: which failures.
+        findings: its verdict and curve.
+        around: what advice depends on beside them.
+        groups: all wrong groups, most suspected first.
+        predictions: what predicted effects are worth.
+        correction: what to correct; None: nothing.
+    """
+
+    cluster: Cluster
+    findings: SetFindings
+    around: Surroundings
+    groups: list[dict[str, Any]]
+    predictions: PredictionFindings
+    correction: Correction | None
+
+    @property
+    def edits_file(self) -> str:
+        """Name of the file with what to correct, in the folder of the reports."""
+        return "edits.yaml" if self.cluster.selection is None else f"edits-{self.cluster.number}.yaml"
+
+    def context(self, timeline: Timeline) -> ClusterContext:
+        """Return what the pages of the cluster share."""
+        return ClusterContext(
+            self.cluster.number,
+            self.findings,
+            explain(self.findings, self.around),
+            None if self.correction is None else self.edits_file,
+            timeline.of(self.cluster.failures),
+        )
+
+    def view(self, unit: str) -> ClusterView:
+        """Return the figures of the cluster and its most suspected groups (`unit`: what groups are called)."""
+        charts: dict[str, Chart] = {}
+        if self.groups:
+            charts["groups"] = group_effects([(str(g["group"]), g["interval"]) for g in self.groups], unit)
+        found, calibration = self.predictions.concentration, self.predictions.calibration
+        if found is not None:
+            charts["concentration"] = concentration_chart(found.curve, found.top)
+        if calibration is not None and calibration.fit is not None:
+            charts["calibration"] = calibration_chart(calibration)
+        return ClusterView(charts, self.groups[:_SHOWN_GROUPS], len(self.groups))
+
+
+def report_cluster(tables: SetTables, cluster: Cluster) -> ClusterReport:
+    """Find what there is to report of a cluster of failures, or of the whole set."""
+    task = tables.task
+    bank = None if tables.bank is None else tables.bank.of_cluster(cluster.number, cluster.selection)
+    findings = find_for_set(
+        tables.episodes, tables.references, tables.rewards, bank, task.outcomes, task.verdict.thresholds,
+        task.group_by, task.verify.minimal, list(task.biases), cluster.selection,
+    )  # fmt: skip
+    sums = tables.sums
+    if cluster.selection is not None:
+        sums = sums.filter(pc.field("failure").cast(pa.string()).isin(list(cluster.failures)))
+    effects = effect_table(sums)
+    groups = _suspected_groups(effects, tables.rewards)
+    predictions = _predictions(tables, cluster, effects, groups, bank)
+    for group in groups:  # the misbehaviour rate that is predicted when only this group is corrected
+        group["rate"] = NOTHING if predictions.calibration is None else predictions.calibration.rate(group["effect"])
+    correction = None
+    if task.group_by != "cluster":  # clusters of states belong to this run: no other can be trained with corrections
+        correction = smallest_correction(findings, bank, [group["group"] for group in groups])
+    return ClusterReport(cluster, findings, _surroundings(tables, cluster, correction), groups, predictions, correction)
+
+
+def _surroundings(tables: SetTables, cluster: Cluster, correction: Correction | None) -> Surroundings:
+    task = tables.task
+    return Surroundings(
+        task.train_kwargs, task.evaluation_env(tables.set_name).kwargs, task.verify.coverage, _worst(tables, cluster),
+        None if correction is None else len(correction.groups),
+        None if correction is None else correction.misbehaviour, tables.learning, tables.costs,
+    )  # fmt: skip
+
+
+def _worst(tables: SetTables, cluster: Cluster) -> list[str]:
+    """Return the contexts of failing episodes that misbehave most, over all agents and repeats."""
+    outcomes = tables.task.outcomes
+    plays = tables.episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED)
+    rates = own_rates(plays, None, outcomes)
+    episodes = {int(name.rpartition("-")[2]) for name in cluster.failures}
+    rows = outcomes.failures(plays).select(["episode", "context"]).to_pylist()
+    contexts = {row["episode"]: row["context"] for row in rows if row["context"] and row["episode"] in episodes}
+    order = sorted(contexts, key=lambda episode: (-(rates[episode]["uncorrected"] or 0.0), episode))
+    return list(dict.fromkeys(contexts[episode] for episode in order))[:_WORST]
+
+
+def _suspected_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> list[dict[str, Any]]:
+    """Return the wrong groups, most suspected first, with what is wrong with them (means over seeds)."""
+    totals = group_means(list(rewards.values()), ("wrong_transitions", "error"))
+    mean, column = effects.mean(), {group: index for index, group in enumerate(effects.groups)}
+    wrong_names = [group for group in wrong_groups(list(rewards.values())) if group in mean]
+    return [
+        {
+            "group": group,
+            "effect": mean[group],
+            "interval": mean_interval(effects.by_seed[:, column[group]].tolist()),
+            "wrong": totals[group][0],
+            "error": totals[group][1],
+        }
+        for group in sorted(wrong_names, key=lambda group: (mean[group], group))
+    ]
+
+
+def _predictions(
+    tables: SetTables, cluster: Cluster, effects: EffectTable, groups: Sequence[Mapping[str, Any]], bank: Bank | None
+) -> PredictionFindings:
+    """Say what the predicted effects are worth: concentration (of the whole set), calibration, noise ceiling."""
+    column = {group: index for index, group in enumerate(effects.groups)}
+    by_seed = {str(group["group"]): effects.by_seed[:, column[group["group"]]] for group in groups}
+    return PredictionFindings(
+        tables.estimator,
+        concentration(by_seed, tables.null) if cluster.selection is None else None,
+        calibrate(bank, effects.mean() if groups else {}, tables.task.outcomes),
+        tables.noise_ceiling,
+    )

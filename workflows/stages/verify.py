@@ -1,0 +1,235 @@
+"""Stage verify: which rewards are edited, and how many agents are trained on them, to decide the verdict.
+
+Three budgets, never mixed: corrective (rewards as intended), arbitrary (rewards within the range seen), coverage
+(more varied levels). Beside them the factorial: rewards as given or corrected, times the task's inductive biases.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...attribution.effects.order import (
+    BoundedEdit,
+    attribution_order,
+    bounded_edits,
+    effect_table,
+    nested_sizes,
+    placebo_edits,
+    random_order,
+)
+from ...datasets.errors import InputError, nearest
+from ...datasets.files.store import read_table
+from ...datasets.rewards import reward_bounds, wrong_groups
+from ...datasets.schema import GROUP_EFFECTS
+from ...reports.measures.budgets import COVERAGE
+from ...reports.measures.curve import suffices
+from ...reports.pages.findings import group_means
+from ...reports.verdict.rules import removal
+from ..runs.clusters import Cluster, find_clusters, whole_set
+from ..runs.outcomes import require_outcomes
+from ..runs.recorded import estimator_of
+from ..runs.run import Run
+from ..workers.pool import Workers
+from .attribute import attributed_tables
+from .bank import BankBuilder, Mask
+
+log = logging.getLogger("aitia")
+_NOTHING_TO_EXPLAIN = 4  # rules up to here speak of agents as they are
+_UNKNOWN_RULE, _NOTHING_WRONG_RULE, _UNDECIDED_RULE = 5, 6, 11
+_SEEDS_ADDED = 2
+
+
+def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
+    """Make the counterfactual bank of an evaluation set.
+
+    Nothing is trained where there is nothing to explain (rules 1 to 4), and nothing is corrected where nothing can be
+    or no reward is wrong (rules 5 and 6).
+
+    Raises:
+        InputError: an earlier stage is missing, a set of the task names a group that training never met, or no desired
+            or no misbehaved outcome ever occurred.
+    """
+    run.require_trained()
+    build, spec = BankBuilder(run, set_name, workers), run.task.verify
+    clusters, sums = _clusters_to_explain(build)
+    if not clusters:
+        build.write()
+        return
+    require_outcomes(run)
+    named = _named_sets(build)  # first: what the task names must be there
+    rule = build.decision(clusters[0]).rule  # 5 and 6 speak of the training: they apply to all clusters or to none
+    if rule not in (_UNKNOWN_RULE, _NOTHING_WRONG_RULE) and wrong_groups(build.rewards):
+        _correct(build, clusters, sums, named)
+    if rule == _UNKNOWN_RULE or spec.arbitrary:
+        _search_arbitrary(build, clusters)
+    if spec.coverage is not None:
+        build.train([Mask("none", variant=COVERAGE)])
+    if run.task.biases and rule != _UNKNOWN_RULE:
+        orders = ("none",) if rule == _NOTHING_WRONG_RULE else ("none", "all")
+        masks = [Mask(order, variant=name) for name in run.task.biases for order in orders]
+        build.train([mask if mask.order == "none" else _everything(build, mask.variant) for mask in masks])
+    build.write()
+
+
+def _clusters_to_explain(build: BankBuilder) -> tuple[list[Cluster], pa.Table]:
+    """Return the clusters of failures that recur, and the group sums of every failure; none under rules 1 to 4."""
+    task, failures = build.task, build.failures
+    whole = build.decision(whole_set(failures))
+    if whole.of_set or not failures:
+        log.info("verify %s: rule %d applies, nothing to train again", task.name, whole.rule)
+        return [], GROUP_EFFECTS.empty_table()
+    sums = attributed_tables(build.run, build.set_name, failures, estimator_of(task).name)["groups"]
+    clusters = []
+    for cluster in find_clusters(task, sums, failures):
+        if build.decision(cluster).rule > _NOTHING_TO_EXPLAIN:
+            clusters.append(cluster)
+        else:
+            log.info("verify %s: cluster %d does not recur, nothing to train again", task.name, cluster.number)
+    return clusters, sums
+
+
+def _named_sets(build: BankBuilder) -> list[Mask]:
+    """Return the masks of the sets that the task names.
+
+    Raises:
+        InputError: one names a group that training never met.
+    """
+    masks = []
+    for name, named in build.task.verify.sets.items():
+        groups = build.task.groups_of(named, f"verify.sets.{name}")
+        for group in sorted(groups.difference(build.groups)):
+            raise InputError(
+                f"verify.sets.{name}: the group `{group}` was given, expected groups ({build.task.group_by}) that "
+                f"training met: {', '.join(build.groups[:5])}, ... ({len(build.groups)}).{nearest(group, build.groups)}"
+            )
+        masks.append(Mask(name, tuple(sorted(groups))))
+    return masks
+
+
+def _everything(build: BankBuilder, variant: str = "") -> Mask:
+    return Mask("all", tuple(sorted(wrong_groups(build.rewards))), variant=variant)
+
+
+def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, named: Sequence[Mask]) -> None:
+    """Correct everything with as many seeds as decide; then nested sets, where correcting everything helps.
+
+    Nested sets, in the order of the whole set and of each of several clusters, and their random control are verified
+    only where correcting everything brings the misbehaviour rate below `1 - inner_share` of the uncorrected.
+    """
+    task = build.task
+    if not build.train([_everything(build)]):
+        log.warning(
+            "verify %s: the budget of %s trainings is too small for any verdict: correcting everything takes %d",
+            task.name, task.verify.budget, len(task.paired_seeds),
+        )  # fmt: skip
+    _add_seeds(build, clusters)
+    build.train(named)
+    every = clusters if len(clusters) == 1 else [whole_set(build.failures), *clusters]
+    helped = {cluster: _orders(build, cluster, sums) for cluster in every if _correction_helps(build, cluster)}
+    sizes = nested_sizes(len(wrong_groups(build.rewards)), task.verify.points)
+    masks = [
+        _nested(cluster, name, orders[name], size)
+        for size in sizes
+        for name in ("attribution", "random")
+        for cluster, orders in helped.items()
+    ]
+    build.train(list(dict.fromkeys(masks)))
+    if task.verify.minimal is not None:
+        for cluster, orders in helped.items():
+            _bisect(build, cluster, orders, task.verify.minimal)
+
+
+def _nested(cluster: Cluster, order: str, groups: Sequence[str], size: int) -> Mask:
+    """Return the first groups of an order; attribution's is the cluster's own, the others all clusters share."""
+    own = order == "attribution" and cluster.selection is not None
+    return Mask(order, tuple(groups[:size]), cluster=cluster.number if own else None)
+
+
+def _orders(build: BankBuilder, cluster: Cluster, sums: pa.Table) -> dict[str, list[str]]:
+    """Return the wrong groups in every order in which they are corrected."""
+    wrong = wrong_groups(build.rewards)
+    error = {group: values[0] for group, values in group_means(build.rewards, ("error",)).items()}
+    mine = sums.filter(pc.field("failure").cast(pa.string()).isin(list(cluster.failures)))
+    return {
+        "attribution": attribution_order(effect_table(mine), wrong),
+        "size": sorted(wrong, key=lambda group: (-error[group], group)),
+        "random": random_order(wrong),
+    }
+
+
+def _add_seeds(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
+    """Correct everything with more seeds of the ensemble, as long as those there are do not decide every verdict."""
+    task = build.task
+    while build.trained and any(build.decision(cluster).rule == _UNDECIDED_RULE for cluster in clusters):
+        further = [seed for seed in task.seeds if seed not in build.seeds][:_SEEDS_ADDED]
+        if not further:
+            return
+        log.info("verify %s: %d seeds do not decide, %d more are trained", task.name, len(build.seeds), len(further))
+        if not build.train([_everything(build)], further):
+            return  # the budget is spent
+
+
+def _correction_helps(build: BankBuilder, cluster: Cluster) -> bool:
+    before, after = build.evidence(cluster).paired()
+    m0 = [rates.misbehaviour for rates in before if rates.misbehaviour is not None]
+    m_all = [rates.misbehaviour for rates in after if rates.misbehaviour is not None]
+    keep = 1 - build.task.verdict.inner_share
+    return bool(m0 and m_all and np.mean(m_all) < keep * np.mean(m0))
+
+
+def _bisect(build: BankBuilder, cluster: Cluster, orders: Mapping[str, Sequence[str]], level: float) -> None:
+    """Verify sets until, of each order, the smallest that removes the misbehaviour is known to a group."""
+    while True:
+        found = {name: _next_size(build, cluster, name, len(groups), level) for name, groups in orders.items()}
+        masks = [_nested(cluster, name, orders[name], size) for name, size in found.items() if size is not None]
+        if not masks or not build.train(masks):
+            return  # all are known, or the budget is spent
+
+
+def _next_size(build: BankBuilder, cluster: Cluster, order: str, groups: int, level: float) -> int | None:
+    """Return the size half-way between what removes the misbehaviour and what does not; None where they touch."""
+    bank = build.read().of_cluster(cluster.number, cluster.selection)
+    verified = {groups: bank.members("all")}
+    for row in bank.masks.select(["order", "size", "variant"]).to_pylist():
+        if row["order"] == order and not row["variant"]:
+            verified[row["size"]] = bank.members(order, row["size"])
+    rates = {size: bank.rates(members, build.task.outcomes) for size, members in verified.items()}
+    good = [size for size, found in rates.items() if suffices(found, level)]
+    high = min(good, default=0)  # 0: not even correcting everything removes it
+    low = max((size for size in verified if size < high), default=0)
+    return (low + high) // 2 if high - low > 1 else None
+
+
+def _search_arbitrary(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
+    """Verify nested sets of bounded edits against the misbehaviour; a placebo for each that removes it.
+
+    The edits are those of the whole set's failures.
+
+    Sizes double up to the share `few` of all groups; the last set is every edit that is predicted to help.
+    """
+    task, bounds = build.task, reward_bounds(build.rewards)
+    units = read_table(build.run.folder.influence_path(build.set_name, "units"))
+    edits = bounded_edits(units.filter(pc.field("estimator") == estimator_of(task).name), bounds)
+    helpful = sum(edit.effect < 0.0 and edit.change > 0.0 for edit in edits)
+    if not helpful:
+        return
+    few = task.verdict.few * len(edits)
+    sizes = sorted({max(1, int(few / 2**k)) for k in range(task.verify.points)})
+    nested = [size for size in sizes if size < helpful]
+    build.train([_arbitrary_mask("arbitrary", edits, edits[:size], size) for size in (*nested, helpful)])
+    found = [build.evidence(cluster) for cluster in clusters]
+    removing = {t.groups for e in found for t in e.arbitrary if removal(e, t.edited, task.verdict.thresholds).removes}
+    placebos = [(size, placebo_edits(edits, size, bounds)) for size in sorted(removing)]
+    build.train([_arbitrary_mask("placebo", edits, drawn, size) for size, drawn in placebos])
+
+
+def _arbitrary_mask(order: str, every: Sequence[BoundedEdit], edits: Sequence[BoundedEdit], size: int) -> Mask:
+    groups, values = tuple(edit.group for edit in edits), tuple(edit.value for edit in edits)
+    edited, change = sum(edit.transitions for edit in edits), sum(edit.change for edit in edits)
+    share = min(len(edits) / len(every), edited / sum(edit.transitions for edit in every))
+    return Mask(order, groups, values, (edited, change, share), beside=size)

@@ -1,0 +1,1 @@
+"""The suite of planted causes: its cases, its truths, its stage."""

@@ -1,0 +1,1 @@
+"""Dask: workers, schedulers, progress; the only room that imports it."""
