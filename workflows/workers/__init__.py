@@ -1,1 +1,1 @@
-"""Dask: workers, schedulers, progress; the only room that imports it."""
+"""Dask: workers, schedulers, progress; besides the options of the command line, the only room that imports it."""
