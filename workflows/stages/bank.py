@@ -28,10 +28,11 @@ from ...datasets.files.store import (
     write_table,
     write_tensors,
 )
+from ...datasets.groups import Grouping
 from ...datasets.learning import learning_rows
 from ...datasets.manifest import digest
 from ...datasets.outcomes import failure_ids
-from ...datasets.rewards import Grouping, reward_summary
+from ...datasets.rewards import reward_summary
 from ...datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS, metadata_of, with_metadata
 from ...datasets.words import counted
 from ...reports.verdict.evidence import Bank, collect_evidence
