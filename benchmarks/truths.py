@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aitia.datasets.bank import ensemble_rates
 from aitia.datasets.schema import RANDOM_POLICY_SEED
-from aitia.reports.verdict.evidence import ensemble_rates, outcome_rates, tampering
+from aitia.reports.verdict.evidence import outcome_rates, tampering
 from aitia.reports.verdict.rules import Evidence, decide
 from aitia.training.agents.play import EvaluationSpec, evaluate_policy
 from aitia.training.edits.edit import RewardEdit

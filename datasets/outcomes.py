@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .errors import RunFolderError
 from .schema import failure_id
+from .words import counted
 
 Kind = Literal["desired", "misbehaved", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -58,7 +61,7 @@ def failure_ids(failures: pa.Table) -> list[str]:
 
 
 class PlayCounts(NamedTuple):
-    """Numbers of plays by kind of outcome."""
+    """Numbers of episodes played, by kind of outcome."""
 
     misbehaved: int
     desired: int
@@ -66,7 +69,7 @@ class PlayCounts(NamedTuple):
 
     @staticmethod
     def of(outcomes: Sequence[str | None], declared: Outcomes) -> PlayCounts:
-        """Count plays by their outcomes."""
+        """Count episodes by their outcomes."""
         values = np.array(outcomes, dtype=object)
         return PlayCounts(
             int(np.isin(values, declared.misbehaved).sum()),
@@ -76,16 +79,53 @@ class PlayCounts(NamedTuple):
 
     @property
     def misbehaviour(self) -> float | None:
-        """Misbehaved among competent plays; None without any."""
+        """Misbehaved among competent episodes; None without any."""
         competent = self.misbehaved + self.desired
         return self.misbehaved / competent if competent else None
 
     @property
     def competent(self) -> float:
-        """Competent plays among all."""
+        """Competent episodes among all."""
         return (self.misbehaved + self.desired) / self.total if self.total else 0.0
 
     @property
     def desired_share(self) -> float:
-        """Desired plays among all."""
+        """Desired episodes among all."""
         return self.desired / self.total if self.total else 0.0
+
+
+class SeedRates(NamedTuple):
+    """Rates of outcomes among the episodes that one agent played.
+
+    Attributes:
+        seed: the agent's seed.
+        misbehaviour: misbehaved / competent episodes at test; None without a competent one.
+        competent: competent (misbehaved or desired) / all episodes at test.
+        desired: desired / all episodes at test.
+        desired_train: desired / all training episodes; None if none were played.
+    """
+
+    seed: int
+    misbehaviour: float | None
+    competent: float
+    desired: float
+    desired_train: float | None
+
+
+def require_plays(path: Path, table: pa.Table, agent: str, most: int) -> None:
+    """Check that no agent has played more episodes than its task lets it.
+
+    Args:
+        path: where the table was read.
+        table: one row an episode played.
+        agent: the column that tells agents apart.
+        most: rows of one agent.
+
+    Raises:
+        RunFolderError: an agent has more.
+    """
+    found = pc.max(table.group_by(agent).aggregate([([], "count_all")])["count_all"]).as_py() or 0
+    if found > most:
+        raise RunFolderError(
+            f"{path} has {counted(found, 'play')} of one agent, expected at most {most:,} by `evaluation`"
+        )

@@ -7,6 +7,7 @@ projected dimensions, `F` failures, `S` seeds, `G` groups, `B` bank members.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 
 import pyarrow as pa
 
@@ -17,6 +18,23 @@ RANDOM_POLICY_SEED = -1
 COMPONENT_PREFIX = "component_"
 NO_CONTEXT = "all"
 GROUP_NAMES = "2"  # how states and actions are named as groups; 0.1 did not say, and named them otherwise
+
+
+class Order(StrEnum):
+    """Why a set of groups is edited for agents of the counterfactual bank; a set that the task names is a plain name.
+
+    Nested corrective sets are the first groups of an order: predicted effect (`attribution`), largest error (`size`)
+    or chance (`random`, the control). `arbitrary` edits need no intended reward; `placebo` is their control.
+    """
+
+    NONE = "none"
+    ALL = "all"
+    ATTRIBUTION = "attribution"
+    RANDOM = "random"
+    SIZE = "size"
+    ARBITRARY = "arbitrary"
+    PLACEBO = "placebo"
+
 
 REPLAY_DRAWS = pa.schema(
     [
@@ -131,7 +149,7 @@ MASKS = pa.schema(
     [
         ("member", pa.string()),
         ("seed", pa.int32()),
-        ("order", pa.string()),  # none | all | attribution | random | size | arbitrary | placebo | a set of the task's
+        ("order", pa.string()),  # an `Order`, or the name of a set of the task's
         ("size", pa.int32()),  # number of edited groups
         ("groups", pa.list_(pa.string())),
         ("values", pa.list_(pa.float64())),  # arbitrary edits: what each group pays; null: as intended

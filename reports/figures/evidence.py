@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...datasets.schema import Order
 from ..measures.curve import CurvePoint
 from ..statistics import Interval
 from ..verdict.rules import Thresholds
@@ -26,14 +27,19 @@ from .grammar import (
 )
 from .rows import rows_of
 
-_ORDERS = {
-    "attribution": "attribution order",
-    "random": "random order of the wrong rewards (control)",
-    "size": "largest error first (baseline)",
+_ORDERS: dict[str, str] = {
+    Order.ATTRIBUTION: "attribution order",
+    Order.RANDOM: "random order of the wrong rewards (control)",
+    Order.SIZE: "largest error first (baseline)",
 }
 _STATES = {"rewards as paid": "as paid", "all rewards corrected": "corrected"}
 _UNORDERED = "none and all corrected"
-_COLOURS = {_ORDERS["attribution"]: ACCENT, _UNORDERED: ACCENT, _ORDERS["random"]: MUTED, _ORDERS["size"]: WARM}
+_COLOURS = {
+    _ORDERS[Order.ATTRIBUTION]: ACCENT,
+    _UNORDERED: ACCENT,
+    _ORDERS[Order.RANDOM]: MUTED,
+    _ORDERS[Order.SIZE]: WARM,
+}
 _RATE = "misbehaviour rate"
 
 
@@ -53,7 +59,7 @@ def correction_curve(curve: Sequence[CurvePoint], thresholds: Thresholds, unit: 
     points: list[Spec] = []
     seeds: list[Spec] = []
     for record, point in zip(records(rows), curve, strict=True):
-        names = lines if point.order in ("none", "all") else [joined.get(point.order, point.order)]
+        names = lines if point.order in (Order.NONE, Order.ALL) else [joined.get(point.order, point.order)]
         points += [{**record, "line": name} for name in names]
         seeds += [
             {
@@ -77,7 +83,7 @@ def correction_curve(curve: Sequence[CurvePoint], thresholds: Thresholds, unit: 
         f"it. {meaning} Bars are 95% t-intervals over seeds, small dots the seeds. Dashed: the lines that the verdict "
         "compares “all corrected” with."
     )
-    start = next((point.misbehaviour.value for point in curve if point.order == "none"), None)
+    start = next((point.misbehaviour.value for point in curve if point.order == Order.NONE), None)
     layers = [*_limits(start, thresholds), *_curve_layers(points, seeds, lines, f"{unit} corrected")]
     title = "Misbehaviour against the number of corrected groups"
     return Chart("correction-curve", title, caption, make_spec(300, layer=layers), rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...datasets.schema import Order
 from ..measures.predictions import Calibration, ConcentrationPoint
 from ..measures.timeline import Stretch
 from ..statistics import Interval
@@ -152,7 +153,7 @@ def top_groups(groups: Sequence[Mapping[str, Any]], source: str) -> Chart:
     return Chart("top-groups", title, caption, spec, rows, source)
 
 
-_SETS = {"attribution": ACCENT, "random": MUTED, "all": WARM}
+_SETS: dict[str, str] = {Order.ATTRIBUTION: ACCENT, Order.RANDOM: MUTED, Order.ALL: WARM}
 
 
 def calibration_chart(calibration: Calibration) -> Chart:

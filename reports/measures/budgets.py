@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...datasets.outcomes import Outcomes
+from ...datasets.bank import Bank
+from ...datasets.outcomes import Outcomes, SeedRates
+from ...datasets.schema import Order
 from ..statistics import Interval, rate_interval
-from ..verdict.evidence import Bank
-from ..verdict.rules import Evidence, SeedRates, Thresholds, removal
+from ..verdict.rules import Evidence, Thresholds, removal
 from .curve import CurvePoint
 
 Kind = Literal["corrective", "arbitrary", "coverage"]
@@ -67,10 +68,10 @@ def budgets(
         bank: the counterfactual bank, for the members trained with more varied levels.
         declared, thresholds: from the task.
     """
-    nested = sorted((p for p in curve if p.order in ("attribution", "all")), key=lambda p: p.corrected.groups)
+    nested = sorted((p for p in curve if p.order in (Order.ATTRIBUTION, Order.ALL)), key=lambda p: p.corrected.groups)
     corrective = [(p.rates, int(p.corrected.groups), p.corrected.transitions, None) for p in nested]
     arbitrary = [(t.edited, t.groups, t.transitions, t.placebo or None) for t in evidence.arbitrary]
-    covered = bank.rates(bank.members("none", variant=COVERAGE), declared) if bank is not None else ()
+    covered = bank.rates(bank.members(Order.NONE, variant=COVERAGE), declared) if bank is not None else ()
     found = []
     tried: tuple[tuple[Kind, list[tuple[Sequence[SeedRates], int | None, float | None, Any]]], ...] = (
         ("corrective", list(corrective)),

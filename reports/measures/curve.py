@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ...datasets.outcomes import Outcomes
+from ...datasets.bank import Bank
+from ...datasets.outcomes import Outcomes, SeedRates
+from ...datasets.schema import Order
 from ..statistics import Interval, rate_interval
-from ..verdict.evidence import Bank
-from ..verdict.rules import ArbitraryTrial, SeedRates, Thresholds, Verdict
+from ..verdict.rules import ArbitraryTrial, Thresholds, Verdict
 
 _UNITS = ("transitions", "reward_events", "episodes")
-SEARCHED_ORDERS = ("attribution", "size", "random")
+SEARCHED_ORDERS = (Order.ATTRIBUTION, Order.SIZE, Order.RANDOM)
 SEEDS_THAT_MUST = 0.8
 
 
@@ -33,7 +34,7 @@ class CurvePoint:
     """One verified correction set.
 
     Attributes:
-        order: none | attribution | random | all.
+        order: an `Order`, or the name of a set of the task's.
         corrected: units whose reward it changes.
         misbehaviour: rate among competent plays over paired seeds.
         competence: share of competent plays, mean over seeds.
@@ -71,9 +72,9 @@ def correction_curve(bank: Bank, rewards: Mapping[int, pa.Table], declared: Outc
         declared: the task's outcomes.
     """
     rows = [row for row in bank.masks.to_pylist() if row["values"] is None and not row["variant"]]
-    seeds = sorted({row["seed"] for row in rows if row["order"] == "all"} or {row["seed"] for row in rows})
+    seeds = sorted({row["seed"] for row in rows if row["order"] == Order.ALL} or {row["seed"] for row in rows})
     summaries = [rewards[seed] for seed in seeds]
-    rank = {"none": 0, "attribution": 1, "random": 2, "all": 3}
+    rank = {Order.NONE: 0, Order.ATTRIBUTION: 1, Order.RANDOM: 2, Order.ALL: 3}
     sets = {(row["order"], row["size"]): row["groups"] for row in rows}
     points = []
     for order, size in sorted(sets, key=lambda key: (rank.get(key[0], 2), key[0], key[1])):
@@ -81,7 +82,7 @@ def correction_curve(bank: Bank, rewards: Mapping[int, pa.Table], declared: Outc
         points.append(
             CurvePoint(
                 order,
-                corrected_units(summaries, None if order == "all" else sets[order, size], size),
+                corrected_units(summaries, None if order == Order.ALL else sets[order, size], size),
                 rate_interval([r.misbehaviour for r in rates if r.misbehaviour is not None]),
                 float(np.mean([r.competent for r in rates])),
                 float(np.mean([r.desired for r in rates])),
@@ -160,9 +161,8 @@ def minimal_corrections(
     """
     found = []
     for order in SEARCHED_ORDERS:
-        nested = sorted(
-            (point for point in curve if point.order in (order, "none", "all")), key=lambda p: p.corrected.groups
-        )
+        nested = [point for point in curve if point.order in (order, Order.NONE, Order.ALL)]
+        nested.sort(key=lambda point: point.corrected.groups)
         good = [point for point in nested if suffices(point.rates, level)]
         if good and any(point.order == order for point in nested):
             smallest = int(good[0].corrected.groups)
@@ -219,7 +219,7 @@ def ease(
         thresholds: `few` decides between concentrated and diffuse.
         group_by: what a group is; of components the share of components is known too.
     """
-    nested = [point for order in ("none", "attribution", "all") for point in curve if point.order == order]
+    nested = [point for order in (Order.NONE, Order.ATTRIBUTION, Order.ALL) for point in curve if point.order == order]
     rates = [point.misbehaviour.value for point in nested if point.misbehaviour.value is not None]
     if verdict is not Verdict.OUTER or len(rates) < len(nested) or len(nested) < 2 or rates[0] <= rates[-1]:
         return None

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...datasets.bank import Bank
 from ...datasets.outcomes import Outcomes
+from ...datasets.schema import Order
 from ..statistics import Interval, mean_half_width
-from ..verdict.evidence import Bank
 
 Source = Literal["rewards", "bias", "interaction", "seed"]
 SOURCES: tuple[Source, ...] = get_args(Source)
@@ -61,8 +62,8 @@ def factorial(bank: Bank | None, biases: Sequence[str], declared: Outcomes, any_
         return None
     cells = []
     for variant in ("", *biases):
-        given = bank.rates(bank.members("none", variant=variant), declared)
-        corrected = bank.rates(bank.members("all", variant=variant), declared) if any_wrong else given
+        given = bank.rates(bank.members(Order.NONE, variant=variant), declared)
+        corrected = bank.rates(bank.members(Order.ALL, variant=variant), declared) if any_wrong else given
         cells.append([{r.seed: r.misbehaviour for r in rates} for rates in (given, corrected)])
     everywhere = set.intersection(*({s for s, m in cell.items() if m is not None} for row in cells for cell in row))
     if len(everywhere) < 2:

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ...datasets.bank import Bank
 from ...datasets.outcomes import KINDS, Kind, Outcomes
+from ...datasets.schema import Order
 from ...datasets.words import counted
 from ..statistics import Interval, mean_interval, rate_interval
-from ..verdict.evidence import Bank
 
 AS_PAID, CORRECTED = "rewards as paid", "all rewards corrected"
 _MOST_STRETCHES = 32
@@ -140,7 +141,7 @@ def find_learning(
         windows: of each seed, how many windows its training had (retrainings have as many); of a seed that is not there
             up to the last in which an episode ended.
     """
-    members = {} if bank is None else bank.members("all")
+    members = {} if bank is None else bank.members(Order.ALL)
     long = windows or {}
     found = {
         AS_PAID: [(seed, table) for seed, table in trainings.items()],

@@ -19,9 +19,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from ...datasets.bank import Bank
 from ...datasets.outcomes import Outcomes
+from ...datasets.schema import Order
 from ..statistics import NOTHING, Interval, mean_half_width, mean_interval
-from ..verdict.evidence import Bank
 
 LEAST_SETS = 4
 LEAST_FIT = 0.5
@@ -162,9 +163,9 @@ def calibrate(bank: Bank | None, effects: Mapping[str, float], declared: Outcome
     """
     if bank is None or not effects:
         return None
-    before = {rates.seed: _log_odds(rates.misbehaviour) for rates in bank.rates(bank.members("none"), declared)}
+    before = {rates.seed: _log_odds(rates.misbehaviour) for rates in bank.rates(bank.members(Order.NONE), declared)}
     sets = []
-    for order, size in sorted({(row["order"], row["size"]) for row in bank.masks.to_pylist()} - {("none", 0)}):
+    for order, size in sorted({(row["order"], row["size"]) for row in bank.masks.to_pylist()} - {(Order.NONE, 0)}):
         members = bank.members(order, size)
         groups = next(row["groups"] for row in bank.masks.to_pylist() if row["member"] in members)
         changes = [

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...datasets.outcomes import SeedRates
 from ...datasets.words import counted
 from ..measures.learning import AS_PAID, Change, Learning, change_in_words
 from ..statistics import Interval, percent, rate_interval, seeds_for_lower_end
-from ..verdict.rules import SeedRates, Verdict, open_margin
+from ..verdict.rules import Verdict, open_margin
 from ..verdict.words import title_of
 from .findings import SetFindings
 

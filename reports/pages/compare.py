@@ -11,15 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...datasets.bank import ensemble_rates
 from ...datasets.files.remote import exist, relative_link
 from ...datasets.files.store import write_json, write_table
-from ...datasets.outcomes import Outcomes, PlayCounts
+from ...datasets.outcomes import Outcomes, PlayCounts, SeedRates
 from ...datasets.schema import RANDOM_POLICY_SEED, failure_id
 from ...datasets.words import counted
 from ...training.edits.file import Edits
 from ..statistics import Interval, mean_interval, rate_interval
-from ..verdict.evidence import ensemble_rates
-from ..verdict.rules import SeedRates
 from .write import write_page
 
 Change = Literal["no_longer", "new", "still", "neither"]

@@ -9,10 +9,11 @@ from typing import Literal
 
 import pyarrow.compute as pc
 
+from ...datasets.bank import Bank
+from ...datasets.schema import Order
 from ...datasets.words import counted
 from ...training.edits.file import Edits, GroupBy, write_edits
 from ..statistics import Interval
-from ..verdict.evidence import Bank
 from ..verdict.rules import Verdict
 from .findings import SetFindings
 
@@ -51,7 +52,7 @@ def smallest_correction(findings: SetFindings, bank: Bank | None, order: Sequenc
     budget = next((found for found in findings.budgets if found.kind == kind), None)
     if bank is None or budget is None or decision.verdict not in (Verdict.OUTER, Verdict.MIXED):
         return None
-    names = pc.field("order").isin(["arbitrary"] if kind == "arbitrary" else ["attribution", "all"])
+    names = pc.field("order").isin([Order.ARBITRARY] if kind == "arbitrary" else [Order.ATTRIBUTION, Order.ALL])
     masks = bank.masks.filter(names & (pc.field("size") == budget.groups) & (pc.field("variant") == ""))
     mask = masks.slice(0, 1).to_pylist()[0]
     if mask["values"] is not None:

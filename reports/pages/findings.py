@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ...attribution.effects.order import EffectTable
-from ...datasets.outcomes import Outcomes, PlayCounts
-from ...datasets.schema import RANDOM_POLICY_SEED, failure_id
+from ...datasets.bank import Bank, Selection
+from ...datasets.outcomes import Outcomes, PlayCounts, SeedRates
+from ...datasets.schema import RANDOM_POLICY_SEED, Order, failure_id
 from ..measures.budgets import Budget, budgets
 from ..measures.curve import (
     CurvePoint,
@@ -31,9 +32,9 @@ from ..measures.predictions import Calibration, Concentration
 from ..measures.preference import Preference
 from ..statistics import Interval, mean_half_width, rate_interval
 from ..verdict.competence import Goals, find_goals
-from ..verdict.evidence import Bank, Selection, collect_evidence
+from ..verdict.evidence import collect_evidence
 from ..verdict.framing import RewardScale, framing1
-from ..verdict.rules import Decision, Evidence, SeedRates, Thresholds, Verdict, decide, removal
+from ..verdict.rules import Decision, Evidence, Thresholds, Verdict, decide, removal
 
 _TOP_GROUPS = 10
 
@@ -187,7 +188,7 @@ def own_rates(episodes: pa.Table, bank: Bank | None, declared: Outcomes) -> dict
     test = episodes.filter((pc.field("part") == "test") & (pc.field("seed") != RANDOM_POLICY_SEED))
     corrected = None
     if bank is not None:
-        members = pa.array(list(bank.members("all")), pa.string())
+        members = pa.array(list(bank.members(Order.ALL)), pa.string())
         corrected = bank.outcomes.filter((pc.field("part") == "test") & pc.field("member").isin(members))
     before, after = _rates_by_episode(test, declared), _rates_by_episode(corrected, declared)
     return {e: {"uncorrected": before[e], "all_corrected": after.get(e)} for e in before}

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ...datasets.outcomes import SeedRates
 from ...datasets.rewards import WRONG_REWARD
 from ...datasets.words import counted
 from ..statistics import NOTHING, Interval, exceeds_zero, percent, rate_interval, seeds_needed, share_interval
@@ -61,24 +62,6 @@ class Thresholds:
     keep_competence: float = 0.4
     wrong_reward: float = WRONG_REWARD
     seeds: int = 5
-
-
-class SeedRates(NamedTuple):
-    """What the plays of one agent came to.
-
-    Attributes:
-        seed: the agent's seed.
-        misbehaviour: misbehaved / competent plays at test; None without a competent play.
-        competent: competent plays / all plays at test (misbehaved or desired).
-        desired: desired / all plays at test.
-        desired_train: desired / all plays of training episodes; None if not played.
-    """
-
-    seed: int
-    misbehaviour: float | None
-    competent: float
-    desired: float
-    desired_train: float | None
 
 
 class OutcomeRate(NamedTuple):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from aitia.datasets.arrays import array_format_of, array_metadata, encode_arrays
 from aitia.datasets.files.store import write_json
 from aitia.datasets.frames import FrameWriter
-from aitia.datasets.outcomes import Outcomes
+from aitia.datasets.outcomes import Outcomes, SeedRates
 from aitia.datasets.schema import BANK_LEARNING, EPISODES, LEARNING, with_metadata
 from aitia.reports.measures.curve import CurvePoint, Units
 from aitia.reports.measures.learning import Learning, find_learning
@@ -38,7 +38,7 @@ from aitia.reports.pages.write import (
 from aitia.reports.statistics import Interval, rate_interval
 from aitia.reports.verdict.competence import Competence, Goal, Goals
 from aitia.reports.verdict.framing import RewardScale
-from aitia.reports.verdict.rules import Evidence, OutcomeRate, SeedRates, Thresholds, decide
+from aitia.reports.verdict.rules import Evidence, OutcomeRate, Thresholds, decide
 from aitia.workflows.runs.clusters import Cluster
 from aitia.workflows.stages.cluster_report import ClusterReport
 

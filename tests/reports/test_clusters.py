@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from made_report import CAPABLE, made_findings, seed_rates, write_report
 
+from aitia.datasets.bank import Bank, Selection, ensemble_rates
 from aitia.datasets.outcomes import Outcomes, failure_ids
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, MASKS
 from aitia.reports.pages.findings import deciding, set_verdict
-from aitia.reports.verdict.evidence import Bank, Selection, ensemble_rates
 from aitia.reports.verdict.rules import Evidence, Thresholds, Verdict, decide
 
 DECLARED = Outcomes(desired=["arrow"], misbehaved=["corner"])

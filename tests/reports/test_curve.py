@@ -7,14 +7,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from aitia.datasets.outcomes import Outcomes
+from aitia.datasets.bank import Bank, ensemble_rates
+from aitia.datasets.outcomes import Outcomes, SeedRates
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, MASKS, with_metadata
 from aitia.reports.measures.curve import CurvePoint, Units, correction_curve, ease, minimal_corrections
 from aitia.reports.pages.findings import own_rates, set_verdict
 from aitia.reports.statistics import NOTHING, rate_interval
-from aitia.reports.verdict.evidence import Bank, collect_evidence, ensemble_rates
+from aitia.reports.verdict.evidence import collect_evidence
 from aitia.reports.verdict.framing import Framing1, RewardScale, framing1
-from aitia.reports.verdict.rules import Decision, SeedRates, Thresholds, Verdict
+from aitia.reports.verdict.rules import Decision, Thresholds, Verdict
 from aitia.training.worlds.maze import ArrowMazeEnv
 from aitia.training.worlds.solvers import Goal, Solver, play_reference
 

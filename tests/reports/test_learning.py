@@ -11,12 +11,12 @@ import pytest
 import vl_convert
 from made_report import AFTER, BEFORE, CAPABLE, made_findings, made_learning, made_training, seed_rates
 
+from aitia.datasets.bank import Bank
 from aitia.datasets.outcomes import Outcomes
 from aitia.datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS
 from aitia.reports.figures.learning import learning_chart
 from aitia.reports.measures.learning import AS_PAID, CORRECTED, Learning, find_learning, in_words
 from aitia.reports.pages.advice import Costs, Surroundings, explain
-from aitia.reports.verdict.evidence import Bank
 from aitia.reports.verdict.rules import Evidence
 
 DECLARED = Outcomes(desired=["arrow"], misbehaved=["corner"])

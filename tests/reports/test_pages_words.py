@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from made_report import AFTER, BEFORE, CAPABLE, made_findings, seed_rates
 
+from aitia.datasets.bank import Bank
 from aitia.datasets.schema import MASKS
 from aitia.reports.measures.budgets import Budget
 from aitia.reports.measures.factorial import analyse
@@ -19,7 +20,6 @@ from aitia.reports.pages.advice import Surroundings, explain
 from aitia.reports.pages.corrections import smallest_correction, write_corrections
 from aitia.reports.pages.findings import SetFindings
 from aitia.reports.statistics import Interval, seeds_for_lower_end
-from aitia.reports.verdict.evidence import Bank
 from aitia.reports.verdict.rules import ArbitraryTrial, Evidence, OutcomeRate, Tampering, open_margin
 from aitia.training.edits.file import Edits, read_edits
 from aitia.training.environments.spec import EnvSpec

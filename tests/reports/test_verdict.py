@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from aitia.datasets.outcomes import SeedRates
 from aitia.reports.verdict.rules import (
     ArbitraryTrial,
     Evidence,
     OutcomeRate,
-    SeedRates,
     Tampering,
     Thresholds,
     Verdict,

@@ -16,11 +16,10 @@ from command_line import Finished
 from scipy import stats
 
 import aitia
-from aitia.datasets.outcomes import Outcomes
+from aitia.datasets.outcomes import Outcomes, SeedRates
 from aitia.datasets.schema import EPISODES
 from aitia.reports.pages.compare import ComparedRun, compare_runs, in_points, paired_rates, write_comparison
 from aitia.reports.statistics import Interval
-from aitia.reports.verdict.rules import SeedRates
 
 Command = Callable[..., Finished]
 MARKUP = "<script>alert('1')</script>"

@@ -54,6 +54,11 @@ class EvaluationSpec(BaseModel):
     repeats: int = Field(default=16, ge=1, le=10_000)
     deterministic: bool = False
 
+    @property
+    def most_plays(self) -> int:
+        """Episodes that one agent plays in a set, each repeat counted: of test and of training."""
+        return 2 * self.episodes * self.repeats
+
     @model_validator(mode="after")
     def _so_many_plays(self) -> EvaluationSpec:
         if self.episodes * self.repeats > _MOST_PLAYS:

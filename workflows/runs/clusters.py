@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ...attribution.effects.clusters import cluster_failures
-from ...reports.verdict.evidence import Selection
+from ...datasets.bank import Selection
 from .task import Task
 
 log = logging.getLogger("aitia")

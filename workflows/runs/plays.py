@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...datasets.errors import RunFolderError
 from ...datasets.files.store import RunFolder, read_table, require_rows, write_table
-from ...datasets.words import counted
+from ...datasets.outcomes import require_plays
 from ...training.agents.play import EvaluationSpec, evaluate_policy
 from ...training.environments.spec import EnvSpec
 from .task import MOST_SEEDS, Task
@@ -26,9 +26,8 @@ def read_plays(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
         RunFolderError: it is missing or damaged; an agent has more plays than that, or one twice; its failures, or the
             outcomes of all plays, which become Python values, take more memory than `limits.read_limit`.
     """
-    path, spec = folder.evaluation_path(set_name, "episodes"), task.evaluation
-    each = 2 * spec.episodes * spec.repeats  # at test and in training; the task may have had more seeds before
-    table = read_table(path, most_rows=(MOST_SEEDS + 1) * each)
+    path, each = folder.evaluation_path(set_name, "episodes"), task.evaluation.most_plays
+    table = read_table(path, most_rows=(MOST_SEEDS + 1) * each)  # the task may have had more seeds before
     missing = [name for name in (*_KEY, "outcome") if name not in table.column_names]
     if missing:
         raise RunFolderError(f"{path} has no column `{missing[0]}`, expected those of docs/run-folder.md")
@@ -38,25 +37,6 @@ def read_plays(folder: RunFolder, task: Task, set_name: str) -> pa.Table:
     require_rows(path, table.select(["episode", "outcome"]))
     require_rows(path, task.outcomes.failures(table))
     return table
-
-
-def require_plays(path: Path, table: pa.Table, agent: str, most: int) -> None:
-    """Check that no agent has more plays than its task lets it have.
-
-    Args:
-        path: where the table was read.
-        table: of plays.
-        agent: the column that tells the agents apart.
-        most: plays of one agent.
-
-    Raises:
-        RunFolderError: one has.
-    """
-    found = pc.max(table.group_by(agent).aggregate([([], "count_all")])["count_all"]).as_py() or 0
-    if found > most:
-        raise RunFolderError(
-            f"{path} has {counted(found, 'play')} of one agent, expected at most {most:,} by `evaluation`"
-        )
 
 
 def read_references(folder: RunFolder, set_name: str) -> pa.Table:

@@ -17,6 +17,7 @@ from ...datasets.files.limits import read_yaml
 from ...datasets.files.remote import local_path
 from ...datasets.manifest import digest
 from ...datasets.outcomes import Outcomes
+from ...datasets.schema import Order
 from ...reports.measures.budgets import COVERAGE
 from ...reports.verdict.rules import Thresholds
 from ...training.agents.play import EvaluationSpec
@@ -31,7 +32,6 @@ TEST_SET = "test"
 DEFAULT_SEEDS = 8
 MOST_SEEDS = 10_000
 _MOST_LETTERS = 100  # of a name that becomes one of a file
-ORDERS = ("none", "all", "attribution", "random", "size", "arbitrary", "placebo")
 _TRAINING_KEYS = ("env", "train_kwargs", "hooks", "agent")
 _FREE_KEYS = (
     "name",
@@ -84,9 +84,9 @@ class VerifySpec(_Model):
     @classmethod
     def _free_names(cls, value: dict[str, list[str] | str]) -> dict[str, list[str] | str]:
         for name in value:
-            if name in ORDERS or not _is_name(name):
+            if name in {*Order} or not _is_name(name):
                 raise ValueError(
-                    f"the set `{name}`: expected a name of letters, digits, - and _ that is none of {', '.join(ORDERS)}"
+                    f"the set `{name}`: expected a name of letters, digits, - and _ that is none of {', '.join(Order)}"
                 )
         return value
 

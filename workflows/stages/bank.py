@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...datasets.bank import Bank, read_bank
 from ...datasets.errors import RunFolderError
 from ...datasets.files.remote import exist
 from ...datasets.files.store import (
@@ -24,7 +25,6 @@ from ...datasets.files.store import (
     read_table,
     read_tensor_metadata,
     read_tensors,
-    require_rows,
     write_table,
     write_tensors,
 )
@@ -33,9 +33,9 @@ from ...datasets.learning import learning_rows
 from ...datasets.manifest import digest
 from ...datasets.outcomes import failure_ids
 from ...datasets.rewards import reward_summary
-from ...datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS, metadata_of, with_metadata
+from ...datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS, Order, metadata_of, with_metadata
 from ...datasets.words import counted
-from ...reports.verdict.evidence import Bank, collect_evidence
+from ...reports.verdict.evidence import collect_evidence
 from ...reports.verdict.rules import Decision, Evidence, decide
 from ...training.agents.play import evaluate_policy
 from ...training.agents.spec import load_policy
@@ -44,7 +44,7 @@ from ...training.retraining.arrays import Member
 from ...training.retraining.stack import members_at_once, train_members
 from ..runs.clusters import Cluster
 from ..runs.groups import load_grouping
-from ..runs.plays import episode_count, episodes_at, require_plays, training_plays, with_earlier
+from ..runs.plays import episode_count, episodes_at, training_plays, with_earlier
 from ..runs.run import Run
 from ..runs.task import Task
 from ..workers.pool import Workers
@@ -58,7 +58,7 @@ class Mask:
     """What is edited for an agent of the bank, and which variant of the task it is trained on.
 
     Attributes:
-        order: none | all | attribution | random | size | arbitrary | placebo, or a set of the task's.
+        order: an `Order`, or the name of a set of the task's.
         groups: the groups it edits (`all` corrects every transition, also of groups not listed).
         values: of arbitrary edits, what each group pays; None: as intended.
         units: of arbitrary edits, transitions changed, sum of |dr|, and share (see `ArbitraryTrial`).
@@ -82,14 +82,14 @@ class Mask:
 
     def edit(self, grouping: Grouping, first: RewardEdit | None = None) -> RewardEdit:
         """Return the reward edit of the mask, made after what the run itself was trained with (`first`)."""
-        if self.order == "all":
+        if self.order == Order.ALL:
             return RewardEdit(None, grouping, first=first)
         values = None if self.values is None else dict(zip(self.groups, self.values, strict=True))
         return RewardEdit(frozenset(self.groups), grouping, values, first)
 
     def member(self, seed: int) -> str:
         """Return the name of the agent trained with this mask and seed."""
-        size = "" if self.order in ("all", "none") else f"-{self.size:05d}"
+        size = "" if self.order in (Order.ALL, Order.NONE) else f"-{self.size:05d}"
         cluster = "" if self.cluster is None else f"-cluster={self.cluster}"
         return f"{self.variant}{'/' if self.variant else ''}{self.order}{size}{cluster}-seed={seed}"
 
@@ -126,7 +126,7 @@ class MemberPiece:
     def _edited(self) -> list[object] | None:
         """What its rewards are edited by; None: everything is corrected."""
         paid = self.mask.values or (None,) * len(self.mask.groups)
-        whole = self.mask.order == "all"
+        whole = self.mask.order == Order.ALL
         return None if whole else [self.task.group_by, sorted(zip(self.mask.groups, paid, strict=True))]
 
 
@@ -221,7 +221,7 @@ class BankBuilder:
 
     def read(self) -> Bank:
         """Return the bank as written."""
-        found = read_bank(self.run.folder, self.set_name, self.task)
+        found = read_bank(self.run.folder, self.set_name, self.task.seeds, self.task.evaluation.most_plays)
         assert found is not None
         return found
 
@@ -236,7 +236,7 @@ class BankBuilder:
 
     def write(self) -> None:
         """Write masks and outcomes: the ensemble itself as mask `none`, then every member trained."""
-        none = Mask("none")
+        none = Mask(Order.NONE)
         seeds = sorted({*self.task.paired_seeds, *self.seeds}) if self._done else []
         masks = [(none, seed) for seed in seeds] + [(piece.mask, piece.seed) for piece in self._done]
         plays = [
@@ -315,25 +315,3 @@ def _outcomes(plays: pa.Table) -> dict[str, list[int]]:
     """Return how a member's training episodes ended, by outcome and window; nothing of an earlier version."""
     found: dict[str, list[int]] = json.loads(metadata_of(plays.schema).get("outcomes", "{}"))
     return found
-
-
-def read_bank(folder: RunFolder, set_name: str, task: Task) -> Bank | None:
-    """Return the bank of an evaluation set, without seeds that the task has no more; None before `verify`.
-
-    Raises:
-        RunFolderError: a table is missing or damaged; one member has more plays than the task lets it have; or what
-            becomes Python values takes more memory than `limits.read_limit`.
-    """
-    path, spec = folder.bank_path(set_name, "outcomes"), task.evaluation
-    if not folder.bank_path(set_name, "masks").exists():
-        return None
-    masks = read_table(folder.bank_path(set_name, "masks")).filter(pc.field("seed").isin(task.seeds))
-    require_rows(folder.bank_path(set_name, "masks"), masks)
-    if "cluster" not in masks.column_names:  # of an earlier version, which had one cluster a set
-        masks = masks.append_column("cluster", pa.nulls(masks.num_rows, pa.int32()))
-    outcomes = read_table(path)
-    require_plays(path, outcomes, "member", 2 * spec.episodes * spec.repeats)
-    corrected = masks.filter(pc.field("order") == "all")["member"]
-    own = outcomes.filter(pc.field("member").isin(corrected.combine_chunks()))
-    require_rows(path, own.select(["episode", "outcome"]))
-    return Bank(masks, outcomes)

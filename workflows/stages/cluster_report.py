@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...attribution.effects.order import EffectTable, effect_table
+from ...datasets.bank import Bank
 from ...datasets.rewards import wrong_groups
 from ...datasets.schema import RANDOM_POLICY_SEED
 from ...reports.figures.grammar import Chart
@@ -22,7 +23,6 @@ from ...reports.pages.corrections import Correction, smallest_correction
 from ...reports.pages.findings import PredictionFindings, SetFindings, find_for_set, group_means, own_rates
 from ...reports.pages.write import ClusterContext, ClusterView
 from ...reports.statistics import NOTHING, mean_interval
-from ...reports.verdict.evidence import Bank
 from ..runs.clusters import Cluster
 from ..runs.task import Task
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from ...attribution.effects.order import EffectTable, effect_table
 from ...attribution.targets.steps import target_kinds
+from ...datasets.bank import Bank, read_bank
 from ...datasets.errors import InputError
 from ...datasets.files.checksums import Checked, check
 from ...datasets.files.rebuilt import foreign, rebuilt
@@ -26,7 +27,7 @@ from ...datasets.learning import bank_outcomes, learning_path, training_outcomes
 from ...datasets.manifest import installed_versions
 from ...datasets.outcomes import failure_ids
 from ...datasets.rewards import intended_known, reward_sums_path
-from ...datasets.schema import RANDOM_POLICY_SEED
+from ...datasets.schema import RANDOM_POLICY_SEED, Order
 from ...reports.measures.learning import find_learning
 from ...reports.measures.preference import find_preference
 from ...reports.measures.timeline import Timeline
@@ -51,7 +52,6 @@ from ...reports.pages.write import (
     write_index_page,
 )
 from ...reports.statistics import percent
-from ...reports.verdict.evidence import Bank
 from ..runs.adopt import recording_notes
 from ..runs.changes import code_in_words
 from ..runs.clusters import find_clusters, whole_set
@@ -60,7 +60,6 @@ from ..runs.recorded import NOT_RECORDED, EnvironmentRecord, environment_record,
 from ..runs.run import NOT_REPEATABLE, Run
 from ..runs.task import Task
 from .attribute import attributed_tables, window_effects
-from .bank import read_bank
 from .cluster_report import ClusterReport, SetTables, report_cluster
 from .episodes import failing_steps, table_of
 from .shown import Drawn, ShownRewards, shown_rewards
@@ -136,7 +135,7 @@ def _report(run: Run, set_name: str, final: Path, out: Path) -> dict[str, Any]:
     folder, task = run.folder, run.task
     episodes = read_plays(folder, task, set_name)
     rewards = recorded_rewards(folder, task)
-    bank = read_bank(folder, set_name, task)
+    bank = read_bank(folder, set_name, task.seeds, task.evaluation.most_plays)
     trainings = {seed: training_outcomes(folder, seed) for seed in task.seeds}
     windows = {seed: folder.window_count(seed) for seed in task.seeds}
     names = failure_ids(task.outcomes.failures(episodes))
@@ -307,13 +306,13 @@ def _unit(task: Task) -> str:
 
 def _trainings(task: Task, bank: Bank | None) -> int:
     """Return the number of agents trained: the ensemble and the bank's members beside it."""
-    members = bank.masks.filter(pc.field("order") != "none").num_rows if bank is not None else 0
+    members = bank.masks.filter(pc.field("order") != Order.NONE).num_rows if bank is not None else 0
     return len(task.seeds) + members
 
 
 def _costs(run: Run, bank: Bank | None) -> Costs:
     """Return what the trainings of a run cost so far."""
-    retrained = [] if bank is None else bank.masks.filter(pc.field("order") != "none")["seed"].to_pylist()
+    retrained = [] if bank is None else bank.masks.filter(pc.field("order") != Order.NONE)["seed"].to_pylist()
     seconds = run.manifest.seconds
     return Costs(
         len(run.task.seeds), len(retrained), len(set(retrained)), seconds.get("train", 0.0), seconds.get("verify", 0.0)

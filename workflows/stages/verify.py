@@ -25,7 +25,7 @@ from ...attribution.effects.order import (
 from ...datasets.errors import InputError, nearest
 from ...datasets.files.store import read_table
 from ...datasets.rewards import reward_bounds, wrong_groups
-from ...datasets.schema import GROUP_EFFECTS
+from ...datasets.schema import GROUP_EFFECTS, Order
 from ...reports.measures.budgets import COVERAGE
 from ...reports.measures.curve import suffices
 from ...reports.pages.findings import group_means
@@ -68,11 +68,11 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     if rule == _UNKNOWN_RULE or spec.arbitrary:
         _search_arbitrary(build, clusters)
     if spec.coverage is not None:
-        build.train([Mask("none", variant=COVERAGE)])
+        build.train([Mask(Order.NONE, variant=COVERAGE)])
     if run.task.biases and rule != _UNKNOWN_RULE:
-        orders = ("none",) if rule == _NOTHING_WRONG_RULE else ("none", "all")
+        orders = (Order.NONE,) if rule == _NOTHING_WRONG_RULE else (Order.NONE, Order.ALL)
         masks = [Mask(order, variant=name) for name in run.task.biases for order in orders]
-        build.train([mask if mask.order == "none" else _everything(build, mask.variant) for mask in masks])
+        build.train([mask if mask.order == Order.NONE else _everything(build, mask.variant) for mask in masks])
     build.write()
 
 
@@ -112,7 +112,7 @@ def _named_sets(build: BankBuilder) -> list[Mask]:
 
 
 def _everything(build: BankBuilder, variant: str = "") -> Mask:
-    return Mask("all", tuple(sorted(wrong_groups(build.rewards))), variant=variant)
+    return Mask(Order.ALL, tuple(sorted(wrong_groups(build.rewards))), variant=variant)
 
 
 def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, named: Sequence[Mask]) -> None:
@@ -135,7 +135,7 @@ def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, na
     masks = [
         _nested(cluster, name, orders[name], size)
         for size in sizes
-        for name in ("attribution", "random")
+        for name in (Order.ATTRIBUTION, Order.RANDOM)
         for cluster, orders in helped.items()
     ]
     build.train(list(dict.fromkeys(masks)))
@@ -146,7 +146,7 @@ def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, na
 
 def _nested(cluster: Cluster, order: str, groups: Sequence[str], size: int) -> Mask:
     """Return the first groups of an order; attribution's is the cluster's own, the others all clusters share."""
-    own = order == "attribution" and cluster.selection is not None
+    own = order == Order.ATTRIBUTION and cluster.selection is not None
     return Mask(order, tuple(groups[:size]), cluster=cluster.number if own else None)
 
 
@@ -156,9 +156,9 @@ def _orders(build: BankBuilder, cluster: Cluster, sums: pa.Table) -> dict[str, l
     error = {group: values[0] for group, values in group_means(build.rewards, ("error",)).items()}
     mine = sums.filter(pc.field("failure").cast(pa.string()).isin(list(cluster.failures)))
     return {
-        "attribution": attribution_order(effect_table(mine), wrong),
-        "size": sorted(wrong, key=lambda group: (-error[group], group)),
-        "random": random_order(wrong),
+        Order.ATTRIBUTION: attribution_order(effect_table(mine), wrong),
+        Order.SIZE: sorted(wrong, key=lambda group: (-error[group], group)),
+        Order.RANDOM: random_order(wrong),
     }
 
 
@@ -194,7 +194,7 @@ def _bisect(build: BankBuilder, cluster: Cluster, orders: Mapping[str, Sequence[
 def _next_size(build: BankBuilder, cluster: Cluster, order: str, groups: int, level: float) -> int | None:
     """Return the size half-way between what removes the misbehaviour and what does not; None where they touch."""
     bank = build.read().of_cluster(cluster.number, cluster.selection)
-    verified = {groups: bank.members("all")}
+    verified = {groups: bank.members(Order.ALL)}
     for row in bank.masks.select(["order", "size", "variant"]).to_pylist():
         if row["order"] == order and not row["variant"]:
             verified[row["size"]] = bank.members(order, row["size"])
@@ -221,11 +221,11 @@ def _search_arbitrary(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
     few = task.verdict.few * len(edits)
     sizes = sorted({max(1, int(few / 2**k)) for k in range(task.verify.points)})
     nested = [size for size in sizes if size < helpful]
-    build.train([_arbitrary_mask("arbitrary", edits, edits[:size], size) for size in (*nested, helpful)])
+    build.train([_arbitrary_mask(Order.ARBITRARY, edits, edits[:size], size) for size in (*nested, helpful)])
     found = [build.evidence(cluster) for cluster in clusters]
     removing = {t.groups for e in found for t in e.arbitrary if removal(e, t.edited, task.verdict.thresholds).removes}
     placebos = [(size, placebo_edits(edits, size, bounds)) for size in sorted(removing)]
-    build.train([_arbitrary_mask("placebo", edits, drawn, size) for size, drawn in placebos])
+    build.train([_arbitrary_mask(Order.PLACEBO, edits, drawn, size) for size, drawn in placebos])
 
 
 def _arbitrary_mask(order: str, every: Sequence[BoundedEdit], edits: Sequence[BoundedEdit], size: int) -> Mask:
