@@ -2,27 +2,44 @@
 
 Every command of the command line is a function here with the same name and arguments: `aitia.train`,
 `aitia.evaluate`, `aitia.attribute`, `aitia.verify`, `aitia.report`, `aitia.run`, `aitia.demo`, `aitia.validate`,
-`aitia.suite`, `aitia.compare`, `aitia.illustrate`, `aitia.check`. They are loaded when first used, so that
-`import aitia` costs nothing.
+`aitia.suite`, `aitia.compare`, `aitia.illustrate`, `aitia.check`. `aitia.open` opens a run to read (docs/library.md).
+They are loaded when first used, so that `import aitia` costs nothing.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `__getattr__` gives, for editors and type checkers
+    from .workflows.commands import (
+        attribute,
+        check,
+        compare,
+        demo,
+        evaluate,
+        illustrate,
+        report,
+        run,
+        suite,
+        train,
+        validate,
+        verify,
+    )
+    from .workflows.runs.run import open_run as open
 
 __version__ = "0.1.0"
-_COMMANDS = (
-    "attribute", "check", "compare", "demo", "evaluate", "illustrate", "report", "run", "suite", "train", "validate",
-    "verify",
-)  # fmt: skip
-__all__ = ["__version__", *_COMMANDS]
+__all__ = [
+    "__version__", "attribute", "check", "compare", "demo", "evaluate", "illustrate", "open", "report", "run", "suite",
+    "train", "validate", "verify",
+]  # fmt: skip
+_PLACES = {"open": ("workflows.runs.run", "open_run")}  # others are commands
 
 
 def __getattr__(name: str) -> Any:
-    if name in _COMMANDS:
-        from .workflows import commands
-
-        return getattr(commands, name)
+    if name in __all__:
+        module, there = _PLACES.get(name, ("workflows.commands", name))
+        return getattr(importlib.import_module(f".{module}", __name__), there)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

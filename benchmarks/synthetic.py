@@ -22,7 +22,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from aitia.datasets import schema
 from aitia.datasets.arrays import array_format_of, array_metadata, encode_actions, encode_arrays
 from aitia.datasets.files.store import RunFolder, write_table, write_tensors
-from aitia.workflows.runs.run import Run, begin_run
+from aitia.workflows.runs.begin import begin_run
+from aitia.workflows.runs.run import Run
 
 FEATURES, ACTIONS = 64, 7
 ENVS, STEPS = 16, 128

@@ -83,8 +83,8 @@ class Manifest:
         task: the task with every default filled in.
         hashes: `task`: SHA-256 of the resolved task; `training`: of the part that training depends on.
         seeds: seeds of the ensemble.
-        task_folder: where the task file lies: modules beside it can be named by the task.
-        task_file: its name there, for commands on the pages; None: an earlier version did not keep it.
+        task_folder: where the task file lies: modules next to it can be named by the task; None: the task was no file.
+        task_file: its name there, for commands on the pages; None: it was no file, or an earlier version began the run.
         seconds: wall-clock seconds a stage, summed over the calls that did work.
         sources: SHA-256 of the source of every module that the task names or that these import, by module.
         fingerprints: of the training environment (`train`) and of each evaluation set

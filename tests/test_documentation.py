@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 
 from aitia.datasets.files.store import RunFolder
 from aitia.workflows.runs.adopt import recording_notes
-from aitia.workflows.runs.run import begin_run
+from aitia.workflows.runs.begin import begin_run
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from ..datasets.errors import InputError
 from ..datasets.files.remote import as_path, local_path
-from .runs.run import Run, beginning, computing, open_run
-from .runs.task import TEST_SET, load_task
+from .runs.begin import beginning, computing
+from .runs.run import Run, open_run
+from .runs.task import TEST_SET
+from .runs.task_source import TaskSource, load_task
 from .stages.attribute import DEFAULT_ESTIMATOR, attribute_stage
 from .stages.check import check_task
 from .stages.compare import compare_stage
@@ -32,7 +34,7 @@ log = logging.getLogger("aitia")
 
 
 def train(
-    task: str | Path,
+    task: TaskSource,
     out: str | Path,
     edits: str | Path | None = None,
     workers: int | None = None,
@@ -42,7 +44,8 @@ def train(
     """Train the ensemble of a task, recording every transition and every window's parameters.
 
     Args:
-        task: the task file.
+        task: the task file; or the task itself, as a mapping of a task file's keys or a model (`aitia.open(RUN).task`):
+            then modules that it names come from the import path.
         out: the run folder; a new one, one that holds a run of the same task (and edits), or one that a script's
             `Recorder` wrote and that fits the task (docs/recording.md).
         edits: an edits file (docs/task-file.md): rewards to correct while training; None: rewards as paid.
@@ -61,11 +64,11 @@ def train(
         train_stage(run, pool)
 
 
-def check(task: str | Path, edits: str | Path | None = None, workers: int | None = None) -> dict[str, Any]:
+def check(task: TaskSource, edits: str | Path | None = None, workers: int | None = None) -> dict[str, Any]:
     """Say in seconds what a task will do, what its environment does not tell, and how long it takes.
 
     Args:
-        task: the task file.
+        task: see `train`.
         edits: an edits file, as of `train`.
         workers: processes that would work; None: one a core.
 
@@ -242,7 +245,7 @@ def compare(run_a: str | Path, run_b: str | Path, set: str = TEST_SET, out: str 
 
 
 def run(
-    task: str | Path,
+    task: TaskSource,
     out: str | Path,
     edits: str | Path | None = None,
     workers: int | None = None,
@@ -252,7 +255,7 @@ def run(
     """Run all stages of a task, on every evaluation set it has.
 
     Args:
-        task: the task file.
+        task: see `train`.
         out: the run folder.
         edits, workers, scheduler, accept_changes: see `train`.
 
@@ -303,7 +306,7 @@ def suite(
 
 
 def _run(
-    task: str | Path,
+    task: TaskSource,
     out: str | Path,
     pool: Workers,
     illustrated: Illustrated | None = None,

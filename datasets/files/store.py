@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.dataset import Dataset, dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,6 +32,9 @@ from ..errors import DiskFullError, InputError, RunFolderError
 from .limits import MOST_JSON_BYTES, MOST_WINDOWS, parse_json, read_text
 from .parquet import TooLargeError, read_parquet, require_python_values
 from .remote import as_path, asking, exist, remote, remove_folder, require_reachable
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 _ZSTD_LEVEL = 3
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -301,6 +305,18 @@ def read_table_schema(path: Path) -> pa.Schema:
             return pq.read_schema(file)
         except _PARQUET_ERRORS as error:
             raise _damaged(path, error) from error
+
+
+def open_tables(paths: Sequence[Path]) -> Dataset:
+    """Return Parquet tables of one schema, one after the other, as a lazy dataset: only the first one's schema is read.
+
+    Raises:
+        RunFolderError: that file is missing or damaged.
+    """
+    schema, first = read_table_schema(paths[0]), remote(paths[0])
+    if first is None:
+        return dataset([str(path) for path in paths], schema, "parquet")
+    return dataset([cast("UPath", path).path for path in paths], schema, "parquet", first.fs)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -27,7 +27,8 @@ from aitia.datasets.schema import metadata_of
 from aitia.training.recording.loop import LoopRecorder
 from aitia.training.recording.recorder import Recorder
 from aitia.workflows.runs.adopt import require_fits
-from aitia.workflows.runs.task import load_task, make_task
+from aitia.workflows.runs.task import make_task
+from aitia.workflows.runs.task_source import load_task
 
 STEPS, ENVS = 16, 3
 GAMMA, LAMBDA = 0.9, 0.8

@@ -23,7 +23,7 @@ from aitia.training.agents.spec import AgentSpec
 from aitia.training.environments.spec import EnvSpec
 from aitia.training.recording.minari import export_minari, import_minari
 from aitia.training.retraining.live import train_recorded
-from aitia.workflows.runs.run import begin_run
+from aitia.workflows.runs.begin import begin_run
 
 minari = importlib.import_module("minari")  # untyped
 EpisodeBuffer = importlib.import_module("minari.data_collector").EpisodeBuffer

@@ -23,7 +23,7 @@ from aitia.training.environments.spec import EnvSpec, probe
 from aitia.training.retraining.live import train_recorded
 from aitia.training.worlds.procgen import ACTION_NAMES, GOAL_REWARD, ProcgenCoinRunEnv, ProcgenEnv, ProcgenMazeEnv
 from aitia.training.worlds.procgen_state import Cell, ProcgenState
-from aitia.workflows.runs.task import load_task
+from aitia.workflows.runs.task_source import load_task
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("procgen") is None, reason="procgen has no wheel here")
 

@@ -25,7 +25,8 @@ from aitia.training.recording.recorder import Recorder
 from aitia.training.retraining.replay import replay
 from aitia.workflows import commands
 from aitia.workflows.runs.adopt import recording_notes
-from aitia.workflows.runs.run import Run, begin_run
+from aitia.workflows.runs.begin import begin_run
+from aitia.workflows.runs.run import Run
 
 HYPERPARAMETERS: dict[str, Any] = {
     "n_steps": 32, "batch_size": 32, "n_epochs": 2, "learning_rate": 0.001, "gamma": 0.97, "gae_lambda": 0.95,

@@ -30,9 +30,10 @@ from aitia.training.environments import spec as environments
 from aitia.training.environments.spec import EnvSpec
 from aitia.workflows import commands
 from aitia.workflows.runs import changes, sources
+from aitia.workflows.runs.begin import begin_run, beginning
 from aitia.workflows.runs.groups import clusters_path
-from aitia.workflows.runs.run import begin_run, beginning
-from aitia.workflows.runs.task import Task, load_task
+from aitia.workflows.runs.task import Task
+from aitia.workflows.runs.task_source import load_task
 from aitia.workflows.stages import attribute
 from aitia.workflows.workers.pool import Workers, _run_there
 

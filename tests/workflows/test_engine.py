@@ -20,7 +20,6 @@ from aitia.workflows import commands
 from aitia.workflows.runs.groups import ensure_groups, load_grouping
 from aitia.workflows.runs.recorded import estimator_of
 from aitia.workflows.runs.run import open_run
-from aitia.workflows.stages.attribute import failures_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fast_jl.*")]
 WriteTask = Callable[..., Path]
@@ -124,7 +123,7 @@ def commands_causes(run: Any) -> list[int]:
 
 @pytest.mark.parametrize("estimator", ["trak-updates", "nearest-latent"])
 def test_another_estimator_stands_beside_the_first(estimator: str, copy: Path, scheduler: str) -> None:
-    names = failures_of(open_run(copy), "test")[:2]
+    names = open_run(copy)["test"].failure_ids[:2]
     commands.attribute(copy, failure=names, estimator=estimator, scheduler=scheduler)
     sums = pq.read_table(copy / "influence/test/groups.parquet")
     mine, own = (sums.filter(pc.field("estimator") == name) for name in (estimator, "trak"))

@@ -17,15 +17,11 @@ import yaml
 
 from aitia.datasets.errors import InputError
 from aitia.datasets.files.store import RunFolder, read_table, write_table
-from aitia.datasets.outcomes import failure_ids
 from aitia.datasets.schema import current_top_transitions
 from aitia.training.edits.groups import ByTransition
 from aitia.training.environments.spec import EnvSpec
 from aitia.workflows import commands
-from aitia.workflows.runs.groups import group_rows
-from aitia.workflows.runs.recorded import estimator_of
 from aitia.workflows.runs.run import open_run
-from aitia.workflows.stages.attribute import attributed_tables
 
 PLACE = ["seed", "window", "env", "step"]
 TASK: dict[str, Any] = {
@@ -47,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
 
 @pytest.mark.slow
 def test_groups_are_joined_to_their_rows(run: Path) -> None:
-    rows = group_rows(run)
+    rows = open_run(run).group_rows()
     assert rows.column_names == [*PLACE, "group"] and rows.num_rows == 2 * 128
     assert len({tuple(row[name] for name in PLACE) for row in rows.to_pylist()}) == rows.num_rows, "each once"
     sums = pq.read_table(run / "influence/test/groups.parquet")
@@ -55,7 +51,7 @@ def test_groups_are_joined_to_their_rows(run: Path) -> None:
     assert named and set(named) <= set(rows["group"].to_pylist())
     assert all(name.startswith("obs [") and name.endswith((" / 0", " / 1")) for name in named)
     chosen = named[0]
-    mine = group_rows(run, [chosen]).to_pylist()
+    mine = open_run(run).group_rows([chosen]).to_pylist()
     counted = dict(zip(sums["group"].to_pylist(), sums["transitions"].to_pylist(), strict=True))
     assert {row["group"] for row in mine} == {chosen}
     assert len([row for row in mine if row["seed"] == 1]) == counted[chosen], "of the last seed, as the sums count"
@@ -70,14 +66,14 @@ def test_groups_are_joined_to_their_rows(run: Path) -> None:
 def test_top_transitions_name_their_group_and_the_context_that_was_told(run: Path) -> None:
     top = pq.read_table(run / "influence/test/transitions.parquet")
     assert top["context"].null_count == top.num_rows > 0, "a corridor tells no context"
-    expected = {tuple(row[name] for name in PLACE): row["group"] for row in group_rows(run).to_pylist()}
+    expected = {tuple(row[name] for name in PLACE): row["group"] for row in open_run(run).group_rows().to_pylist()}
     assert all(expected[tuple(row[name] for name in PLACE)] == row["group"] for row in top.to_pylist())
 
 
 @pytest.mark.slow
 def test_a_name_that_no_transition_has_is_refused_with_the_nearest(run: Path) -> None:
     with pytest.raises(InputError, match=r"obs \[0.5, 1\] / 7.*Did you mean `obs \[0.5, 1\] / [01]`"):
-        group_rows(run, ["obs [0.5, 1] / 7"])
+        open_run(run).group_rows(["obs [0.5, 1] / 7"])
 
 
 @pytest.mark.slow
@@ -102,9 +98,7 @@ def test_tables_of_0_1_are_read_with_their_groups(run: Path) -> None:
     assert current_top_transitions(old).column_names == now.column_names
     write_table(path, old)
     try:
-        episodes = read_table(opened.folder.evaluation_path("test", "episodes"))
-        names = failure_ids(opened.task.outcomes.failures(episodes))
-        found = attributed_tables(opened, "test", names, estimator_of(opened.task).name)["transitions"]
+        found = opened["test"].attributed.transitions
         assert found["group"].to_pylist() == now["group"].to_pylist()
     finally:
         write_table(path, now)
@@ -145,16 +139,16 @@ def ran(sent: Path) -> bool:
 @pytest.mark.parametrize("group_by", ["transition", "cluster"])
 def test_rows_of_a_sent_run_run_nothing_of_it_without_trust(sent: Callable[..., Path], group_by: str) -> None:
     with pytest.raises(InputError, match="--trust"):
-        group_rows(sent(group_by=group_by))
+        open_run(sent(group_by=group_by)).group_rows()
     assert not ran(sent())
     with pytest.raises(InputError, match="`os:system`"):
-        group_rows(sent(env="os:system", train_kwargs={"command": "true"}))
+        open_run(sent(env="os:system", train_kwargs={"command": "true"})).group_rows()
 
 
 @pytest.mark.slow
 def test_rows_need_no_code_where_the_grouping_needs_none(sent: Callable[..., Path], run: Path) -> None:
     path = sent(group_by="context")
-    assert group_rows(path).num_rows == group_rows(run).num_rows and not ran(path)
+    assert open_run(path).group_rows().num_rows == open_run(run).group_rows().num_rows and not ran(path)
 
 
 @pytest.mark.slow
@@ -163,5 +157,5 @@ def test_a_module_beside_the_task_file_is_found(
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     path = sent()
-    assert group_rows(path, trust=True).equals(group_rows(run)) and ran(path)
-    assert group_rows(path).equals(group_rows(run)), "trust is remembered"
+    assert open_run(path).group_rows(trust=True).equals(open_run(run).group_rows()) and ran(path)
+    assert open_run(path).group_rows().equals(open_run(run).group_rows()), "trust is remembered"

@@ -18,8 +18,8 @@ import pytest
 from small_task import SMALL_TASK
 
 from aitia.datasets.errors import RunFolderError
+from aitia.datasets.plays import episodes_at, with_earlier
 from aitia.workflows import commands
-from aitia.workflows.runs.plays import episodes_at, with_earlier
 from aitia.workflows.workers.pool import Workers
 
 pytestmark = pytest.mark.slow

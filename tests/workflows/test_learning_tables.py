@@ -15,9 +15,9 @@ import pytest
 
 from aitia.datasets.arrays import decode_actions
 from aitia.datasets.files.store import RunFolder, read_table
+from aitia.datasets.plays import joined
 from aitia.datasets.schema import metadata_of, seed_and_episode
 from aitia.workflows import commands
-from aitia.workflows.runs.plays import joined
 from aitia.workflows.stages.episodes import failing_steps
 
 pytestmark = pytest.mark.slow

@@ -22,8 +22,8 @@ from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.datasets.schema import BANK_OUTCOMES, EPISODES, GROUP_EFFECTS, MASKS
 from aitia.training.edits.file import read_edits
 from aitia.workflows import commands
+from aitia.workflows.runs.evaluated_set import load_targets
 from aitia.workflows.runs.run import open_run
-from aitia.workflows.stages import attribute
 from aitia.workflows.workers.pool import Workers
 
 pytestmark = pytest.mark.slow
@@ -94,8 +94,8 @@ def test_group_sums_add_up_over_windows(small_run: Path) -> None:
     from aitia.training.agents.spec import load_policy
 
     run = open_run(small_run)
-    names = attribute.failures_of(run, "test")[:3]
-    targets = attribute.load_targets(run.folder, run.task, "test", names)
+    names = run["test"].failure_ids[:3]
+    targets = load_targets(run.folder, run.task, "test", names)
     total: dict[str, np.ndarray[Any, Any]] = {}
     for window in range(run.folder.window_count(2)):
         policy = load_policy(run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window)))

@@ -30,8 +30,8 @@ from aitia.training.environments.spec import EnvSpec
 from aitia.training.recording.agent_block import agent_block
 from aitia.training.recording.recorder import Recorder
 from aitia.training.retraining.live import train_recorded
-from aitia.workflows.runs.run import begin_run
-from aitia.workflows.runs.task import load_task
+from aitia.workflows.runs.begin import begin_run
+from aitia.workflows.runs.task_source import load_task
 
 UNUSUAL: dict[str, Any] = {
     "n_steps": 24, "batch_size": 12, "n_epochs": 3, "learning_rate": lambda left: 0.002 * left, "gamma": 0.91,
@@ -263,7 +263,7 @@ REGISTERED = "gym.register(id='Mine-v0', entry_point='{entry}', kwargs={{'size':
 TAKEN_OVER = """
 from pathlib import Path
 from aitia.training.environments.spec import EnvSpec
-from aitia.workflows.runs.task import load_task
+from aitia.workflows.runs.task_source import load_task
 path = Path("run/task.yaml")
 text = path.read_text().replace("desired: [FILL_IN]", "desired: [goal]").replace("[FILL_IN]", "[pit]")
 path.write_text(text)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from aitia.datasets.errors import TaskError
-from aitia.workflows.runs.task import Task, load_task, make_task
+from aitia.workflows.runs.task import Task, make_task
+from aitia.workflows.runs.task_source import load_task
 
 LEAST: dict[str, Any] = {"name": "n", "env": "e", "outcomes": {"desired": ["a"], "misbehaved": ["b"]}}
 

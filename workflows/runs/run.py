@@ -1,45 +1,158 @@
-"""Opening and beginning runs: the folder, its task and its manifest, always in agreement."""
+"""A run, opened: folder, task, manifest, what it recorded and its evaluation sets; stages and notebooks hold it.
+
+Opening reads: nothing that the task names is imported, and no environment is made, until somebody asks for what needs
+it (`policy`, `grouping` and `group_rows` of some groupings).
+"""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from ...attribution.targets.steps import user_target
-from ...datasets.errors import EnvironmentError_, InputError, RunFolderError
+import pyarrow as pa
+from pyarrow.dataset import Dataset
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from ...datasets.errors import InputError
 from ...datasets.files.checksums import noting
-from ...datasets.files.lock import locked
-from ...datasets.files.remote import exist, name_in, remove_folder
-from ...datasets.files.store import FINAL, RunFolder, on_write, sha256_of
+from ...datasets.files.remote import exist, name_in
+from ...datasets.files.store import RunFolder, on_write, open_tables, read_tensors, sha256_of
+from ...datasets.groups import Grouping
+from ...datasets.learning import training_outcomes
 from ...datasets.manifest import Manifest
 from ...datasets.rewards import missing_file
-from ...training.agents.spec import new_policy
-from ...training.environments.spec import EnvProfile, EnvSpec, probe
-from .adopt import recorded_seeds, require_adoptable, require_scripts_fit
-from .changes import identify, require_unchanged
-from .recorded import TRAINING, record_environments
-from .task import TEST_SET, Task, add_import_path, load_task, make_task
-from .trust import remember, require_no_links_outside, require_trusted
-
-log = logging.getLogger("aitia")
-NOT_REPEATABLE = (
-    "The environment does not repeat itself when reset with the same seed: agents do not play the same test episodes. "
-    "Seeds stay independent, so the tests hold; the differences between episodes are extra noise in every rate, and "
-    "rates of single episodes mean little."
-)
+from ...datasets.words import counted
+from ...training.agents.spec import load_policy
+from .card import Card
+from .evaluated_set import EvaluatedSet
+from .groups import OF_ENVIRONMENT, load_grouping, rows_in_groups
+from .recorded import recorded_rewards
+from .task import TEST_SET, Task, make_task
+from .task_source import add_import_path
+from .trust import require_no_links_outside, require_trusted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A run folder together with the task it belongs to."""
+    """A run folder together with the task it belongs to (docs/library.md).
+
+    Attributes:
+        folder: where its files are.
+        task: the task, with the edits that it was trained with.
+        manifest: its `run.json`.
+    """
 
     folder: RunFolder
     task: Task
     manifest: Manifest
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the ensemble."""
+        return list(self.task.seeds)
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the evaluation sets that were evaluated."""
+        names = [TEST_SET, *self.task.sets]
+        there = exist([self.folder.evaluation_path(name, "episodes") for name in names])
+        return [name for name, evaluated in zip(names, there, strict=True) if evaluated]
+
+    def __getitem__(self, set_name: str) -> EvaluatedSet:
+        """Return an evaluation set as it is now; what it has read stays as it was when a stage runs later.
+
+        Raises:
+            TaskError: the task has no such set.
+        """
+        return EvaluatedSet(self, set_name)
+
+    def transitions(self, seed: int) -> Dataset:
+        """Return the transitions of a seed's training, all windows in their order, as a lazy dataset.
+
+        Nothing but the schema is read yet; what then reads is pyarrow, without the limits of commands (docs/safety.md).
+
+        Raises:
+            InputError: the run has no such seed.
+            RunFolderError: its training is not whole.
+        """
+        self._require_whole(seed)
+        return open_tables([self.folder.transitions_path(seed, w) for w in range(self.folder.window_count(seed))])
+
+    def policy(self, seed: int, window: int | None = None, trust: bool = False) -> ActorCriticPolicy:
+        """Return a recorded policy, in evaluation mode. Its environment is made, for the spaces.
+
+        Args:
+            seed: of the agent.
+            window: the one whose transitions it collected; None: the policy as training left it.
+            trust: make the environment, although the run was made elsewhere, and remember that.
+
+        Raises:
+            InputError: no such seed or window, or the run was made elsewhere and was not trusted.
+            RunFolderError: its training is not whole, or the checkpoint is damaged.
+        """
+        self._require_whole(seed)
+        windows = self.folder.window_count(seed)
+        if window is not None and not 0 <= window < windows:
+            raise InputError(
+                f"window {window} was given, expected one of the {counted(windows, 'window')} of seed {seed}, from 0 "
+                f"to {windows - 1}; None is the policy as training left it"
+            )
+        self.allow_code(trust)
+        final, folder = self.folder.final_path(seed), self.folder
+        parameters = read_tensors(final if window is None else folder.checkpoint_path(seed, window))
+        return load_policy(self.task.agent, self.task.training_env, parameters)
+
+    def group_rows(self, groups: Collection[str] | None = None, trust: bool = False) -> pa.Table:
+        """Return which rows of the transitions are in which group: `seed, window, env, step, group`, one a transition.
+
+        One window is held at a time. What `group` of the influence tables, of `bank/SET/masks.parquet` and of an edits
+        file names is joined to the transitions by it, with any `group_by`. With `group_by: transition` or `cluster` the
+        environment is made, for the names of actions; else nothing that the task names is imported.
+
+        Args:
+            groups: whose rows to return; None: all.
+            trust: make the environment, although the run was made elsewhere, and remember that.
+
+        Raises:
+            InputError: a group that no transition is in, or the run was made elsewhere, and was not trusted.
+            RunFolderError: the run is not trained.
+        """
+        if self.task.group_by in OF_ENVIRONMENT:
+            self.allow_code(trust)
+        self.require_trained()
+        return rows_in_groups(self.folder, self.task, self.grouping, groups)
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """What is corrected together; of a trained run whose state clusters were fitted (`ensure_groups`)."""
+        return load_grouping(self.folder, self.task)
+
+    @cached_property
+    def rewards(self) -> dict[int, pa.Table]:
+        """What training paid each group, by seed (`reward_summary`); nothing is written."""
+        return recorded_rewards(self.folder, self.task)
+
+    @cached_property
+    def training_outcomes(self) -> dict[int, pa.Table]:
+        """How the episodes of each training ended, by seed (`LEARNING`)."""
+        return {seed: training_outcomes(self.folder, seed) for seed in self.task.seeds}
+
+    def allow_code(self, trust: bool = False) -> None:
+        """Check that the code which the task names is the user's or trusted, and let modules beside its file be found.
+
+        Args:
+            trust: run it, although the run was made elsewhere, and remember that.
+
+        Raises:
+            InputError: the run was made elsewhere, and was not trusted.
+        """
+        require_trusted(self.folder, self.manifest, trust)
+        if self.manifest.task_folder is not None:
+            add_import_path(Path(self.manifest.task_folder))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -85,9 +198,39 @@ class Run:
             RunFolderError: names the first file that is missing.
         """
         for seed in self.task.seeds:
-            missing = self.folder.missing_files(seed)
-            if missing:
-                raise missing_file(missing[0])
+            self._require_whole(seed)
+
+    def _require_whole(self, seed: int) -> None:
+        """Check that a seed is one of the run's, and its training whole.
+
+        Raises:
+            InputError: it is another number.
+            RunFolderError: names the first file that is missing.
+        """
+        if seed not in self.task.seeds:
+            raise InputError(f"seed {seed} was given, {self.folder.root} has seeds {', '.join(map(str, self.seeds))}")
+        if missing := self.folder.missing_files(seed):
+            raise missing_file(missing[0])
+
+    @property
+    def _card(self) -> Card:
+        trained = [seed for seed in self.task.seeds if not self.folder.missing_files(seed)]
+        agent = self.task.agent
+        return Card(
+            f"Run {self.task.name}",
+            {
+                "folder": str(self.folder.root),
+                "trained on": f"{self.task.env}: {agent.algorithm}, {counted(agent.total_timesteps, 'step')}",
+                "seeds": f"{', '.join(map(str, trained)) or 'none'} trained of {len(self.task.seeds)}",
+                **{f"set {name}": self[name].in_a_line for name in self.sets},
+            },
+        )
+
+    def __repr__(self) -> str:
+        return self._card.text
+
+    def _repr_html_(self) -> str:
+        return self._card.html
 
 
 def open_run(path: str | Path) -> Run:
@@ -114,156 +257,5 @@ def open_for_computing(path: str | Path, trust: bool = False) -> Run:
         InputError: the run was made elsewhere, and was not trusted.
     """
     run = open_run(path)
-    require_trusted(run.folder, run.manifest, trust)
-    if run.manifest.task_folder is not None:
-        add_import_path(Path(run.manifest.task_folder))
+    run.allow_code(trust)
     return run
-
-
-@contextmanager
-def computing(path: str | Path, command: str, accept_changes: bool = False, trust: bool = False) -> Iterator[Run]:
-    """Open a run to compute in it: nobody else does in the block, and its code is what it was made with.
-
-    Args:
-        path: the run folder.
-        command: what is done, for others who want to.
-        accept_changes: go on where code or versions changed; `run.json` keeps what did.
-        trust: see `open_for_computing`.
-
-    Raises:
-        RunFolderError: it is no run folder, another command is at work in it, or its code changed.
-        InputError: see `open_for_computing`.
-    """
-    folder = open_for_computing(path, trust).folder  # first: nothing is written into what is no run of this user's
-    with locked(folder, command):
-        run = open_for_computing(path, trust)
-        if require_unchanged(run.task, run.manifest, accept_changes):
-            run.manifest.write(folder)
-        yield run
-
-
-@contextmanager
-def beginning(
-    task: str | Path, out: str | Path, command: str, edits: str | Path | None = None, accept_changes: bool = False
-) -> Iterator[Run]:
-    """Begin or continue a run (see `begin_run`) in which nobody else computes in the block.
-
-    What the block began is removed where its input is bad and nothing was finished.
-
-    Raises:
-        RunFolderError: another command is at work in it.
-    """
-    folder = RunFolder.at(out)
-    require_no_links_outside(folder)  # a lock would be written through them
-    _require_room(folder)  # nor is one left in what is no run folder
-    with locked(folder, command):
-        new = not folder.manifest_path.exists() and not recorded_seeds(folder)
-        try:
-            yield begin_run(task, out, edits, accept_changes)
-        except InputError:
-            if new and not any(folder.root.glob(f"checkpoints/seed=*/{FINAL}")):
-                remove_folder(folder.root)  # nothing is finished
-            raise
-
-
-def begin_run(
-    task_path: str | Path, out: str | Path, edits: str | Path | None = None, accept_changes: bool = False
-) -> Run:
-    """Begin a run, or continue one of the same task and edits; checks all of them and environments before writing.
-
-    A folder that a script's `Recorder` wrote is taken over: seeds that are there are not trained again.
-
-    Raises:
-        TaskError: the task file, or the target function that it names.
-        InputError: the edits file.
-        EnvironmentError_: an environment does not exist or breaks the contract.
-        RunFolderError: the folder holds a run of another task, recordings that do not fit it, or something else; or the
-            code changed since the run was begun, and `accept_changes` was not given.
-    """
-    task, folder = load_task(task_path, edits), RunFolder.at(out)
-    if folder.manifest_path.exists():
-        manifest = Manifest.read(folder)
-        differences = task.differences(manifest.task)
-        if differences:
-            raise RunFolderError(
-                f"{folder.root} holds a run of another task (`{manifest.task.get('name')}`): "
-                + "; ".join(differences)
-                + ". Give another --out, or the task file (and --edits) that the run was made with"
-            )
-        require_scripts_fit(folder, task)
-        manifest.task, manifest.hashes, manifest.seeds = task.resolved(), task.hashes(), task.seeds
-    elif recorded_seeds(folder):
-        require_adoptable(folder, task)
-        manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
-    else:
-        _require_room(folder)
-        manifest = Manifest(task.resolved(), task.hashes(), task.seeds)
-    manifest.task_folder, manifest.task_file = str(Path(task_path).resolve().parent), Path(task_path).name
-    if folder.manifest_path.exists():
-        require_unchanged(task, manifest, accept_changes)
-    user_target(task.target)
-    record_environments(manifest, task, require_environments(task))
-    identify(task, manifest)
-    manifest.write(folder)
-    remember(folder, manifest)
-    return Run(folder, task, manifest)
-
-
-def _require_room(folder: RunFolder) -> None:
-    """Check that a folder is a run, recordings, new, or empty but for the lock that this command holds.
-
-    Raises:
-        RunFolderError: it is something else.
-    """
-    if not folder.root.exists() or folder.manifest_path.exists() or recorded_seeds(folder):
-        return
-    ours = {folder.parts_folder(), folder.parts_folder("lock"), folder.parts_folder("lock.json")}
-    if not folder.root.is_dir() or any(path not in ours for path in folder.root.rglob("*")):
-        raise RunFolderError(
-            f"{folder.root} exists and is not a run folder (no run.json); expected a new or empty folder. "
-            "Give another --out"
-        )
-
-
-def require_environments(task: Task) -> dict[str, EnvProfile]:
-    """Probe the training environment and every evaluation set, equal ones once.
-
-    Returns:
-        What was found of the training environment (`TRAINING`), and of each set by its name.
-
-    Raises:
-        EnvironmentError_: one of them breaks the contract, or their spaces differ.
-    """
-    found_of: dict[str, EnvProfile] = {}
-
-    def probed(env: EnvSpec) -> EnvProfile:
-        key = repr(env)
-        found_of[key] = found_of.get(key) or probe(env, task.agent.masked)
-        return found_of[key]
-
-    training = probed(task.training_env)
-    profiles = {TRAINING: training}
-    new_policy(task.agent, task.training_env)
-    if task.edits is not None:
-        task.edits.require_told(training.keys, task.env)
-    if task.group_by == "component" and "reward_components" not in training.keys:
-        raise EnvironmentError_(
-            f"group_by: component was given, but `{task.env}` tells no info['reward_components']: use context, cluster "
-            "or transition"
-        )
-    if task.target == "labels" and "action_labels" not in probed(task.evaluation_env(TEST_SET)).keys:
-        raise EnvironmentError_(
-            f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"
-        )
-    for name in (TEST_SET, *task.sets):
-        found = profiles[name] = probed(task.evaluation_env(name))
-        if not found.repeats:
-            log.warning("set `%s` of %s: %s", name, task.name, NOT_REPEATABLE)
-        for kind in ("observation_space", "action_space"):
-            given, expected = getattr(found, kind), getattr(training, kind)
-            if given != expected:
-                raise EnvironmentError_(
-                    f"the evaluation set `{name}` has {kind} {given}, the training environment {expected}: "
-                    "expected the same; check test_kwargs and sets"
-                )
-    return profiles

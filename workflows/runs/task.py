@@ -1,10 +1,8 @@
-"""The task file (docs/task-file.md): read, validated, every default filled in."""
+"""A task (docs/task-file.md): validated, every default filled in."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,24 +11,21 @@ from pydantic_core import ErrorDetails
 from ...attribution.effects.clusters import MOST_CLUSTERS
 from ...attribution.targets.steps import BUILT_IN
 from ...datasets.errors import TaskError, listed, nearest, shown
-from ...datasets.files.limits import read_yaml
-from ...datasets.files.remote import local_path
 from ...datasets.manifest import digest
 from ...datasets.outcomes import Outcomes
+from ...datasets.plays import MOST_SEEDS
 from ...datasets.schema import Order
 from ...reports.measures.budgets import COVERAGE
 from ...reports.verdict.rules import Thresholds
 from ...training.agents.play import EvaluationSpec
 from ...training.agents.spec import AgentSpec
 from ...training.edits.edit import RewardEdit
-from ...training.edits.file import Edits, GroupBy, read_edits
+from ...training.edits.file import Edits, GroupBy
 from ...training.environments.hooks import load_callable
 from ...training.environments.spec import EnvSpec
-from ...training.recording.task_file import unfilled
 
 TEST_SET = "test"
 DEFAULT_SEEDS = 8
-MOST_SEEDS = 10_000
 _MOST_LETTERS = 100  # of a name that becomes one of a file
 _TRAINING_KEYS = ("env", "train_kwargs", "hooks", "agent")
 _FREE_KEYS = (
@@ -309,38 +304,6 @@ def _has_grown(key: str, earlier: Any, mine: Any) -> bool:
     return bool({**earlier, "episodes": mine["episodes"]} == mine and mine["episodes"] >= earlier["episodes"])
 
 
-def load_task(path: str | Path, edits: str | Path | None = None) -> Task:
-    """Read and validate a task file; modules beside it can then be named by `env` and `target`.
-
-    Args:
-        path: the task file.
-        edits: an edits file: rewards to correct while training.
-
-    Raises:
-        TaskError: the file is missing, is not YAML, or breaks the contract.
-        InputError: the same of the edits file.
-    """
-    path = local_path(path, "the task file")
-    if not path.is_file():
-        raise TaskError(f"the task file {path} does not exist; expected a YAML file such as examples/*.yaml")
-    try:
-        values = read_yaml(path)
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TaskError(f"the task file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise TaskError(f"{path} is not YAML: {error}") from error
-    if left := unfilled(text):
-        raise TaskError(
-            f"{path} is not filled in yet; expected a value where a recording could not know it:\n" + "\n".join(left)
-        )
-    add_import_path(path.resolve().parent)
-    if isinstance(values, dict) and "edits" in values:
-        raise TaskError(f"{path}: key `edits` is no key of a task file: give a file with --edits FILE")
-    task = make_task(values, str(path))
-    return task if edits is None else task.model_copy(update={"edits": read_edits(edits)})
-
-
 def make_task(values: object, where: str) -> Task:
     """Validate a task given as plain values.
 
@@ -355,12 +318,6 @@ def make_task(values: object, where: str) -> Task:
         raise TaskError(f"{where}: " + listed([_explain(item) for item in error.errors()])) from error
     task.agent.require_valid()
     return task
-
-
-def add_import_path(path: Path) -> None:
-    """Let modules beside the task file be imported."""
-    if str(path) not in sys.path:
-        sys.path.append(str(path))
 
 
 def _explain(item: ErrorDetails) -> str:

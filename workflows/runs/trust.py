@@ -64,8 +64,9 @@ def require_trusted(folder: RunFolder, manifest: Manifest, trust: bool) -> None:
         also = " Either also needs --accept-changes, for the code may have changed since"
     raise InputError(
         f"{folder.root} {whose}, and this command runs the code that its run.json names: {named}, with modules "
-        f"from {manifest.task_folder}. Look at them, and give --trust to run them (it is remembered), or your own task "
-        f"file: `aitia run TASK.yaml --out RUN`.{also} Reading it (`aitia report`, `aitia compare`) runs nothing of it"
+        f"from {manifest.task_folder or 'the import path'}. Look at them, and give --trust to run them (it is "
+        f"remembered), or your own task file: `aitia run TASK.yaml --out RUN`.{also} Reading it (`aitia report`, "
+        "`aitia compare`) runs nothing of it"
     )
 
 
@@ -107,10 +108,10 @@ def _key(folder: RunFolder, manifest: Manifest, trusted: bool) -> str:
     the user's own code, which may change.
     """
     found: dict[str, Any] = {"task": manifest.task, "task_folder": manifest.task_folder, "trusted": trusted}
-    if manifest.task_folder is not None:
-        place = Path(manifest.task_folder)
-        if trusted or (remote(folder.root) is None and place.resolve().is_relative_to(folder.root)):
-            found["modules"] = hashes_of(manifest.task, place)
+    place = manifest.task_folder
+    sent = place is not None and remote(folder.root) is None and Path(place).resolve().is_relative_to(folder.root)
+    if trusted or sent:
+        found["modules"] = hashes_of(manifest.task, place)
     return digest(found)
 
 

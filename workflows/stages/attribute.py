@@ -22,8 +22,8 @@ from ...attribution.estimators.base import Estimator
 from ...attribution.estimators.registry import AUTO, find_estimator
 from ...attribution.estimators.window import read_window
 from ...attribution.gradients.kernel import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
-from ...attribution.targets.steps import TargetSteps, make_targets
-from ...datasets.errors import InputError, nearest
+from ...attribution.targets.steps import TargetSteps
+from ...datasets.errors import InputError
 from ...datasets.files.remote import exist, remove_folder, stamp
 from ...datasets.files.store import (
     RunFolder,
@@ -37,7 +37,6 @@ from ...datasets.files.store import (
 from ...datasets.groups import Grouping
 from ...datasets.influence import Addition, covered_by_all
 from ...datasets.manifest import digest
-from ...datasets.outcomes import failure_ids
 from ...datasets.rewards import intended_known, reward_summary, reward_sums_path
 from ...datasets.schema import (
     GROUP_EFFECTS,
@@ -53,6 +52,7 @@ from ...datasets.words import counted
 from ...training.agents.spec import load_policy
 from ...training.retraining.replay import Replay, ReplayedWindow
 from ..runs.changes import attribution_key
+from ..runs.evaluated_set import INFLUENCE_TABLES, load_targets
 from ..runs.groups import clusters_path, ensure_groups, load_grouping
 from ..runs.recorded import estimator_of
 from ..runs.run import Run
@@ -62,8 +62,6 @@ from ..workers.pool import Workers
 DEFAULT_ESTIMATOR = AUTO
 _MOST_SUMS = 20_000_000
 _HELD_TOPS = 8  # times k top transitions a failure are held before the smaller ones are dropped; kept are up to 2 k
-_EFFECT_COLUMNS = ("failure", "group", "seed", "lambda", "effect", "estimator")  # all that orders and clusters need
-_TABLES = ("groups", "transitions", "windows", "null", "units")
 log = logging.getLogger("aitia")
 
 
@@ -121,16 +119,10 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         log.info("attribute %s: %s, because %s", run.task.name, estimator, reason)
     find_estimator(estimator)
     run.require_trained()
-    known = failures_of(run, set_name)
-    there, named = frozenset(known), frozenset(failures)
-    for name in failures:
-        if name not in there:
-            raise InputError(
-                f"--failure {name} was given; {run.folder.root} has {counted(len(known), 'failure')} in set "
-                f"`{set_name}` "
-                f"(ids are SEED-EPISODE, such as {known[0] if known else '0-3'}).{nearest(name, known)}"
-            )
-    paths = [run.folder.influence_path(set_name, name) for name in _TABLES]
+    evaluated = run[set_name]
+    known, named = evaluated.failure_ids, frozenset(failures)
+    evaluated.require_failures(failures)
+    paths = [run.folder.influence_path(set_name, name) for name in INFLUENCE_TABLES]
     key = run.manifest.attribution = attribution_key(run.task, run.manifest.task_folder)
     done = covered_by_all(paths, key, estimator)
     chosen = tuple(name for name in known if name not in (done or ()) and (name in named or not named))
@@ -173,7 +165,7 @@ def _summarise(piece: _SummaryPiece) -> None:
 def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
     """Return the rows of each seed's reward summary that are summed over windows: groups that can have an effect."""
     ensure_groups(run.folder, run.task)
-    grouping, root = load_grouping(run.folder, run.task), run.folder.root
+    grouping, root = run.grouping, run.folder.root
     paths = {seed: reward_sums_path(run.folder, seed, grouping.name) for seed in run.task.seeds}
     for path in [path for path in paths.values() if grouping.name == "transition" and path.exists()]:
         if metadata_of(read_table_schema(path)).get("group_names") != GROUP_NAMES:
@@ -185,67 +177,6 @@ def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
     if grouping.name == "transition":  # every state would be a group of its own
         found = [table.filter(pc.field("wrong_transitions") > 0) for table in found]
     return found
-
-
-def failures_of(run: Run, set_name: str) -> list[str]:
-    """Return the ids of the failures of an evaluated set."""
-    run.task.evaluation_env(set_name)
-    return failure_ids(run.task.outcomes.failures(read_table(run.folder.evaluation_path(set_name, "episodes"))))
-
-
-def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> TargetSteps:
-    """Collect the targets of failures from the tables of a run, in the order of the episodes table."""
-    episodes = task.outcomes.failures(read_table(folder.evaluation_path(set_name, "episodes")))
-    steps = read_table(folder.evaluation_path(set_name, "steps"))
-    wanted = frozenset(failures)
-    keep = pa.array([name in wanted for name in failure_ids(episodes)], pa.bool_())
-    return make_targets(steps, episodes.filter(keep), task.target)
-
-
-def attributed_tables(run: Run, set_name: str, failures: Sequence[str], estimator: str) -> dict[str, pa.Table]:
-    """Return the influence tables of an estimator: `groups` (at the default damping) and `transitions`.
-
-    Raises:
-        InputError: some of the failures were not attributed, or another target, other seeds or another grouping were.
-    """
-    folder = run.folder
-    own = pc.field("estimator") == estimator
-    sums = read_table(folder.influence_path(set_name, "groups"), _EFFECT_COLUMNS)
-    tables = {
-        "groups": sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)),
-        "transitions": current_top_transitions(read_table(folder.influence_path(set_name, "transitions"))).filter(own),
-    }
-    known = _failures_in(*tables.values())
-    missing = [name for name in failures if name not in known]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {counted(len(failures), 'failure')} were not attributed (the first is "
-            f"{missing[0]}); run "
-            f"`aitia attribute {folder.root} --set {set_name}` first"
-        )
-    paths = [path for name in _TABLES if (path := folder.influence_path(set_name, name)).exists()]
-    key = run.manifest.attribution
-    done = covered_by_all(paths, key, estimator) if key is not None else frozenset(failures)
-    if done is None or not done.issuperset(failures):
-        raise InputError(
-            f"the influence tables of set `{set_name}` are out of date: they were made with another target, other "
-            "seeds, another group_by or another version of aitia than the task of the run has now, or not all of them "
-            f"were finished. Run `aitia attribute {folder.root} --set {set_name}` again"
-        )
-    return tables
-
-
-def window_effects(folder: RunFolder, set_name: str, estimator: str) -> pa.Table:
-    """Return the effects of windows, of one estimator; no rows where an earlier version attributed."""
-    path = folder.influence_path(set_name, "windows")
-    if not path.exists():
-        return WINDOW_EFFECTS.empty_table()
-    return read_table(path).filter(pc.field("estimator") == estimator)
-
-
-def _failures_in(*tables: pa.Table) -> set[str]:
-    """Return the failures that have rows: group sums, or, where no group is wrong, top transitions."""
-    return {name for table in tables for name in pc.unique(table["failure"].cast(pa.string())).to_pylist()}
 
 
 @lru_cache(maxsize=1)

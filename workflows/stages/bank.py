@@ -32,6 +32,7 @@ from ...datasets.groups import Grouping
 from ...datasets.learning import learning_rows
 from ...datasets.manifest import digest
 from ...datasets.outcomes import failure_ids
+from ...datasets.plays import episode_count, episodes_at, with_earlier
 from ...datasets.rewards import reward_summary
 from ...datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS, Order, metadata_of, with_metadata
 from ...datasets.words import counted
@@ -44,10 +45,10 @@ from ...training.retraining.arrays import Member
 from ...training.retraining.stack import members_at_once, train_members
 from ..runs.clusters import Cluster
 from ..runs.groups import load_grouping
-from ..runs.plays import episode_count, episodes_at, training_plays, with_earlier
 from ..runs.run import Run
 from ..runs.task import Task
 from ..workers.pool import Workers
+from .train import training_plays
 
 log = logging.getLogger("aitia")
 _PLAY_COLUMNS = ("part", "episode", "repeat", "outcome")

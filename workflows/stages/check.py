@@ -17,8 +17,8 @@ from ...training.environments.outcome_names import SeenOutcomes, require_names, 
 from ...training.environments.spec import EnvProfile, can_render, describe
 from ...training.retraining.stack import members_at_once
 from ...training.retraining.timing import measure_speed, undisturbed
+from ..runs.begin import require_environments
 from ..runs.recorded import TRAINING
-from ..runs.run import require_environments
 from ..runs.task import TEST_SET, Task
 from ..workers.pool import Workers
 

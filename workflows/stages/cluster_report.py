@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -11,56 +10,23 @@ import pyarrow.compute as pc
 
 from ...attribution.effects.order import EffectTable, effect_table
 from ...datasets.bank import Bank
+from ...datasets.files.typed import Part, read_model
 from ...datasets.rewards import wrong_groups
-from ...datasets.schema import RANDOM_POLICY_SEED
+from ...datasets.schema import RANDOM_POLICY_SEED, Order
 from ...reports.figures.grammar import Chart
 from ...reports.figures.influence import calibration_chart, concentration_chart, group_effects
-from ...reports.measures.learning import Learning
 from ...reports.measures.predictions import calibrate, concentration
 from ...reports.measures.timeline import Timeline
 from ...reports.pages.advice import Costs, Surroundings, explain
 from ...reports.pages.corrections import Correction, smallest_correction
-from ...reports.pages.findings import PredictionFindings, SetFindings, find_for_set, group_means, own_rates
+from ...reports.pages.findings import PredictionFindings, SetFindings, group_means, own_rates
 from ...reports.pages.write import ClusterContext, ClusterView
 from ...reports.statistics import NOTHING, mean_interval
 from ..runs.clusters import Cluster
-from ..runs.task import Task
+from ..runs.evaluated_set import EvaluatedSet
 
 _SHOWN_GROUPS = 20
 _WORST = 5
-
-
-@dataclass(frozen=True)
-class SetTables:
-    """The tables that a report rests on, of one evaluation set.
-
-    Attributes:
-        task: the task.
-        set_name: the evaluation set.
-        episodes, references: plays of the agents and the random policy, and of the reference solvers.
-        rewards: reward summary of the training of each seed.
-        bank: the counterfactual bank; None if nothing was trained again.
-        sums, null: group sums and sums of permuted influence, of the task's own estimator.
-        timeline: influence over training time.
-        estimator: name of the estimator.
-        noise_ceiling: of a validation; None before one.
-        learning: outcomes over training; None: no training episode ended.
-        costs: of trainings.
-    """
-
-    task: Task
-    set_name: str
-    episodes: pa.Table
-    references: pa.Table
-    rewards: Mapping[int, pa.Table]
-    bank: Bank | None
-    sums: pa.Table
-    null: pa.Table
-    timeline: Timeline
-    estimator: str
-    noise_ceiling: float | None
-    learning: Learning | None = None
-    costs: Costs | None = None
 
 
 class ClusterReport(NamedTuple):
@@ -110,41 +76,47 @@ class ClusterReport(NamedTuple):
         return ClusterView(charts, self.groups[:_SHOWN_GROUPS], len(self.groups))
 
 
-def report_cluster(tables: SetTables, cluster: Cluster) -> ClusterReport:
-    """Find what there is to report of a cluster of failures, or of the whole set."""
-    task = tables.task
-    bank = None if tables.bank is None else tables.bank.of_cluster(cluster.number, cluster.selection)
-    findings = find_for_set(
-        tables.episodes, tables.references, tables.rewards, bank, task.outcomes, task.verdict.thresholds,
-        task.group_by, task.verify.minimal, list(task.biases), cluster.selection,
-    )  # fmt: skip
-    sums = tables.sums
+def report_cluster(evaluated: EvaluatedSet, cluster: Cluster) -> ClusterReport:
+    """Return what there is to report of a cluster of failures, or of the whole set."""
+    task = evaluated.run.task
+    bank, findings, effects = evaluated.bank_of(cluster), evaluated.findings_of(cluster), evaluated.effects
     if cluster.selection is not None:
-        sums = sums.filter(pc.field("failure").cast(pa.string()).isin(list(cluster.failures)))
-    effects = effect_table(sums)
-    groups = _suspected_groups(effects, tables.rewards)
-    predictions = _predictions(tables, cluster, effects, groups, bank)
+        failure = pc.field("failure").cast(pa.string())
+        effects = effect_table(evaluated.attributed.sums.filter(failure.isin(list(cluster.failures))))
+    groups = _suspected_groups(effects, evaluated.run.rewards)
+    predictions = _predictions(evaluated, cluster, effects, groups, bank)
     for group in groups:  # the misbehaviour rate that is predicted when only this group is corrected
         group["rate"] = NOTHING if predictions.calibration is None else predictions.calibration.rate(group["effect"])
     correction = None
     if task.group_by != "cluster":  # clusters of states belong to this run: no other can be trained with corrections
         correction = smallest_correction(findings, bank, [group["group"] for group in groups])
-    return ClusterReport(cluster, findings, _surroundings(tables, cluster, correction), groups, predictions, correction)
+    around = _surroundings(evaluated, cluster, correction)
+    return ClusterReport(cluster, findings, around, groups, predictions, correction)
 
 
-def _surroundings(tables: SetTables, cluster: Cluster, correction: Correction | None) -> Surroundings:
-    task = tables.task
+def _surroundings(evaluated: EvaluatedSet, cluster: Cluster, correction: Correction | None) -> Surroundings:
+    task = evaluated.run.task
     return Surroundings(
-        task.train_kwargs, task.evaluation_env(tables.set_name).kwargs, task.verify.coverage, _worst(tables, cluster),
-        None if correction is None else len(correction.groups),
-        None if correction is None else correction.misbehaviour, tables.learning, tables.costs,
+        task.train_kwargs, task.evaluation_env(evaluated.name).kwargs, task.verify.coverage,
+        _worst(evaluated, cluster), None if correction is None else len(correction.groups),
+        None if correction is None else correction.misbehaviour, evaluated.learning, _costs(evaluated),
     )  # fmt: skip
 
 
-def _worst(tables: SetTables, cluster: Cluster) -> list[str]:
+def _costs(evaluated: EvaluatedSet) -> Costs:
+    """Return what the trainings of a run cost so far."""
+    bank, seconds = evaluated.bank, evaluated.run.manifest.seconds
+    retrained = [] if bank is None else bank.masks.filter(pc.field("order") != Order.NONE)["seed"].to_pylist()
+    return Costs(
+        len(evaluated.run.task.seeds), len(retrained), len(set(retrained)), seconds.get("train", 0.0),
+        seconds.get("verify", 0.0),
+    )  # fmt: skip
+
+
+def _worst(evaluated: EvaluatedSet, cluster: Cluster) -> list[str]:
     """Return the contexts of failing episodes that misbehave most, over all agents and repeats."""
-    outcomes = tables.task.outcomes
-    plays = tables.episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED)
+    outcomes = evaluated.run.task.outcomes
+    plays = evaluated.episodes.filter(pc.field("seed") != RANDOM_POLICY_SEED)
     rates = own_rates(plays, None, outcomes)
     episodes = {int(name.rpartition("-")[2]) for name in cluster.failures}
     rows = outcomes.failures(plays).select(["episode", "context"]).to_pylist()
@@ -171,14 +143,37 @@ def _suspected_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> 
 
 
 def _predictions(
-    tables: SetTables, cluster: Cluster, effects: EffectTable, groups: Sequence[Mapping[str, Any]], bank: Bank | None
-) -> PredictionFindings:
+    evaluated: EvaluatedSet, cluster: Cluster, effects: EffectTable, groups: Sequence[Mapping[str, Any]],
+    bank: Bank | None,
+) -> PredictionFindings:  # fmt: skip
     """Say what the predicted effects are worth: concentration (of the whole set), calibration, noise ceiling."""
     column = {group: index for index, group in enumerate(effects.groups)}
     by_seed = {str(group["group"]): effects.by_seed[:, column[group["group"]]] for group in groups}
     return PredictionFindings(
-        tables.estimator,
-        concentration(by_seed, tables.null) if cluster.selection is None else None,
-        calibrate(bank, effects.mean() if groups else {}, tables.task.outcomes),
-        tables.noise_ceiling,
+        evaluated.estimator.name,
+        concentration(by_seed, evaluated.null_sums) if cluster.selection is None else None,
+        calibrate(bank, effects.mean() if groups else {}, evaluated.run.task.outcomes),
+        _noise_ceiling(evaluated),
     )
+
+
+class _Ceiling(Part):
+    value: float | None
+
+
+class _Interactive(Part):
+    noise_ceiling: _Ceiling
+
+
+class _Validation(Part):
+    """What a report reads of `validation.json`."""
+
+    interactive: _Interactive
+
+
+def _noise_ceiling(evaluated: EvaluatedSet) -> float | None:
+    """Return the noise ceiling that a validation measured; None before one."""
+    path = evaluated.run.folder.validation_path(evaluated.name)
+    if not path.exists():
+        return None
+    return read_model(path, _Validation, "aitia validate").interactive.noise_ceiling.value

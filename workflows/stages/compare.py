@@ -19,7 +19,6 @@ from ...datasets.manifest import installed_versions, source_git_sha
 from ...datasets.words import counted
 from ...reports.pages.compare import KEYS, ComparedRun, compare_runs, write_comparison
 from ...training.agents.play import EvaluationSpec
-from ..runs.plays import read_plays
 from ..runs.run import Run, open_run
 
 _OWN = ("index.html", "compare.json", "pairs.parquet", "assets")
@@ -133,7 +132,7 @@ def _compared(run: Run, set_name: str) -> ComparedRun:
     reports = run.folder.reports_folder(set_name)
     path = reports / "summary.json"
     summary = read_model(path, _Summary, f"aitia report {run.folder.root}").model_dump() if path.exists() else None
-    tables, episodes = [run.folder.evaluation_path(set_name, "episodes")], read_plays(run.folder, run.task, set_name)
+    tables, episodes = [run.folder.evaluation_path(set_name, "episodes")], run[set_name].episodes
     paired = episodes.filter(pc.field("part") == "test").select([*KEYS, "context", "outcome"])
     require_rows(tables[0], paired)
     return ComparedRun(

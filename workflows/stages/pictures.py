@@ -35,11 +35,10 @@ from ...training.agents.frames import replay_test_episode, replay_training_env
 from ...training.agents.spec import env_seed
 from ...training.environments.spaces import action_text
 from ...training.environments.spec import describe
-from ..runs.recorded import estimator_of
+from ..runs.evaluated_set import load_targets
 from ..runs.run import Run
 from ..runs.task import Task
 from ..workers.pool import Workers
-from .attribute import failures_of, load_targets
 from .shown import episode_rows, moment_of, shown_rewards
 
 log = logging.getLogger("aitia")
@@ -97,7 +96,7 @@ def draw_failures(
     if illustrated is not None and illustrated != "all" and illustrated < 0:
         raise InputError(f"{illustrated} was given, expected a number of failures from 0, or all")
     folder = run.folder.frames_folder(set_name)
-    names, earlier = failures_of(run, set_name), FrameIndex.read(folder)
+    names, earlier = run[set_name].failure_ids, FrameIndex.read(folder)
     asked = illustrated if illustrated is not None else DEFAULT_ILLUSTRATED if earlier is None else earlier.asked
     chosen = _spread(names, len(names) if asked == "all" else asked)
     index = earlier or FrameIndex(asked=asked)
@@ -127,7 +126,7 @@ def draw_training(run: Run, set_name: str, workers: Workers, again: bool = False
     index = FrameIndex.read(folder)
     if index is None or not path.exists():
         return
-    top = current_top_transitions(read_table(path)).filter(pc.field("estimator") == estimator_of(run.task).name)
+    top = current_top_transitions(read_table(path)).filter(pc.field("estimator") == run[set_name].estimator.name)
     shown = [shown_rewards(top.filter(pc.field("failure") == failure)) for failure in index.failures]
     wanted = {moment_of(row) for found in shown for rows in found for row in rows}
     whole = {moment_of(row) for found in shown for row in episode_rows(found)}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...datasets.errors import RunFolderError
 from ...datasets.files.lock import is_held
@@ -22,19 +23,20 @@ from ...datasets.files.store import (
     write_table,
 )
 from ...datasets.learning import keep_training_outcomes, learning_path
+from ...datasets.plays import episode_count, episodes_at, joined, with_earlier
 from ...datasets.rewards import reward_summary, reward_sums_path
 from ...datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
 from ...datasets.words import counted
-from ...training.agents.play import evaluate_policy
+from ...training.agents.play import EvaluationSpec, evaluate_policy
 from ...training.agents.spec import load_policy
 from ...training.edits.file import ALL
 from ...training.environments.outcome_names import FirstWindow, SeenOutcomes
 from ...training.environments.references import play_references
+from ...training.environments.spec import EnvSpec
 from ...training.recording.recorder import recording_lock, under_way
 from ...training.retraining.live import train_recorded
 from ..runs.groups import ensure_groups, load_grouping
 from ..runs.outcomes import warn_of_outcomes
-from ..runs.plays import episode_count, episodes_at, joined, training_plays, with_earlier
 from ..runs.run import Run
 from ..runs.task import Task
 from ..workers.pool import Workers
@@ -71,7 +73,7 @@ def train_stage(run: Run, workers: Workers) -> None:
 
 
 def _reward_summary(run: Run, seed: int) -> pa.Table:
-    return reward_summary(run.folder, seed, load_grouping(run.folder, run.task))
+    return reward_summary(run.folder, seed, run.grouping)
 
 
 def edits_in_words(run: Run, rewards: Callable[[int], pa.Table]) -> str | None:
@@ -230,3 +232,19 @@ def _evaluate_seed(piece: SeedPiece) -> None:
     train = training_plays(kept, policy, task.training_env, spec, piece.seed, masked)
     write_table(paths["steps"], with_earlier(paths["steps"], steps, first))
     write_table(paths["episodes"], pa.concat_tables([with_earlier(paths["episodes"], test, first), train]))
+
+
+def training_plays(
+    path: Path, policy: ActorCriticPolicy | None, env: EnvSpec, spec: EvaluationSpec, seed: int, masked: bool = False
+) -> pa.Table:
+    """Return an agent's plays of training episodes: the same for all evaluation sets, so they are kept at `path`.
+
+    Args:
+        path: where they are kept; what is not there is played.
+        policy, env, spec, seed, masked: see `evaluate_policy`.
+    """
+    first = episodes_at(path)
+    if first < spec.episodes:
+        later, _ = evaluate_policy(policy, env, spec, seed, "train", masked, first)
+        write_table(path, with_earlier(path, later, first))
+    return read_table(path)

@@ -21,7 +21,7 @@ from ...datasets.files.remote import exist
 from ...datasets.files.store import RunFolder, read_table, read_tensors, write_json, write_table, write_tensors
 from ...datasets.manifest import digest
 from ...datasets.outcomes import PlayCounts
-from ...datasets.rewards import reward_summary, wrong_groups
+from ...datasets.rewards import wrong_groups
 from ...datasets.words import counted
 from ...reports.measures.validation import linear_datamodeling_score, noise_ceiling, rank_correlations
 from ...reports.statistics import Interval, mean_interval
@@ -32,12 +32,12 @@ from ...training.environments.spaces import as_tensors
 from ...training.retraining.arrays import Member
 from ...training.retraining.replay import replay
 from ...training.retraining.stack import members_at_once, train_members
+from ..runs.evaluated_set import load_targets
 from ..runs.groups import load_grouping
 from ..runs.recorded import estimator_of
 from ..runs.run import Run
 from ..runs.task import Task
 from ..workers.pool import Workers
-from .attribute import failures_of, load_targets
 
 DEFAULT_MASKS = 12
 LEAST_MASKS = 4
@@ -84,9 +84,8 @@ def validate_stage(run: Run, set_name: str, masks: int, workers: Workers) -> dic
     """
     run.require_trained()
     task, folder = run.task, run.folder
-    failures = tuple(failures_of(run, set_name))
-    grouping = load_grouping(folder, task)
-    wrong = sorted(wrong_groups([reward_summary(folder, seed, grouping) for seed in task.seeds]))
+    failures = tuple(run[set_name].failure_ids)
+    wrong = sorted(wrong_groups(list(run.rewards.values())))
     if masks < LEAST_MASKS:
         raise InputError(f"--masks {masks} was given, expected at least {LEAST_MASKS}: a correlation needs them")
     if not failures or len(wrong) < 2:

@@ -35,7 +35,6 @@ from ..runs.outcomes import require_outcomes
 from ..runs.recorded import estimator_of
 from ..runs.run import Run
 from ..workers.pool import Workers
-from .attribute import attributed_tables
 from .bank import BankBuilder, Mask
 
 log = logging.getLogger("aitia")
@@ -83,7 +82,7 @@ def _clusters_to_explain(build: BankBuilder) -> tuple[list[Cluster], pa.Table]:
     if whole.of_set or not failures:
         log.info("verify %s: rule %d applies, nothing to train again", task.name, whole.rule)
         return [], GROUP_EFFECTS.empty_table()
-    sums = attributed_tables(build.run, build.set_name, failures, estimator_of(task).name)["groups"]
+    sums = build.run[build.set_name].attributed.sums
     clusters = []
     for cluster in find_clusters(task, sums, failures):
         if build.decision(cluster).rule > _NOTHING_TO_EXPLAIN:
