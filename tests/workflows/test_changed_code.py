@@ -113,6 +113,7 @@ def test_training_again_leaves_no_sums_clusters_bank_or_policies_of_before(bench
     kept = [
         folder.parts_folder("policies"),
         folder.parts_folder("bank"),
+        folder.parts_folder("validation"),
         folder.root / "bank",
         folder.root / "validation",
     ]

@@ -229,7 +229,7 @@ def test_a_damaged_file_is_named_with_the_command_that_writes_it(
         return aitia_command(stage, *arguments, *options, "--scheduler", scheduler)
 
     for pattern, reader, writer in DAMAGED:
-        path = sorted(copy.glob(pattern))[0]
+        path = min(copy.glob(pattern), key=lambda path: (path.stat().st_mtime_ns, path))  # an agent: of verify
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         removed = _READ_WITHOUT.get(pattern.rpartition("/")[0], [])
         for folder in removed:
