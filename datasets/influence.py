@@ -11,29 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
-from ..attribution.effects.window import TOP_K
-from ..attribution.gradients.kernel import LAMBDAS
-from ..workflows.runs.sources import hashes_of
-from ..workflows.runs.task import Task
 from .files.store import read_table, read_table_schema, write_table
-from .manifest import digest
-from .schema import GROUP_NAMES, current_top_transitions, metadata_of, with_metadata
+from .schema import current_top_transitions, metadata_of, with_metadata
 
 _MEANS = ("effect", "tau", "reward_tau")  # over failures; a row that is not there is 0
 _COVERS = TypeAdapter(dict[str, list[str]])
 _COUNTS = ("transitions", "paid")  # the same for all failures
-
-
-def attribution_key(task: Task, folder: str | None) -> str:
-    """Return the digest of what all attributions of a run share: rows with another key are out of date.
-
-    Args:
-        task: of the run.
-        folder: that of the task file; None: not known.
-    """
-    code = hashes_of(task.target, folder)
-    named = [GROUP_NAMES] if task.group_by == "transition" else []
-    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
 
 
 def covered(path: Path, key: str) -> dict[str, list[str]] | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from .errors import RunFolderError
 from .files.store import RunFolder, read_table, read_table_schema, write_table
-from .schema import GROUP_NAMES, NO_CONTEXT, metadata_of, with_metadata
+from .groups import BY_CONTEXT, Grouping
+from .schema import GROUP_NAMES, metadata_of, with_metadata
 
 WRONG_REWARD = 1e-9  # a training reward is wrong if it differs from the intended one by more than this
 _COLUMNS = ("episode", "t", "reward", "intended_reward")
@@ -31,50 +31,6 @@ def corrections(reward: NDArray[np.float64], intended: NDArray[np.float64]) -> N
 def reward_events(reward: NDArray[np.float64], intended: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which transitions are reward events [N]: r != 0 or r* != 0 (NaN: not known)."""
     return np.asarray((reward != 0.0) | (np.nan_to_num(intended) != 0.0), dtype=np.bool_)
-
-
-class Grouping(Protocol):
-    """What is corrected together: a rule that gives every transition, recorded or new, one group."""
-
-    @property
-    def name(self) -> str:
-        """The task's `group_by`."""
-        ...
-
-    def columns(self, known: Sequence[str]) -> list[str]:
-        """Return the columns of the transitions that `of_table` needs, of those a table has."""
-        ...
-
-    def of_table(self, table: pa.Table) -> NDArray[np.str_]:
-        """Return the group of each recorded transition, [N]."""
-        ...
-
-    def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
-        """Return the group of a transition of the environment: the state left, the action, and what was told."""
-        ...
-
-
-class ByContext:
-    """The context of the episode (level, seed or prompt); one group for all without contexts."""
-
-    name = "context"
-
-    def columns(self, known: Sequence[str]) -> list[str]:
-        """Return the columns of the transitions that `of_table` needs."""
-        return ["context"]
-
-    def of_table(self, table: pa.Table) -> NDArray[np.str_]:
-        """Return the group of each transition, [N]."""
-        context = table["context"]
-        return np.array([NO_CONTEXT] * len(context) if context.null_count else context.to_pylist())
-
-    def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
-        """Return the group of one transition of the environment."""
-        context = info.get("context")
-        return NO_CONTEXT if context is None else str(context)
-
-
-BY_CONTEXT = ByContext()
 
 
 def editable(reward: NDArray[np.float64], terminated: NDArray[np.bool_], grouping: Grouping) -> NDArray[np.bool_]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays
 from ...datasets.errors import NonFiniteError, RunFolderError
 from ...datasets.files.store import read_table, read_table_schema
-from ...datasets.rewards import BY_CONTEXT, Grouping, corrections, editable, reward_events
+from ...datasets.groups import BY_CONTEXT, Grouping
+from ...datasets.rewards import corrections, editable, reward_events
 from ...datasets.schema import metadata_of
 from ...training.retraining.replay import ReplayedWindow
 from ..adjoints.gae import Advantages

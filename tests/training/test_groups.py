@@ -18,11 +18,11 @@ from hypothesis.extra.numpy import arrays
 
 from aitia.datasets.errors import EnvironmentError_, InputError
 from aitia.datasets.files.store import RunFolder, read_tensors
-from aitia.datasets.rewards import BY_CONTEXT, Grouping
+from aitia.datasets.groups import BY_CONTEXT, ByComponent, Grouping
 from aitia.training.agents.spec import AgentSpec, load_policy, new_policy
 from aitia.training.edits.edit import CorrectedRewards, RewardEdit
 from aitia.training.edits.file import Edits, read_edits, write_edits
-from aitia.training.edits.groups import ByCluster, ByComponent, ByTransition, fit_sample
+from aitia.training.edits.groups import ByCluster, ByTransition, fit_sample
 from aitia.training.environments.spec import Env, EnvSpec
 from aitia.training.retraining.live import train_recorded
 

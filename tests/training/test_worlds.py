@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from world_helpers import world_env
 
 from aitia.datasets.errors import EnvironmentError_
+from aitia.datasets.groups import ByComponent
 from aitia.training.agents.spec import AgentSpec
 from aitia.training.edits.edit import RewardEdit
-from aitia.training.edits.groups import ByComponent
 from aitia.training.environments.spec import EnvSpec
 from aitia.training.retraining.arrays import GymArrays, Member
 from aitia.training.retraining.stack import make_array_env

@@ -19,11 +19,11 @@ from small_task import SMALL_TASK
 
 from aitia.datasets.errors import EnvironmentError_, InputError
 from aitia.datasets.files.store import RunFolder
+from aitia.datasets.groups import ByComponent
 from aitia.datasets.outcomes import Outcomes, PlayCounts
 from aitia.training.agents.spec import AgentSpec
 from aitia.training.edits.edit import RewardEdit
 from aitia.training.edits.file import Edits, read_edits, write_edits
-from aitia.training.edits.groups import ByComponent
 from aitia.training.environments.spaces import choices
 from aitia.training.environments.spec import EnvSpec, describe
 from aitia.training.retraining.arrays import GymArrays, Member

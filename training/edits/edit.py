@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...datasets.errors import EnvironmentError_, InputError
-from ...datasets.rewards import BY_CONTEXT, WRONG_REWARD, Grouping, editable
+from ...datasets.groups import BY_CONTEXT, Grouping
+from ...datasets.rewards import WRONG_REWARD, editable
 from ..environments.spec import Env
 from .groups import require_current_names
 

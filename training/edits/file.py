@@ -14,12 +14,12 @@ from ...datasets.errors import EnvironmentError_, InputError, listed, nearest, s
 from ...datasets.files.limits import read_yaml
 from ...datasets.files.remote import as_path
 from ...datasets.files.store import at_hand, write_text
+from ...datasets.groups import BY_CONTEXT, ByComponent, Grouping
 from ...datasets.manifest import digest
-from ...datasets.rewards import BY_CONTEXT, Grouping
 from ...datasets.words import counted
 from ..environments.spec import EnvSpec
 from .edit import RewardEdit
-from .groups import ByComponent, ByTransition
+from .groups import ByTransition
 
 ALL = "all"
 GroupBy = Literal["context", "component", "cluster", "transition"]

@@ -20,15 +20,13 @@ from scipy.cluster.vq import kmeans2, vq
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays
-from ...datasets.errors import EnvironmentError_, InputError
+from ...datasets.errors import InputError
 from ...datasets.files.store import read_tensors, write_tensors
 from ...datasets.rewards import reward_events
-from ...datasets.schema import COMPONENT_PREFIX
 from ..agents.spec import latent_features
 from ..environments.spaces import choices, env_action
 from ..environments.spec import EnvSpec, describe
 
-NO_COMPONENT = "none"
 CLUSTERS = 32
 _HASH_BYTES = 16  # of 10^9 distinct transitions two share 128 bits with a probability of 10^-21
 _FIT_ROWS = 20_000
@@ -37,50 +35,6 @@ _FIT_SEED = 0
 _SHOWN_NUMBERS = 8  # of an observation with more, a group's name has none
 _BETWEEN = " / "
 _NAME_OF_0_1 = re.compile(r"([^\n]*/)?[^/\n]*/[0-9a-f]{8}")
-
-
-class ByComponent:
-    """The reward components that were paid (are not zero) with a transition."""
-
-    name = "component"
-
-    def columns(self, known: Sequence[str]) -> list[str]:
-        """Return the columns of the transitions that `of_table` needs."""
-        return [name for name in known if name.startswith(COMPONENT_PREFIX)]
-
-    def of_table(self, table: pa.Table) -> NDArray[np.str_]:
-        """Return the group of each transition, [N].
-
-        Raises:
-            InputError: the transitions have no components.
-        """
-        columns = self.columns(table.column_names)
-        if not columns:
-            raise InputError(
-                "group_by: component was given, but the transitions have no reward components: the environment has to "
-                "tell info['reward_components']"
-            )
-        paid = np.stack([np.nan_to_num(table[name].to_numpy(zero_copy_only=False)) != 0.0 for name in columns], axis=1)
-        patterns, which = np.unique(paid, axis=0, return_inverse=True)
-        names = [name.removeprefix(COMPONENT_PREFIX) for name in columns]
-        labels = [component_group(names, pattern) for pattern in patterns]
-        return np.array(labels)[which.reshape(-1)]
-
-    def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
-        """Return the group of one transition of the environment."""
-        components = info.get("reward_components")
-        if components is None:
-            raise EnvironmentError_("group_by: component needs info['reward_components'] with every step")
-        return _joined(sorted(str(name) for name, value in components.items() if float(value) != 0.0))
-
-
-def component_group(names: Sequence[str], paid: NDArray[np.bool_]) -> str:
-    """Return the group of a transition in which those of the components `names` were paid."""
-    return _joined(name for name, used in zip(names, paid, strict=True) if used)
-
-
-def _joined(names: Any) -> str:
-    return "+".join(names) or NO_COMPONENT
 
 
 class ByTransition:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ...datasets.errors import EnvironmentError_, TaskError, nearest
+from ...datasets.groups import Grouping
 from ...datasets.outcomes import Outcomes
-from ...datasets.rewards import Grouping
 from .hooks import HookedEnv
 from .random_play import RandomPlays, play_random
 from .references import play_references

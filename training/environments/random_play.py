@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
-from ...datasets.rewards import Grouping
+from ...datasets.groups import Grouping
 from .contract import InfoReader
 from .spaces import choices, env_action
 from .spec import EnvSpec, random_actions

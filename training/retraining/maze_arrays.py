@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-from ...datasets.rewards import BY_CONTEXT
+from ...datasets.groups import BY_CONTEXT
 from ..agents.spec import AgentSpec, env_seed
 from ..edits.edit import RewardEdit
 from ..worlds.levels import MOVES, Level, make_level

@@ -10,10 +10,10 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-from ...datasets.rewards import BY_CONTEXT, WRONG_REWARD
+from ...datasets.groups import BY_CONTEXT, ByComponent, component_group
+from ...datasets.rewards import WRONG_REWARD
 from ..agents.spec import AgentSpec, env_seed
 from ..edits.edit import RewardEdit
-from ..edits.groups import ByComponent, component_group
 from ..worlds.base import World
 from ..worlds.environment import WorldEnv
 from .arrays import ArrayStep, Member, edit_layers

@@ -11,10 +11,11 @@ import socket
 import sys
 from datetime import UTC, datetime
 
+from ...attribution.effects.window import TOP_K
+from ...attribution.gradients.kernel import LAMBDAS
 from ...datasets.errors import RunFolderError
-from ...datasets.influence import attribution_key
-from ...datasets.manifest import Manifest, installed_versions, source_git_sha
-from ...datasets.schema import SCHEMA_VERSION
+from ...datasets.manifest import Manifest, digest, installed_versions, source_git_sha
+from ...datasets.schema import GROUP_NAMES, SCHEMA_VERSION
 from ...training.environments.fingerprint import Fingerprint, replay_fingerprint, take_fingerprint
 from ...training.environments.spec import EnvSpec
 from .sources import changed_sources, hashes_of, packages_of
@@ -37,6 +38,18 @@ def identify(task: Task, manifest: Manifest) -> None:
             manifest.fingerprints[name] = None if found is None else found.as_json()
             if found is None:
                 log.warning("%s: %s", task.name, no_fingerprint(name))
+
+
+def attribution_key(task: Task, folder: str | None) -> str:
+    """Return the digest of what all attributions of a run share: rows with another key are out of date.
+
+    Args:
+        task: of the run.
+        folder: that of the task file; None: not known.
+    """
+    code = hashes_of(task.target, folder)
+    named = [GROUP_NAMES] if task.group_by == "transition" else []
+    return digest([task.target, task.seeds, task.group_by, LAMBDAS, TOP_K, *([code] if code else []), *named])[:16]
 
 
 def no_fingerprint(name: str) -> str:

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from ...datasets.errors import InputError, nearest
 from ...datasets.files.store import RunFolder, read_table, read_table_schema, read_tensors
-from ...datasets.rewards import BY_CONTEXT, Grouping
+from ...datasets.groups import BY_CONTEXT, ByComponent, Grouping
 from ...training.agents.spec import load_policy, new_policy
-from ...training.edits.groups import ByCluster, ByComponent, ByTransition, fit_sample
+from ...training.edits.groups import ByCluster, ByTransition, fit_sample
 from .run import open_for_computing, open_run
 from .task import Task
 

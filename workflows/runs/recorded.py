@@ -14,10 +14,10 @@ from ...attribution.estimators.projected import TrakProjected
 from ...attribution.estimators.registry import Chosen, choose_estimator
 from ...datasets.errors import RunFolderError
 from ...datasets.files.store import RunFolder, read_table
+from ...datasets.groups import BY_CONTEXT, ByComponent, Grouping
 from ...datasets.manifest import Manifest
-from ...datasets.rewards import BY_CONTEXT, Grouping, reward_sums_path, sum_rewards
+from ...datasets.rewards import reward_sums_path, sum_rewards
 from ...training.agents.spec import new_policy
-from ...training.edits.groups import ByComponent
 from ...training.environments.spec import EnvProfile, describe, way_of_drawing
 from .task import Task
 

@@ -34,10 +34,11 @@ from ...datasets.files.store import (
     write_table,
     write_tensors,
 )
-from ...datasets.influence import Addition, attribution_key, covered_by_all
+from ...datasets.groups import Grouping
+from ...datasets.influence import Addition, covered_by_all
 from ...datasets.manifest import digest
 from ...datasets.outcomes import failure_ids
-from ...datasets.rewards import Grouping, intended_known, reward_summary, reward_sums_path
+from ...datasets.rewards import intended_known, reward_summary, reward_sums_path
 from ...datasets.schema import (
     GROUP_EFFECTS,
     GROUP_NAMES,
@@ -51,6 +52,7 @@ from ...datasets.schema import (
 from ...datasets.words import counted
 from ...training.agents.spec import load_policy
 from ...training.retraining.replay import Replay, ReplayedWindow
+from ..runs.changes import attribution_key
 from ..runs.groups import clusters_path, ensure_groups, load_grouping
 from ..runs.recorded import estimator_of
 from ..runs.run import Run

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...datasets.errors import TaskError
-from ...datasets.rewards import BY_CONTEXT, Grouping
+from ...datasets.groups import BY_CONTEXT, ByComponent, Grouping
 from ...datasets.words import counted
-from ...training.edits.groups import ByComponent, ByTransition
+from ...training.edits.groups import ByTransition
 from ...training.environments.contract import STEP_KEYS
 from ...training.environments.outcome_names import SeenOutcomes, require_names, see_outcomes, unseen_in_words
 from ...training.environments.spec import EnvProfile, can_render, describe

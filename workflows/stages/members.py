@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ...datasets.files.remote import exist
 from ...datasets.files.store import RunFolder, write_tensors
+from ...datasets.groups import Grouping
 from ...datasets.manifest import digest
-from ...datasets.rewards import Grouping
 from ...datasets.schema import Order
 from ...training.edits.edit import RewardEdit
 from ...training.retraining.arrays import Member
