@@ -37,7 +37,7 @@ from aitia.training.retraining.arrays import Member
 from aitia.training.retraining.live import train_agent
 from aitia.training.retraining.ppo import STACK
 from aitia.training.retraining.stack import train_stack
-from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.cluster import DaskWorkers
 
 MAZE = EnvSpec("aitia/ArrowMaze-v0", {"levels": 240, "moved": 36, "bug": 36, "harmless": 60})
 STEPS = 16_384
@@ -72,7 +72,7 @@ def one_stack(seed: int) -> int:
     return len(train_stack(spec, MAZE, [Member(seed + i, None) for i in range(STACK)]))
 
 
-def scaling(workers: Workers) -> float:
+def scaling(workers: DaskWorkers) -> float:
     """How much faster two worker processes train four stacks than one does, the workers warm."""
     workers.map(one_stack, [0, 8], "warm")
     began = time.perf_counter()
@@ -150,7 +150,7 @@ def speed() -> dict[str, Any]:
             print(f"  {name:18s} {np.median(rates):9,.0f}  (from {min(rates):,.0f} to {max(rates):,.0f})")
         result[f"speedup_vs_sb3{key}"] = round(float(np.median(ratios)), 2)
         result[f"speedup_vs_sb3{key}_low"] = round(min(ratios), 2)
-    with Workers(2) as workers:
+    with DaskWorkers(2) as workers:
         result["scaling_two_workers"] = round(scaling(workers), 2)
     print(f"two worker processes train {result['scaling_two_workers']} times as many agents a second as one")
     return result

@@ -27,7 +27,7 @@ from aitia.training.retraining.arrays import Member
 from aitia.training.retraining.ppo import STACK
 from aitia.training.retraining.stack import train_stack
 from aitia.workflows.suite.cases import Case, choose_cases
-from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.cluster import DaskWorkers
 
 SEEDS = range(100, 116)
 PLAYS = {"test": EvaluationSpec(episodes=48, repeats=4), "train": EvaluationSpec(episodes=48, repeats=1)}
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help="cases or families; none: all")
     cases = choose_cases(parser.parse_args().cases)
     known: dict[str, Any] = json.loads(PATH.read_text(encoding="utf-8")) if PATH.exists() else {}
-    with Workers() as workers:
+    with DaskWorkers() as workers:
         for case in cases:
             if known.get(case.name, {}).get("task") == case.identity():
                 continue

@@ -51,11 +51,11 @@ def write_task(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the small outer task: read it, do not change it."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "task.yaml").write_text(yaml.safe_dump(SMALL_TASK))
-    commands.run(folder / "task.yaml", folder / "run", scheduler=scheduler)
+    commands.run(folder / "task.yaml", folder / "run", workers=0)
     return folder / "run"
 
 
@@ -77,13 +77,13 @@ def aitia_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 @pytest.fixture(scope="session")
-def fixed_run(small_run: Path, scheduler: str) -> Path:
+def fixed_run(small_run: Path) -> Path:
     """The small task trained and evaluated with every wrong reward corrected, three seeds: read it only."""
     folder = small_run.parent
     task, edits, fixed = folder / "fixed.yaml", folder / "edits.yaml", folder / "fixed"
     rewards = [reward_summary(RunFolder(small_run), seed) for seed in range(5)]
     write_edits(edits, Edits(groups=sorted(wrong_groups(rewards)), correct="intended"))
     task.write_text(yaml.safe_dump({**SMALL_TASK, "seeds": 3}))
-    commands.train(task, fixed, edits, scheduler=scheduler)
-    commands.evaluate(fixed, scheduler=scheduler)
+    commands.train(task, fixed, edits, workers=0)
+    commands.evaluate(fixed, workers=0)
     return fixed

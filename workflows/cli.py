@@ -44,12 +44,14 @@ def _no_more_taken(ctx: click.Context, param: click.Parameter, value: str | None
 def _unused(command: Command) -> Command:
     """Take, and ignore, the options of stages that compute: a script may give them to every stage."""
     wrapped: Any = click.option("--scheduler", hidden=True)(command)
-    return cast(Command, click.option("--workers", type=click.IntRange(min=1), hidden=True)(wrapped))
+    return cast(Command, click.option("--workers", type=click.IntRange(min=0), hidden=True)(wrapped))
 
 
 def _computing(command: Command) -> Command:
     """Add the options of every stage that computes."""
-    workers = click.option("--workers", type=click.IntRange(min=1), help="Local Dask processes (default: the cores).")
+    workers = click.option(
+        "--workers", type=click.IntRange(min=0), help="Local Dask processes (default: the cores; 0: none but this one)."
+    )
     scheduler = click.option(
         "--scheduler", metavar="ADDRESS", help="Use an existing Dask cluster instead (or its scheduler file, .json)."
     )
@@ -64,7 +66,7 @@ def _computing(command: Command) -> Command:
 
     @functools.wraps(command)
     def encrypted(*args: Any, tls_ca: str | None, tls_cert: str | None, tls_key: str | None, **options: Any) -> Any:
-        if options["scheduler"] is None and "task" not in options:  # a task is checked first
+        if options["scheduler"] is None and options["workers"] != 0 and "task" not in options:  # tasks: checked first
             begin_importing()
         with _tls(options["scheduler"], tls_ca, tls_cert, tls_key):
             return command(*args, **options)
@@ -130,7 +132,7 @@ def demo(out: str, **options: Any) -> None:
 @cli.command()
 @_task
 @_edits
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that would work (default: the cores).")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that would work (default: the cores).")
 def check(task: Path, edits: Path | None, workers: int | None) -> None:
     """Say in seconds what a task will do, what it lacks, and how long it takes."""
     _announce(task)

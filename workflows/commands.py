@@ -24,7 +24,7 @@ from .stages.train import evaluate_stage, train_stage
 from .stages.validate import DEFAULT_MASKS, validate_stage
 from .stages.verify import verify_stage
 from .suite.stage import suite_stage
-from .workers.pool import Workers
+from .workers.pool import Workers, start_workers
 
 DEMO_TASKS = ("arrow-maze-outer", "arrow-maze-inner")
 DEMO_OUT = "runs"
@@ -49,7 +49,7 @@ def train(
         out: the run folder; a new one, one that holds a run of the same task (and edits), or one that a script's
             `Recorder` wrote and that fits the task (docs/recording.md).
         edits: an edits file (docs/task-file.md): rewards to correct while training; None: rewards as paid.
-        workers: processes of a local Dask cluster; None: one a core.
+        workers: processes of a local Dask cluster; 0: none, everything runs in this process; None: one a core.
         scheduler: address of an existing Dask cluster, instead of a local one.
         accept_changes: continue a run although code or versions changed since it was begun; `run.json` keeps what did.
 
@@ -58,7 +58,7 @@ def train(
     """
     with (
         beginning(task, out, "aitia train", edits, accept_changes) as run,
-        Workers(workers, scheduler) as pool,
+        start_workers(workers, scheduler) as pool,
         run.timed("train"),
     ):
         train_stage(run, pool)
@@ -262,7 +262,7 @@ def run(
     Returns:
         The summary of each evaluation set.
     """
-    with Workers(workers, scheduler) as pool:
+    with start_workers(workers, scheduler) as pool:
         return _run(task, out, pool, edits=edits, accept_changes=accept_changes)
 
 
@@ -279,7 +279,7 @@ def demo(
         The summary of each task.
     """
     summaries = {}
-    with Workers(workers, scheduler) as pool:
+    with start_workers(workers, scheduler) as pool:
         for name in DEMO_TASKS:
             resource = files(__package__).joinpath(f"tasks/{name}.yaml")
             with as_file(resource) as task:
@@ -301,7 +301,7 @@ def suite(
         The contents of `suite.json`: scores, confusion matrix, cases.
     """
     folder = local_path(out, "the folder of the suite").resolve()
-    with Workers(workers, scheduler) as pool:
+    with start_workers(workers, scheduler) as pool:
         return suite_stage(folder, cases, lambda task, run: _run(task, run, pool, illustrated=SUITE_ILLUSTRATED))
 
 
@@ -337,7 +337,7 @@ def _computing(
     """Open a run for a stage that computes in it, with workers, and add the seconds of the block to the stage's."""
     with (
         computing(run, f"aitia {stage}", accept_changes, trust) as opened,
-        Workers(workers, scheduler) as pool,
+        start_workers(workers, scheduler) as pool,
         opened.timed(stage),
     ):
         yield opened, pool

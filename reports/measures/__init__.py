@@ -1,1 +1,1 @@
-"""What is measured beside the verdict: curves, budgets, calibration, learning; never a figure or a page."""
+"""What is measured next to the verdict: curves, budgets, calibration, learning; never a figure or a page."""

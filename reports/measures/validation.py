@@ -8,19 +8,23 @@ seeds (Spearman-Brown, Spearman 1910).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ..statistics import CONFIDENCE, NOTHING, Interval
+from ..statistics import CONFIDENCE, NOTHING, Interval, mean_interval
 
 Numbers = NDArray[np.float64]
 _RESAMPLES = 1000
 _MOST_SPLITS = 50
 _ROUNDING = 1e-9
+SHUFFLED = "shuffled"
+_SHUFFLES = 100
+_SHUFFLE_SEED = 0
 
 
 def rank_correlations(one: Numbers, other: Numbers, given: Numbers | None = None) -> Numbers:
@@ -28,7 +32,7 @@ def rank_correlations(one: Numbers, other: Numbers, given: Numbers | None = None
 
     Args:
         one, other: what is correlated.
-        given: [M], held fixed: the partial rank correlation.
+        given: [M], held fixed: the correlation is then the partial one.
     """
     x, y = (_centred_ranks(values, given) for values in (one, other))
     size = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
@@ -75,15 +79,56 @@ def noise_ceiling(measured: Numbers) -> Interval:
     halves = list(combinations(range(seeds), seeds // 2))[:_MOST_SPLITS]
 
     def ceiling(sets: NDArray[np.int64]) -> float:
-        found = []
+        correlations = []
         for half in halves:
             rest = [seed for seed in range(seeds) if seed not in half]
             one, other = (measured[list(part)][:, sets].mean(axis=0) for part in (half, rest))
-            found.append(rank_correlations(one, other).mean())
-        half_reliability = max(float(np.mean(found)), 0.0)
+            correlations.append(rank_correlations(one, other).mean())
+        half_reliability = max(float(np.mean(correlations)), 0.0)
         return float(np.sqrt(2 * half_reliability / (1 + half_reliability)))
 
     return _bootstrapped(measured.shape[1], ceiling, resamples=_RESAMPLES // 5)
+
+
+def validation_scores(changes: Numbers, chosen: Numbers, effects: Mapping[str, Numbers]) -> dict[str, Any]:
+    """Return the LDS of every estimator and the noise ceiling, as `validation.json` has them.
+
+    `shuffled`: effects permuted among the wrong groups; its interval is over permutations. It still knows how many
+    groups a set corrects, and that alone can score high, so `lds_given_size` holds that number fixed.
+
+    Args:
+        changes: measured change of each failure's target, [S, M, F].
+        chosen: which groups each set corrects, 0 or 1, [M, G].
+        effects: of each estimator, the task's own first: the predicted effect of correcting each group, [G, F].
+    """
+    measured, sizes = changes.mean(axis=0), chosen.sum(axis=1)
+    lds, given_size = {}, {}
+    for name, effect in effects.items():
+        lds[name] = linear_datamodeling_score(chosen @ effect, measured).as_dict()
+        given_size[name] = linear_datamodeling_score(chosen @ effect, measured, sizes).as_dict()
+    effect, generator = next(iter(effects.values())), np.random.default_rng(_SHUFFLE_SEED)
+    drawn = [
+        float(rank_correlations(chosen @ generator.permutation(effect), measured).mean()) for _ in range(_SHUFFLES)
+    ]
+    low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975]).tolist()
+    lds[SHUFFLED] = Interval(middle, low, high).as_dict()
+    return {"lds": lds, "lds_given_size": given_size, "noise_ceiling": noise_ceiling(changes).as_dict()}
+
+
+def replay_gap(interactive: Numbers, replayed: Numbers) -> dict[str, Any]:
+    """Return by how much replays differ from training again: mean change of the targets, over seeds.
+
+    Args:
+        interactive, replayed: measured change of each failure's target, [S, M, F].
+    """
+
+    def over_seeds(changes: Numbers) -> Interval:
+        return mean_interval(changes.mean(axis=(1, 2)).tolist())
+
+    return {
+        "interactive": over_seeds(interactive).as_dict(), "replay": over_seeds(replayed).as_dict(),
+        "difference": over_seeds(replayed - interactive).as_dict(),
+    }  # fmt: skip
 
 
 def _bootstrapped(count: int, statistic: Callable[[NDArray[np.int64]], float], resamples: int = _RESAMPLES) -> Interval:

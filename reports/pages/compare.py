@@ -1,32 +1,29 @@
-"""Two runs beside each other, before and after a fix: paired plays, paired rates, what differs."""
+"""The page of two runs next to each other, before and after a fix: paired episodes and rates, what else differs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...datasets.bank import ensemble_rates
 from ...datasets.files.remote import exist, relative_link
 from ...datasets.files.store import write_json, write_table
-from ...datasets.outcomes import Outcomes, PlayCounts, SeedRates
-from ...datasets.schema import RANDOM_POLICY_SEED, failure_id
+from ...datasets.outcomes import Outcomes
 from ...datasets.words import counted
 from ...training.edits.file import Edits
-from ..statistics import Interval, mean_interval, rate_interval
+from ..measures.paired import compared_failures, failure_counts, other_contexts, pair_plays, paired_rates, tally
+from ..statistics import Interval
 from .write import write_page
 
-Change = Literal["no_longer", "new", "still", "neither"]
-KEYS = ("seed", "episode", "repeat")
-RATES = {
-    "misbehaviour_rate": ("misbehaviour", "Misbehaviour, of competent plays,"),
-    "competence": ("competent", "Competence, of all plays,"),
-    "desired_rate": ("desired", "Desired behaviour, of all plays,"),
+_RATES = {
+    "misbehaviour_rate": "Misbehaviour, of competent plays,",
+    "competence": "Competence, of all plays,",
+    "desired_rate": "Desired behaviour, of all plays,",
 }
 _OF_VERDICT = ("verdict", "rule", "basis", "failures", "misbehaviour_rate", "outer_share", "ease", "reasons")
 
@@ -63,87 +60,6 @@ class ComparedRun:
         """In words, the corrected rewards that it was trained with; None: rewards as paid."""
         given = self.task.get("edits")
         return None if given is None else str(Edits.model_validate(given))
-
-
-def pair_plays(before: pa.Table, after: pa.Table, declared: Outcomes) -> pa.Table:
-    """Pair the agents' test plays of two episodes tables by seed, episode and repeat.
-
-    Returns:
-        One row a pair, sorted: `seed, episode, repeat, context_a, context_b, outcome_a, outcome_b, change`. `change`:
-        misbehaved in A only (no_longer), in B only (new), in both (still), in neither. Plays without a partner are
-        left out.
-    """
-    sides = []
-    for table, side in ((before, "a"), (after, "b")):
-        plays = table.filter((pc.field("part") == "test") & (pc.field("seed") != RANDOM_POLICY_SEED))
-        told = {f"{name}_{side}": plays[name] for name in ("context", "outcome")}
-        sides.append(pa.table({**{key: plays[key] for key in KEYS}, **told}))
-    pairs = sides[0].join(sides[1], list(KEYS), join_type="inner").sort_by([(key, "ascending") for key in KEYS])
-    pairs = pairs.select([*KEYS, "context_a", "context_b", "outcome_a", "outcome_b"])
-    failed = [np.isin(pairs[name].to_numpy(), declared.misbehaved) for name in ("outcome_a", "outcome_b")]
-    kinds: dict[tuple[bool, bool], Change] = {
-        (True, False): "no_longer", (False, True): "new", (True, True): "still", (False, False): "neither",
-    }  # fmt: skip
-    change = [kinds[a, b] for a, b in zip(*(column.tolist() for column in failed), strict=True)]
-    return pairs.append_column("change", pa.array(change, pa.string()))
-
-
-def paired_rates(before: Sequence[SeedRates], after: Sequence[SeedRates]) -> dict[str, dict[str, Any]]:
-    """Return each rate in both runs and their difference, B minus A, with 95% t-intervals over paired seeds.
-
-    `change`: fell or rose, where the interval of the difference is clear of zero; else None.
-
-    Args:
-        before, after: rates of the same seeds in the same order. A seed without a competent play has no misbehaviour
-            rate and leaves that difference.
-    """
-    found = {}
-    for name, (field, _) in RATES.items():
-        pairs = [(getattr(a, field), getattr(b, field)) for a, b in zip(before, after, strict=True)]
-        both = [(a, b) for a, b in pairs if a is not None and b is not None]
-        change = mean_interval([b - a for a, b in both])
-        found[name] = {
-            "a": rate_interval([a for a, _ in pairs if a is not None]).as_dict(),
-            "b": rate_interval([b for _, b in pairs if b is not None]).as_dict(),
-            "difference": change.as_dict(),
-            "seeds": len(both),
-            "change": _way(change),
-        }
-    return found
-
-
-def _way(change: Interval) -> str | None:
-    """Return whether a rate `fell` or `rose`; None where the interval holds zero or is unbounded."""
-    if change.low is None or change.high is None:
-        return None
-    return "fell" if change.high < 0 else "rose" if change.low > 0 else None
-
-
-def compared_failures(pairs: pa.Table, declared: Outcomes) -> list[dict[str, Any]]:
-    """Return what became of each failure of either run: first plays that misbehaved in A, in B, or in both.
-
-    `rate_a, rate_b`: misbehaviour among the competent repeats of that agent and episode; None without any.
-    """
-    repeats: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for row in pairs.to_pylist():
-        repeats.setdefault((row["seed"], row["episode"]), []).append(row)
-    return [
-        {
-            "failure": failure_id(seed, episode),
-            "seed": seed,
-            "episode": episode,
-            "context": rows[0]["context_a"],
-            "change": rows[0]["change"],
-            "outcome_a": rows[0]["outcome_a"],
-            "outcome_b": rows[0]["outcome_b"],
-            **{
-                f"rate_{side}": PlayCounts.of([r[f"outcome_{side}"] for r in rows], declared).misbehaviour
-                for side in "ab"
-            },
-        }
-        for (seed, episode), rows in repeats.items()
-        if rows[0]["repeat"] == 0 and rows[0]["change"] != "neither"
-    ]
 
 
 def task_differences(before: ComparedRun, after: ComparedRun) -> list[dict[str, Any]]:
@@ -192,9 +108,9 @@ def compare_runs(before: ComparedRun, after: ComparedRun, set_name: str) -> tupl
             "only_b": sorted(after.seeds - before.seeds),
         },
         "rates": rates,
-        "failures": {"counts": _counts(entries, declared), "entries": entries},
-        "plays": {"pairs": pairs.num_rows, **_tally(pairs["change"].to_pylist())},
-        "other_contexts": _other_contexts(pairs),
+        "failures": {"counts": failure_counts(entries, declared), "entries": entries},
+        "plays": {"pairs": pairs.num_rows, **tally(pairs["change"].to_pylist())},
+        "other_contexts": other_contexts(pairs),
         "task_differences": task_differences(before, after),
         "version_differences": differences(before.versions, after.versions),
     }
@@ -206,43 +122,15 @@ def _identity(run: ComparedRun) -> dict[str, Any]:
     return {"run": run.name, "task": run.task["name"], "edits": run.edits, "verdict": verdict}
 
 
-def _tally(changes: Sequence[str]) -> dict[str, int]:
-    return {name: changes.count(name) for name in get_args(Change)}
-
-
-def _counts(entries: Sequence[Mapping[str, Any]], declared: Outcomes) -> dict[str, int]:
-    """Return how many failures each run has, and what became of them."""
-    counts = _tally([entry["change"] for entry in entries])
-    gone = [entry["outcome_b"] for entry in entries if entry["change"] == "no_longer"]
-    return {
-        "a": counts["no_longer"] + counts["still"],
-        "b": counts["new"] + counts["still"],
-        "no_longer": counts["no_longer"],
-        "no_longer_desired": sum(outcome in declared.desired for outcome in gone),
-        "still": counts["still"],
-        "new": counts["new"],
-    }
-
-
-def _other_contexts(pairs: pa.Table) -> int:
-    """Return how many pairs of plays tell different contexts: they were not the same episode."""
-    first, second = (pairs[name].to_pylist() for name in ("context_a", "context_b"))
-    return sum(a != b for a, b in zip(first, second, strict=True))
-
-
 def _in_words(found: Mapping[str, Any]) -> list[str]:
     """Say what changed, the misbehaviour first."""
-    told = []
-    for name, (_, text) in RATES.items():
-        rate = found["rates"][name]
-        told.append(f"{text} {_moved(rate)}.")
     counts = found["failures"]["counts"]
-    told.append(
+    return [
+        *(f"{text} {_moved(found['rates'][name])}." for name, text in _RATES.items()),
         f"Of {counted(counts['a'], 'failure')} of A, {counts['no_longer']} are none in B "
         f"({counts['no_longer_desired']} of them "
-        f"end as desired) and {counts['still']} still are; {counts['new']} are new in B."
-    )
-    return told
+        f"end as desired) and {counts['still']} still are; {counts['new']} are new in B.",
+    ]
 
 
 def _moved(rate: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""From rates to the verdict, and its words; a pure function of tables and thresholds."""
+"""From rates to the verdict, and its words: pure functions of tables and thresholds; never a score of influence."""

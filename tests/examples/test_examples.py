@@ -68,11 +68,11 @@ def test_the_readme_shows_the_shortest_example_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_a_task_file_runs_to_its_page(name: str, tmp_path: Path, scheduler: str) -> None:
+def test_a_task_file_runs_to_its_page(name: str, tmp_path: Path) -> None:
     task = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
     assert task["name"] == name
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(merged(task, CASES[name])))
-    summary = commands.run(tmp_path / "task.yaml", tmp_path / "run", scheduler=scheduler)["test"]
+    summary = commands.run(tmp_path / "task.yaml", tmp_path / "run", workers=0)["test"]
     assert summary == json.loads((tmp_path / "run/reports/test/summary.json").read_text())
     assert summary["trainings"] >= 2 and summary["verdict"] in VERDICTS
     assert name in (tmp_path / "run/reports/test/index.html").read_text()

@@ -25,7 +25,7 @@ from toy_environments import Bonus
 
 from aitia.datasets.files import store
 from aitia.workflows import cli, commands  # noqa: F401 (commands: imported before a process is forked)
-from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.cluster import DaskWorkers
 
 When = Literal["before", "within", "after"]
 
@@ -137,10 +137,10 @@ def limit_files(size: int) -> None:
 
 
 def make_deadly(orders: Path) -> Callable[..., Any]:
-    """Return a `Workers.map` whose pieces obey the orders."""
-    original = Workers.map
+    """Return a `DaskWorkers.map` whose pieces obey the orders."""
+    original = DaskWorkers.map
 
-    def deadly(self: Workers, function: Callable[[Any], Any], pieces: Sequence[Any], label: str) -> list[Any]:
+    def deadly(self: DaskWorkers, function: Callable[[Any], Any], pieces: Sequence[Any], label: str) -> list[Any]:
         return original(self, Deadly(function, orders, label.split()[0]), pieces, label)
 
     return deadly
@@ -184,7 +184,7 @@ def _run_commands(orders: Path, calls: Sequence[Sequence[str]]) -> None:
 
     Before each, orders that lie in `orders/NUMBER` are given, to kill that process.
     """
-    Workers.map = make_deadly(orders)  # type: ignore[method-assign]
+    DaskWorkers.map = make_deadly(orders)  # type: ignore[method-assign]
     ends = []
     for number, arguments in enumerate(calls):
         child = os.fork()

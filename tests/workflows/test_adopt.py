@@ -66,12 +66,12 @@ def _files(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.slow
-def test_a_script_gets_its_verdict_and_its_recording_is_kept(tmp_path: Path, scheduler: str) -> None:
+def test_a_script_gets_its_verdict_and_its_recording_is_kept(tmp_path: Path) -> None:
     _script(tmp_path / "run", seed=1)
     (tmp_path / "run" / "model.zip").write_text("mine")
     before = _files(tmp_path / "run")
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(TASK))
-    summary = commands.run(tmp_path / "task.yaml", tmp_path / "run", scheduler=scheduler)["test"]
+    summary = commands.run(tmp_path / "task.yaml", tmp_path / "run", workers=0)["test"]
     assert summary["verdict"]
     after = _files(tmp_path / "run")
     assert {path: after[path] for path in before} == before, "something that the script wrote is lost"
@@ -84,14 +84,12 @@ def test_a_script_gets_its_verdict_and_its_recording_is_kept(tmp_path: Path, sch
 
 
 @pytest.mark.slow
-def test_recordings_without_a_manifest_come_to_the_same_verdict(
-    small_run: Path, tmp_path: Path, scheduler: str
-) -> None:
+def test_recordings_without_a_manifest_come_to_the_same_verdict(small_run: Path, tmp_path: Path) -> None:
     shutil.copytree(small_run, tmp_path / "run")
     (tmp_path / "run/run.json").unlink()
     shutil.rmtree(tmp_path / "run/reports")
     before = _files(tmp_path / "run/transitions") | _files(tmp_path / "run/checkpoints")
-    summary = commands.run(small_run.parent / "task.yaml", tmp_path / "run", scheduler=scheduler)["test"]
+    summary = commands.run(small_run.parent / "task.yaml", tmp_path / "run", workers=0)["test"]
     expected = json.loads((small_run / "reports/test/summary.json").read_text())
     assert expected["verdict"] == "outer"
     for name in ("verdict", "rule", "outer_share", "misbehaviour_rate", "ease", "trainings"):

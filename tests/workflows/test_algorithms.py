@@ -25,7 +25,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("algorithm", CASES)
 def test_a_wrong_bonus_is_found_and_corrected_with_every_algorithm(
-    algorithm: str, tmp_path: Path, write_task: WriteTask, scheduler: str
+    algorithm: str, tmp_path: Path, write_task: WriteTask
 ) -> None:
     """The corridor wrongly pays 2 at the pit; corrected, agents go to the goal."""
     env, steps, hyperparameters = CASES[algorithm]
@@ -35,7 +35,7 @@ def test_a_wrong_bonus_is_found_and_corrected_with_every_algorithm(
         outcomes={"desired": ["goal"], "misbehaved": ["pit"]}, evaluation={"episodes": 2, "repeats": 8},
         verify={"seeds": 5, "points": 0},
     )  # fmt: skip
-    summary = commands.run(task, tmp_path / "run", scheduler=scheduler)["test"]
+    summary = commands.run(task, tmp_path / "run", workers=0)["test"]
     assert summary["verdict"] == "outer" and summary["estimator"] == "trak"
     assert summary["misbehaviour_rate"]["uncorrected"]["value"] > 0.8
     assert summary["misbehaviour_rate"]["all_corrected"]["value"] < 0.2
@@ -46,8 +46,8 @@ def test_a_wrong_bonus_is_found_and_corrected_with_every_algorithm(
     assert json.loads((tmp_path / "run/reports/test/summary.json").read_text()) == summary
     if algorithm == "RecurrentPPO":
         with pytest.raises(InputError, match="trak-updates was given for a recurrent policy"):
-            commands.attribute(tmp_path / "run", estimator="trak-updates", scheduler=scheduler)
+            commands.attribute(tmp_path / "run", estimator="trak-updates", workers=0)
     if algorithm == "MaskablePPO":
-        commands.attribute(tmp_path / "run", failure=[entry["failure"]], estimator="trak-updates", scheduler=scheduler)
+        commands.attribute(tmp_path / "run", failure=[entry["failure"]], estimator="trak-updates", workers=0)
         sums = pq.read_table(tmp_path / "run/influence/test/groups.parquet").to_pylist()
         assert any(row["estimator"] == "trak-updates" and row["effect"] < 0.0 for row in sums)

@@ -75,32 +75,31 @@ def test_a_bad_task_writes_nothing(
     tmp_path: Path,
     write_task: WriteTask,
     aitia_command: Command,
-    scheduler: str,
 ) -> None:
     refused(
-        aitia_command("run", write_task(**changes), "--out", tmp_path / "run", "--scheduler", scheduler),
+        aitia_command("run", write_task(**changes), "--out", tmp_path / "run", "--workers", 0),
         *parts,
     )
     assert not (tmp_path / "run").exists(), "something was left half-written"
 
 
 def test_a_nan_reward_in_the_middle_of_training_writes_nothing(
-    tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
+    tmp_path: Path, write_task: WriteTask, aitia_command: Command
 ) -> None:
     """After more steps than the short look at the environment takes of one copy."""
     agent = {**TINY, "total_timesteps": 2048}
     task = write_task(**CORRIDOR, train_kwargs={"nan_after": 500}, agent=agent, seeds=1)
-    done = aitia_command("train", task, "--out", tmp_path / "run", "--scheduler", scheduler)
+    done = aitia_command("train", task, "--out", tmp_path / "run", "--workers", 0)
     refused(done, "window 7, env 0, step 52", "reward nan", "fix the reward function")
     assert not (tmp_path / "run").exists()
 
 
 def test_components_that_do_not_sum_in_one_seed_leave_the_others_whole(
-    tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
+    tmp_path: Path, write_task: WriteTask, aitia_command: Command
 ) -> None:
     task = {**CORRIDOR, "env": "toy_environments:Forgetful", "agent": TINY, "train_kwargs": {"honest": 100}}
     task["test_kwargs"] = task["train_kwargs"]
-    arguments = ("--out", tmp_path / "run", "--scheduler", scheduler)
+    arguments = ("--out", tmp_path / "run", "--workers", 0)
     assert aitia_command("train", write_task(**task, seeds=[0]), *arguments).code == 0
     whole = [path for folder in ("transitions", "checkpoints") for path in (tmp_path / "run" / folder).rglob("*.*")]
     before = {path: path.stat().st_mtime_ns for path in whole}
@@ -141,32 +140,30 @@ def test_a_folder_that_is_not_a_run_is_left_alone(
     ],
 )
 def test_a_missing_window_file_is_named_with_the_way_out(
-    lost: str, command: str, small_run: Path, tmp_path: Path, aitia_command: Command, scheduler: str
+    lost: str, command: str, small_run: Path, tmp_path: Path, aitia_command: Command
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     (copy / lost).unlink()
-    refused(aitia_command(command, copy, "--scheduler", scheduler), lost, "is missing", "aitia train")
+    refused(aitia_command(command, copy, "--workers", 0), lost, "is missing", "aitia train")
 
 
-def test_a_truncated_file_is_named(small_run: Path, tmp_path: Path, aitia_command: Command, scheduler: str) -> None:
+def test_a_truncated_file_is_named(small_run: Path, tmp_path: Path, aitia_command: Command) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / ".parts")
     shutil.rmtree(copy / "influence")
     path = copy / "transitions/seed=1/window=00002.parquet"
     path.write_bytes(path.read_bytes()[:500])
-    refused(aitia_command("attribute", copy, "--scheduler", scheduler), path.name, "damaged")
+    refused(aitia_command("attribute", copy, "--workers", 0), path.name, "damaged")
 
 
-def test_stages_out_of_order_say_which_comes_first(
-    small_run: Path, tmp_path: Path, aitia_command: Command, scheduler: str
-) -> None:
+def test_stages_out_of_order_say_which_comes_first(small_run: Path, tmp_path: Path, aitia_command: Command) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "influence")
     refused(
-        aitia_command("report", copy, "--scheduler", scheduler),
+        aitia_command("report", copy, "--workers", 0),
         "influence/test/groups.parquet is missing",
         "`aitia attribute`",
     )
@@ -181,7 +178,7 @@ def test_stages_out_of_order_say_which_comes_first(
         (("attribute", "RUN", "--estimator", "track"), ("track", "`trak`")),
         (("evaluate", "RUN", "--set", "tset"), ("tset", "`test`")),
         (("illustrate", "RUN", "some"), ("some", "a number from 0, or all")),
-        (("report", "RUN", "--workers", "0"), ("--workers",)),
+        (("report", "RUN", "--workers", "-1"), ("--workers",)),
         (("attribute", "RUN", "--nonsense"), ("--nonsense",)),
         (("evaluate", "/no/such/run"), ("no run.json",)),
         (("train", "/no/such/task.yaml", "--out", "x"), ("does not exist",)),
@@ -196,7 +193,7 @@ def test_bad_arguments_are_said(
 def test_an_unreachable_scheduler_is_said(
     small_run: Path, tmp_path: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aitia.workflows.workers.pool._CONNECT_SECONDS", 1)
+    monkeypatch.setattr("aitia.workflows.workers.cluster._CONNECT_SECONDS", 1)
     shutil.copytree(small_run, tmp_path / "copy")
     refused(
         aitia_command("illustrate", tmp_path / "copy", "all", "--scheduler", "tcp://127.0.0.1:9"),
@@ -218,12 +215,12 @@ def test_other_failures_end_with_exit_code_1(
 
 @pytest.mark.slow
 def test_zero_failures_give_a_good_report_and_exit_code_0(
-    tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
+    tmp_path: Path, write_task: WriteTask, aitia_command: Command
 ) -> None:
     """Test levels as in training: the agents reach the arrow, and there is nothing to attribute."""
     maze = {"size": 3, "levels": 20}
     task = write_task(train_kwargs=maze, test_kwargs=maze, sets={"again": {**maze, "level_seed": 5}}, seeds=5)
-    done = aitia_command("run", task, "--out", tmp_path / "run", "--scheduler", scheduler)
+    done = aitia_command("run", task, "--out", tmp_path / "run", "--workers", 0)
     assert done.code == 0 and "aligned" in done.out
     summary = json.loads((tmp_path / "run/reports/test/summary.json").read_text())
     assert (summary["verdict"], summary["rule"], summary["failures"]) == ("aligned", 3, 0)
@@ -237,7 +234,7 @@ def test_zero_failures_give_a_good_report_and_exit_code_0(
 
 @pytest.mark.slow
 def test_an_environment_that_tells_little_gets_an_honest_report(
-    tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
+    tmp_path: Path, write_task: WriteTask, aitia_command: Command
 ) -> None:
     """Only `outcome`: no intended reward, no labels, no context, no pictures; each absence is said in words."""
     tells = {"tell": ["outcome"], "goal": "<script>alert(1)</script>"}
@@ -245,7 +242,7 @@ def test_an_environment_that_tells_little_gets_an_honest_report(
         env="toy_environments:Corridor", train_kwargs=tells, test_kwargs=tells,
         outcomes={"desired": ["pit"], "misbehaved": [tells["goal"]]}, seeds=5,
     )  # fmt: skip
-    done = aitia_command("run", task, "--out", tmp_path / "run", "--scheduler", scheduler)
+    done = aitia_command("run", task, "--out", tmp_path / "run", "--workers", 0)
     assert done.code == 0, done.err
     summary = json.loads((tmp_path / "run/reports/test/summary.json").read_text())
     assert (summary["verdict"], summary["rule"]) == ("undetermined", 5)

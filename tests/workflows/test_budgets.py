@@ -32,14 +32,12 @@ def masks_of(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_without_an_intended_reward_bounded_edits_are_searched(
-    tmp_path: Path, write_task: WriteTask, scheduler: str
-) -> None:
+def test_without_an_intended_reward_bounded_edits_are_searched(tmp_path: Path, write_task: WriteTask) -> None:
     """The small outer twin, whose designer does not say what should have been paid: 12 of 24 levels cause it."""
     task = write_task(
         train_kwargs={**TRAIN, "tell_intended": False}, verdict={"few": 0.6}, verify={"seeds": 5, "points": 1}
     )
-    summary = commands.run(task, tmp_path / "run", scheduler=scheduler)["test"]
+    summary = commands.run(task, tmp_path / "run", workers=0)["test"]
     assert summary["rule"] == 5 and summary["basis"] == "arbitrary"
     rows = masks_of(tmp_path / "run")
     edits = [row for row in rows if row["order"] == "arbitrary"]
@@ -56,9 +54,7 @@ def test_without_an_intended_reward_bounded_edits_are_searched(
     assert {entry["basis"] for entry in verdicts} == {"arbitrary"}
 
 
-def test_coverage_biases_and_own_sets_stand_beside_the_corrections(
-    copy: Path, write_task: WriteTask, scheduler: str
-) -> None:
+def test_coverage_biases_and_own_sets_stand_beside_the_corrections(copy: Path, write_task: WriteTask) -> None:
     before = json.loads((copy / "reports/test/summary.json").read_text())
     causal = "aitia.training.worlds.maze:causal_levels"
     task = write_task(
@@ -67,7 +63,7 @@ def test_coverage_biases_and_own_sets_stand_beside_the_corrections(
         verify={"seeds": 5, "points": 0, "coverage": {"levels": 60, "moved": 48},
                 "sets": {"causal": causal, "two": [1, 2]}},
     )  # fmt: skip
-    summary = commands.run(task, copy, scheduler=scheduler)["test"]
+    summary = commands.run(task, copy, workers=0)["test"]
     assert summary["verdict"] == before["verdict"] and summary["misbehaviour_rate"] == before["misbehaviour_rate"]
     points = {point["order"]: point for point in summary["correction_curve"]}
     assert points["causal"]["groups"] == 12 and points["two"]["groups"] == 2
@@ -86,22 +82,22 @@ def test_coverage_biases_and_own_sets_stand_beside_the_corrections(
 
 
 def test_an_edit_of_an_unknown_group_is_refused(
-    copy: Path, write_task: WriteTask, aitia_command: Callable[..., Finished], scheduler: str
+    copy: Path, write_task: WriteTask, aitia_command: Callable[..., Finished]
 ) -> None:
     task = write_task(verify={"seeds": 5, "points": 0, "sets": {"mine": ["1", "231"]}})
-    done = aitia_command("run", task, "--out", copy, "--scheduler", scheduler)
+    done = aitia_command("run", task, "--out", copy, "--workers", 0)
     assert done.code == 2 and "verify.sets.mine" in done.err and "`231`" in done.err and "`23`" in done.err
 
 
 def test_an_environment_that_cannot_be_seeded_is_said(
-    tmp_path: Path, write_task: WriteTask, aitia_command: Callable[..., Finished], scheduler: str
+    tmp_path: Path, write_task: WriteTask, aitia_command: Callable[..., Finished]
 ) -> None:
     task = write_task(
         env="toy_environments:Unseeded", train_kwargs={"intended_error": 1.0}, test_kwargs={}, seeds=2,
         outcomes={"desired": ["goal"], "misbehaved": ["pit"]}, verify={"seeds": 2, "points": 0},
         agent={"total_timesteps": 128, "n_envs": 2, "hyperparameters": {"n_steps": 32, "batch_size": 32}},
     )  # fmt: skip
-    done = aitia_command("run", task, "--out", tmp_path / "run", "--scheduler", scheduler)
+    done = aitia_command("run", task, "--out", tmp_path / "run", "--workers", 0)
     assert done.code == 0, done.err
     assert "does not repeat itself" in done.err
     assert "does not repeat itself" in (tmp_path / "run/reports/test/index.html").read_text()

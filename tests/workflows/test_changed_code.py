@@ -35,7 +35,8 @@ from aitia.workflows.runs.groups import clusters_path
 from aitia.workflows.runs.task import Task
 from aitia.workflows.runs.task_source import load_task
 from aitia.workflows.stages import attribute
-from aitia.workflows.workers.pool import Workers, _run_there
+from aitia.workflows.workers.cluster import DaskWorkers
+from aitia.workflows.workers.pool import run_piece
 
 ENVIRONMENT = """
 from toy_environments import Bonus
@@ -102,7 +103,7 @@ class Workbench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
-    monkeypatch.setattr(Workers, "map", lambda self, function, pieces, label: [function(piece) for piece in pieces])
+    monkeypatch.setattr(DaskWorkers, "map", lambda self, function, pieces, label: [function(piece) for piece in pieces])
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(changes, "_imported", {})
     return Workbench(tmp_path)
@@ -114,6 +115,7 @@ def test_training_again_leaves_no_sums_clusters_bank_or_policies_of_before(bench
     kept = [
         folder.parts_folder("policies"),
         folder.parts_folder("bank"),
+        folder.parts_folder("validation"),
         folder.root / "bank",
         folder.root / "validation",
     ]
@@ -266,13 +268,13 @@ def test_two_commands_at_once_are_refused_by_the_name_of_the_first(bench: Workbe
         with pytest.raises(RunFolderError, match=r"in use by `aitia evaluate` \(process \d+ on .*two commands at once"):
             call()
 
-    def during(self: Workers, function: Any, pieces: Any, label: str) -> list[Any]:
+    def during(self: DaskWorkers, function: Any, pieces: Any, label: str) -> list[Any]:
         meanwhile(lambda: commands.train(bench.task, bench.run))
         meanwhile(lambda: commands.attribute(bench.run))
         return [function(piece) for piece in pieces]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Workers, "map", during)
+        patch.setattr(DaskWorkers, "map", during)
         commands.evaluate(bench.run)
     commands.attribute(bench.run)
     with pytest.raises(RunFolderError, match="is not a run folder"):
@@ -310,16 +312,16 @@ def test_state_clusters_are_fitted_once_and_by_no_worker(bench: Workbench, monke
 
     bench.write(group_by="cluster")
     at_work, fits = [False], list[bool]()
-    original, fit = Workers.map, groups._fit
+    original, fit = DaskWorkers.map, groups._fit
 
-    def mapped(self: Workers, function: Any, pieces: Any, label: str) -> list[Any]:
+    def mapped(self: DaskWorkers, function: Any, pieces: Any, label: str) -> list[Any]:
         at_work[0] = True
         try:
             return original(self, function, pieces, label)
         finally:
             at_work[0] = False
 
-    monkeypatch.setattr(Workers, "map", mapped)
+    monkeypatch.setattr(DaskWorkers, "map", mapped)
 
     def counted(folder: RunFolder, task: Task) -> None:
         fits.append(at_work[0])
@@ -375,11 +377,11 @@ def test_a_piece_that_failed_has_imported_its_modules_too(bench: Workbench) -> N
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        _run_there(fail, Piece(bench.run))
+        run_piece(fail, Piece(bench.run))
     bench.write(name="room-")
     commands.evaluate(bench.run, accept_changes=True)
     with pytest.raises(RunFolderError, match="Restart the workers"):
-        _run_there(fail, Piece(bench.run))
+        run_piece(fail, Piece(bench.run))
 
 
 def test_a_command_that_came_too_late_leaves_the_run_of_the_first_alone(bench: Workbench) -> None:

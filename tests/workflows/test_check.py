@@ -63,22 +63,22 @@ def test_a_misspelt_outcome_is_refused_before_any_training(
 
 @pytest.mark.slow
 def test_an_outcome_that_only_training_shows_to_be_misspelt_ends_it_after_the_first_window(
-    tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
+    tmp_path: Path, write_task: WriteTask, aitia_command: Command
 ) -> None:
     changes = {**NAMED, "train_kwargs": {"pit": "timeout", "late": "ditch"}, "test_kwargs": {"pit": "timeout"}}
     task = write_task(**changes, outcomes={"desired": ["goal"], "misbehaved": ["dicth"]}, seeds=[100])
-    done = aitia_command("train", task, "--out", tmp_path / "run", "--scheduler", scheduler)
+    done = aitia_command("train", task, "--out", tmp_path / "run", "--workers", 0)
     _refused(done, tmp_path / "run", "first window of training", "Did you mean `ditch`")
 
 
 @pytest.mark.slow
 def test_a_rare_outcome_is_not_refused_and_nothing_is_trained_again_on_a_name_that_never_occurs(
-    tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
+    tmp_path: Path, write_task: WriteTask, aitia_command: Command
 ) -> None:
     outcomes = {"desired": ["treasure"], "misbehaved": ["goal"]}
     evaluation = {"episodes": 4, "repeats": 1}
     task = write_task(**NAMED, outcomes=outcomes, seeds=2, evaluation=evaluation)
-    done = aitia_command("run", task, "--out", tmp_path / "run", "--scheduler", scheduler)
+    done = aitia_command("run", task, "--out", tmp_path / "run", "--workers", 0)
     assert done.code == 0, done.err
     assert "`treasure` did not occur in a short look" in done.err
     assert "`treasure` did not occur in any episode played" in done.err and "`ditch`, `goal`" in done.err
@@ -90,7 +90,7 @@ def test_a_rare_outcome_is_not_refused_and_nothing_is_trained_again_on_a_name_th
     listed = {"listed": ["goal", "ditch", "timeout", "treasure"]}
     changes = {**NAMED, "train_kwargs": listed, "test_kwargs": listed}
     task = write_task(**changes, outcomes=outcomes, seeds=2, evaluation=evaluation)
-    done = aitia_command("run", task, "--out", tmp_path / "other", "--scheduler", scheduler)
+    done = aitia_command("run", task, "--out", tmp_path / "other", "--workers", 0)
     assert done.code == 0 and "did not occur" not in done.err, done.err
 
 
@@ -177,12 +177,12 @@ def test_the_estimate_of_a_run_is_logged_where_it_takes_a_while(
     write_task: WriteTask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from aitia.workflows.stages import check
-    from aitia.workflows.workers.pool import Workers
+    from aitia.workflows.workers.cluster import DaskWorkers
 
     task = make_task(SMALL_TASK, "task")
     with caplog.at_level(logging.INFO, "aitia"):
-        check.before_training(task, Workers(1, "tcp://nobody:1"))
+        check.before_training(task, DaskWorkers(1, "tcp://nobody:1"))
         assert "5 trainings of 4,096 steps" in caplog.text and "min to train" not in caplog.text
         monkeypatch.setattr(check, "_MEASURED_FROM", 1)
-        check.before_training(task, Workers(1, "tcp://nobody:1"))
+        check.before_training(task, DaskWorkers(1, "tcp://nobody:1"))
     assert "min to train" in caplog.text and "attribution, pages" in caplog.text

@@ -31,12 +31,12 @@ def split_by_episode(run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def split_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
+def split_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("split") / "run"
     shutil.copytree(small_run, run)
     split_by_episode(run)
-    commands.verify(run, scheduler=scheduler)
-    commands.report(run, scheduler=scheduler)
+    commands.verify(run, workers=0)
+    commands.report(run, workers=0)
     return run
 
 
@@ -93,14 +93,12 @@ def test_rates_of_a_cluster_are_of_selected_episodes(split_run: Path) -> None:
     assert found == pytest.approx(float(np.mean(rates)))
 
 
-def test_clusters_of_before_leave_nothing_behind(
-    split_run: Path, small_run: Path, tmp_path: Path, scheduler: str
-) -> None:
+def test_clusters_of_before_leave_nothing_behind(split_run: Path, small_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(split_run, run)
     shutil.copy(small_run / "influence" / "test" / "groups.parquet", run / "influence" / "test" / "groups.parquet")
-    commands.verify(run, scheduler=scheduler)
-    commands.report(run, scheduler=scheduler)
+    commands.verify(run, workers=0)
+    commands.report(run, workers=0)
     both = [folder / "reports" / "test" for folder in (run, small_run)]
     for pattern in ("edits*.yaml", "clusters/*.html", "failures/*.html"):
         found = [sorted(str(path.relative_to(reports)) for path in reports.glob(pattern)) for reports in both]

@@ -18,7 +18,8 @@ from scipy import stats
 import aitia
 from aitia.datasets.outcomes import Outcomes, SeedRates
 from aitia.datasets.schema import EPISODES
-from aitia.reports.pages.compare import ComparedRun, compare_runs, in_points, paired_rates, write_comparison
+from aitia.reports.measures.paired import paired_rates
+from aitia.reports.pages.compare import ComparedRun, compare_runs, in_points, write_comparison
 from aitia.reports.statistics import Interval
 
 Command = Callable[..., Finished]

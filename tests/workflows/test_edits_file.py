@@ -100,11 +100,9 @@ def test_a_bad_edits_file_says_what_was_expected(given: object, parts: tuple[str
     assert all(part in str(error.value) for part in parts), error.value
 
 
-def test_bad_input_of_the_command_writes_nothing(
-    tmp_path: Path, write_task: WriteTask, aitia_command: Command, scheduler: str
-) -> None:
+def test_bad_input_of_the_command_writes_nothing(tmp_path: Path, write_task: WriteTask, aitia_command: Command) -> None:
     def refused(task: Path, edits: Path, *parts: str) -> None:
-        done = aitia_command("train", task, "--out", tmp_path / "run", "--edits", edits, "--scheduler", scheduler)
+        done = aitia_command("train", task, "--out", tmp_path / "run", "--edits", edits, "--workers", 0)
         assert done.code == 2 and all(part in done.err for part in parts), done.err
         assert not (tmp_path / "run").exists()
 
@@ -200,14 +198,14 @@ def test_corrected_groups_pay_the_intended_reward_and_the_failure_is_gone(small_
 
 @pytest.mark.slow
 def test_the_bank_edits_on_top_of_what_the_run_was_trained_with(
-    small_run: Path, tmp_path: Path, scheduler: str, aitia_command: Command
+    small_run: Path, tmp_path: Path, aitia_command: Command
 ) -> None:
     """Harmless levels corrected beforehand: the failure stays, is attributed to the rest, and corrected by the bank."""
     harmless = ["2", "8"]
     task, edits, run = tmp_path / "task.yaml", tmp_path / "edits.yaml", tmp_path / "run"
     task.write_text(yaml.safe_dump({**SMALL_TASK, "seeds": 2, "verify": {"seeds": 2, "points": 0}}))
     write_edits(edits, Edits(groups=[*harmless, "no such level"], correct="intended", source={"run": "small"}))
-    done = aitia_command("run", task, "--out", run, "--edits", edits, "--scheduler", scheduler)
+    done = aitia_command("run", task, "--out", run, "--edits", edits, "--workers", 0)
     assert done.code == 0 and "Training never met no such level" in done.err, done.err
     table = recorded(run)
     mine = table.filter(pc.is_in(table["context"], pa.array(harmless)))
@@ -233,7 +231,7 @@ def test_the_bank_edits_on_top_of_what_the_run_was_trained_with(
     other = tmp_path / "other.yaml"
     write_edits(other, Edits(groups="all", correct="intended"))
     for given, said in (((), "none given"), (("--edits", other), "as intended everywhere")):
-        refused = aitia_command("train", task, "--out", run, *given, "--scheduler", scheduler)
+        refused = aitia_command("train", task, "--out", run, *given, "--workers", 0)
         assert refused.code == 2 and said in refused.err and "2, 8, no such level" in refused.err, refused.err
     write_edits(other, Edits(groups=["no such level", *harmless], correct="intended", source={"by": "hand"}))
-    commands.train(task, run, other, scheduler=scheduler)
+    commands.train(task, run, other, workers=0)

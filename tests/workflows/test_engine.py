@@ -44,12 +44,12 @@ def copy(small_run: Path, tmp_path: Path) -> Path:
     [("dict", "multi", "MultiInputPolicy"), ("vector", "box", "MlpPolicy"), ("image", "binary", "CnnPolicy")],
 )
 def test_all_stages_run_for_other_spaces(
-    observe: str, act: str, policy: str, tmp_path: Path, write_task: WriteTask, scheduler: str
+    observe: str, act: str, policy: str, tmp_path: Path, write_task: WriteTask
 ) -> None:
     kwargs = {"observe": observe, "act": act, "intended_error": 1.0}
     agent = {**TINY, "policy": policy}
     task = write_task(**KINDS, train_kwargs=kwargs, test_kwargs=kwargs, agent=agent)
-    summary = commands.run(task, tmp_path / "run", scheduler=scheduler)["test"]
+    summary = commands.run(task, tmp_path / "run", workers=0)["test"]
     assert summary["failures"] > 0 and summary["estimator"] == "trak"
     top = pq.read_table(tmp_path / "run/influence/test/transitions.parquet")
     assert top.num_rows and all(text.startswith("[") for text in top["action"].to_pylist())
@@ -58,13 +58,11 @@ def test_all_stages_run_for_other_spaces(
 
 
 @pytest.mark.parametrize("group_by", ["cluster", "transition"])
-def test_a_run_is_continued_with_another_grouping(
-    group_by: str, copy: Path, write_task: WriteTask, scheduler: str
-) -> None:
+def test_a_run_is_continued_with_another_grouping(group_by: str, copy: Path, write_task: WriteTask) -> None:
     before = json.loads((copy / "reports/test/summary.json").read_text())
     points = 1 if group_by == "cluster" else 0
     task = write_task(group_by=group_by, verify={"seeds": 5, "points": points})
-    summary = commands.run(task, copy, scheduler=scheduler)["test"]
+    summary = commands.run(task, copy, workers=0)["test"]
     assert summary["verdict"] == before["verdict"], "correcting everything is the same under any grouping"
     groups = set(pc.unique(pq.read_table(copy / "influence/test/groups.parquet")["group"].cast("string")).to_pylist())
     assert all(name.startswith("cluster ") if group_by == "cluster" else "/" in name for name in groups)
@@ -74,7 +72,7 @@ def test_a_run_is_continued_with_another_grouping(
     assert f"group ({group_by})" in (copy / "reports/test/clusters/0.html").read_text()
 
 
-def test_components_are_groups_and_are_counted_by_ease(tmp_path: Path, write_task: WriteTask, scheduler: str) -> None:
+def test_components_are_groups_and_are_counted_by_ease(tmp_path: Path, write_task: WriteTask) -> None:
     """A bonus for the pit is paid wrongly as a component of its own: one component is to correct."""
     task = write_task(
         env="toy_environments:Bonus", train_kwargs={}, test_kwargs={}, group_by="component", seeds=5,
@@ -82,7 +80,7 @@ def test_components_are_groups_and_are_counted_by_ease(tmp_path: Path, write_tas
         agent={"total_timesteps": 2048, "n_envs": 4, "hyperparameters": {
             "n_steps": 64, "batch_size": 64, "learning_rate": 0.01, "n_epochs": 8, "ent_coef": 0.0}},
     )  # fmt: skip
-    summary = commands.run(task, tmp_path / "run", scheduler=scheduler)["test"]
+    summary = commands.run(task, tmp_path / "run", workers=0)["test"]
     assert summary["verdict"] == "outer"
     assert summary["ease"]["components"] == summary["ease"]["groups"] > 0
     verdicts = json.loads((tmp_path / "run/reports/test/verdicts.json").read_text())
@@ -122,9 +120,9 @@ def commands_causes(run: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("estimator", ["trak-updates", "nearest-latent"])
-def test_another_estimator_stands_beside_the_first(estimator: str, copy: Path, scheduler: str) -> None:
+def test_another_estimator_stands_beside_the_first(estimator: str, copy: Path) -> None:
     names = open_run(copy)["test"].failure_ids[:2]
-    commands.attribute(copy, failure=names, estimator=estimator, scheduler=scheduler)
+    commands.attribute(copy, failure=names, estimator=estimator, workers=0)
     sums = pq.read_table(copy / "influence/test/groups.parquet")
     mine, own = (sums.filter(pc.field("estimator") == name) for name in (estimator, "trak"))
     assert set(pc.unique(mine["failure"].cast("string")).to_pylist()) == set(names)
@@ -140,13 +138,13 @@ def test_auto_says_what_it_chose_and_why(small_run: Path) -> None:
 
 
 def test_validation_scores_every_estimator_beside_its_noise_ceiling(
-    copy: Path, write_task: WriteTask, aitia_command: Callable[..., Finished], scheduler: str
+    copy: Path, write_task: WriteTask, aitia_command: Callable[..., Finished]
 ) -> None:
     manifest = json.loads((copy / "run.json").read_text())
     manifest["task"] |= {"causes": "aitia.training.worlds.maze:causal_levels", "verify": {"seeds": 2, "points": 1}}
     (copy / "run.json").write_text(json.dumps(manifest))
-    commands.attribute(copy, estimator="size", scheduler=scheduler, trust=True)
-    done = aitia_command("validate", copy, "--masks", 4, "--scheduler", scheduler)
+    commands.attribute(copy, estimator="size", workers=0, trust=True)
+    done = aitia_command("validate", copy, "--masks", 4, "--workers", 0)
     assert done.code == 0, done.err
     assert "noise ceiling" in done.out and "AUC of the declared cause, trak" in done.out
     found = json.loads((copy / "validation/test/validation.json").read_text())
@@ -159,19 +157,17 @@ def test_validation_scores_every_estimator_beside_its_noise_ceiling(
     members = pq.read_table(copy / "validation/test/members.parquet")
     assert members.num_rows == 2 * 5 * 2
     again = {path: path.stat().st_mtime_ns for path in (copy / ".parts/validation").rglob("*.safetensors")}
-    commands.validate(copy, masks=4, scheduler=scheduler)
+    commands.validate(copy, masks=4, workers=0)
     assert again == {p: p.stat().st_mtime_ns for p in again}, "a finished piece was done again"
-    summary = commands.report(copy, scheduler=scheduler)
+    summary = commands.report(copy, workers=0)
     assert summary["noise_ceiling"] == found["interactive"]["noise_ceiling"]["value"]
 
 
-def test_a_validation_that_cannot_be_made_says_why(
-    copy: Path, aitia_command: Callable[..., Finished], scheduler: str
-) -> None:
-    done = aitia_command("validate", copy, "--masks", 2, "--scheduler", scheduler)
+def test_a_validation_that_cannot_be_made_says_why(copy: Path, aitia_command: Callable[..., Finished]) -> None:
+    done = aitia_command("validate", copy, "--masks", 2, "--workers", 0)
     assert done.code == 2 and "at least 4" in done.err
     shutil.rmtree(copy / "influence")
-    done = aitia_command("validate", copy, "--scheduler", scheduler)
+    done = aitia_command("validate", copy, "--workers", 0)
     assert done.code == 2 and "aitia attribute" in done.err
 
 
@@ -187,12 +183,12 @@ def test_clusters_of_a_run_are_kept_and_used_again(copy: Path, write_task: Write
     np.testing.assert_array_equal(first, load_grouping(run.folder, run.task).of_table(table))
 
 
-def test_seeds_are_added_until_the_verdict_is_decided(copy: Path, write_task: WriteTask, scheduler: str) -> None:
+def test_seeds_are_added_until_the_verdict_is_decided(copy: Path, write_task: WriteTask) -> None:
     """Begun with two paired seeds, which decide nothing: the ensemble's other seeds are added."""
     before = json.loads((copy / "reports/test/summary.json").read_text())
     shutil.rmtree(copy / "bank")
     shutil.rmtree(copy / ".parts/bank")
-    summary = commands.run(write_task(verify={"seeds": 2, "points": 0}), copy, scheduler=scheduler)["test"]
+    summary = commands.run(write_task(verify={"seeds": 2, "points": 0}), copy, workers=0)["test"]
     masks = pq.read_table(copy / "bank/test/masks.parquet").to_pylist()
     assert sorted(row["seed"] for row in masks if row["order"] == "all") == [0, 1, 2, 3, 4]
     assert sorted(row["seed"] for row in masks if row["order"] == "none") == [0, 1, 2, 3, 4]
@@ -203,13 +199,13 @@ def test_seeds_are_added_until_the_verdict_is_decided(copy: Path, write_task: Wr
 
 
 def test_a_budget_ends_the_search_for_more_seeds_and_a_tiny_one_is_said(
-    copy: Path, write_task: WriteTask, aitia_command: Callable[..., Finished], scheduler: str
+    copy: Path, write_task: WriteTask, aitia_command: Callable[..., Finished]
 ) -> None:
     for budget, seeds in ((3, [0, 1]), (1, [])):
         shutil.rmtree(copy / "bank")
         shutil.rmtree(copy / ".parts/bank", ignore_errors=True)
         task = write_task(verify={"seeds": 2, "points": 0, "budget": budget})
-        done = aitia_command("run", task, "--out", copy, "--scheduler", scheduler)
+        done = aitia_command("run", task, "--out", copy, "--workers", 0)
         masks = pq.read_table(copy / "bank/test/masks.parquet").to_pylist()
         assert done.code == 0 and sorted(row["seed"] for row in masks if row["order"] == "all") == seeds
         assert json.loads((copy / "reports/test/summary.json").read_text())["verdict"] == "undetermined"
@@ -224,9 +220,9 @@ def test_the_bank_counts_what_its_edits_changed(small_run: Path) -> None:
     assert nested and max(nested) < min(counts["all"])
 
 
-def test_the_smallest_correction_is_bisected_to_a_group(copy: Path, write_task: WriteTask, scheduler: str) -> None:
+def test_the_smallest_correction_is_bisected_to_a_group(copy: Path, write_task: WriteTask) -> None:
     summary = commands.run(
-        write_task(verify={"seeds": 5, "points": 1, "minimal": 0.3}), copy, scheduler=scheduler
+        write_task(verify={"seeds": 5, "points": 1, "minimal": 0.3}), copy, workers=0
     )["test"]  # fmt: skip
     found = {minimal["order"]: minimal for minimal in summary["minimal_corrections"]}
     assert set(found) == {"attribution", "size", "random"}

@@ -34,10 +34,10 @@ TASK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
     (folder / "task.yaml").write_text(yaml.safe_dump(TASK))
-    commands.run(folder / "task.yaml", folder / "run", scheduler=scheduler)
+    commands.run(folder / "task.yaml", folder / "run", workers=0)
     return folder / "run"
 
 

@@ -20,7 +20,7 @@ from small_task import SMALL_TASK
 from aitia.datasets.errors import RunFolderError
 from aitia.datasets.plays import episodes_at, with_earlier
 from aitia.workflows import commands
-from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.pool import InProcess
 
 pytestmark = pytest.mark.slow
 
@@ -67,20 +67,20 @@ class Calls:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pieces: dict[str, list[Any]] = {}
-        original = Workers.map
+        original = InProcess.map
 
-        def counted(workers: Workers, function: Any, pieces: Any, label: str) -> list[Any]:
+        def counted(workers: InProcess, function: Any, pieces: Any, label: str) -> list[Any]:
             self.pieces.setdefault(function.__name__, []).extend(pieces)
             return original(workers, function, pieces, label)
 
-        monkeypatch.setattr(Workers, "map", counted)
+        monkeypatch.setattr(InProcess, "map", counted)
 
     def __getitem__(self, function: str) -> list[Any]:
         return self.pieces.get(function, [])
 
 
 @pytest.fixture(scope="module")
-def grown(small_run: Path, tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
+def grown(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run with 6 episodes more, and what each function was given in `calls.json`: read it only."""
     folder = tmp_path_factory.mktemp("grown")
     shutil.copytree(small_run, folder / "run")
@@ -88,7 +88,7 @@ def grown(small_run: Path, tmp_path_factory: pytest.TempPathFactory, scheduler: 
     task.write_text(json.dumps({**SMALL_TASK, "evaluation": MORE}))
     with pytest.MonkeyPatch.context() as patch:
         calls = Calls(patch)
-        commands.run(task, folder / "run", scheduler=scheduler)
+        commands.run(task, folder / "run", workers=0)
     new = sorted({name for piece in calls["_attribute_window"] for name in piece.failures})
     counts = Counter({name: len(pieces) for name, pieces in calls.pieces.items()})
     counts["_train_members"] = sum(len(stack) for stack in calls["_train_members"])
@@ -116,7 +116,7 @@ def test_more_episodes_attribute_play_and_train_only_what_is_new(small_run: Path
 
 
 @pytest.fixture(scope="module")
-def at_once(small_run: Path, tmp_path_factory: pytest.TempPathFactory, scheduler: str) -> Path:
+def at_once(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with all episodes from the beginning; only the ensemble is shared: read it only."""
     folder = tmp_path_factory.mktemp("at_once")
     run, task = folder / "run", folder / "task.yaml"
@@ -125,7 +125,7 @@ def at_once(small_run: Path, tmp_path_factory: pytest.TempPathFactory, scheduler
     for name in ("transitions", "checkpoints"):
         shutil.copytree(small_run / name, run / name)
     shutil.copy(small_run / "run.json", run)
-    commands.run(task, run, scheduler=scheduler)
+    commands.run(task, run, workers=0)
     return run
 
 
@@ -143,41 +143,41 @@ def test_a_run_that_grew_equals_one_that_had_all_episodes_from_the_beginning(gro
 
 
 def test_failures_named_one_after_the_other_give_what_all_at_once_give(
-    small_run: Path, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy, calls = tmp_path / "copy", Calls(monkeypatch)
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "influence")
     names = [entry["failure"] for entry in json.loads((copy / "reports/test/verdicts.json").read_text())]
     for named in (names[3:7], names[5:9], []):
-        commands.attribute(copy, failure=named, scheduler=scheduler)
+        commands.attribute(copy, failure=named, workers=0)
     given = [piece.failures for piece in calls["_attribute_window"]]
     rest = tuple(name for name in names if name not in names[3:9])
     assert Counter(given) == dict.fromkeys([tuple(names[3:7]), tuple(names[7:9]), rest], 40), "each failure once"
     require_same_influence(copy, small_run)
     before = stamps(copy / "influence")
-    commands.attribute(copy, scheduler=scheduler)
+    commands.attribute(copy, workers=0)
     assert stamps(copy / "influence") == before
 
 
 def test_tables_of_a_call_that_ended_half_way_are_made_again(
-    small_run: Path, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums of some failures were added, means over failures were not, or the other way round."""
     copy, calls = tmp_path / "copy", Calls(monkeypatch)
     shutil.copytree(small_run, copy)
     names = [entry["failure"] for entry in json.loads((copy / "reports/test/verdicts.json").read_text())]
     shutil.rmtree(copy / "influence")
-    commands.attribute(copy, failure=names[:2], scheduler=scheduler)
+    commands.attribute(copy, failure=names[:2], workers=0)
     for name in ("null", "groups"):
         shutil.copy(small_run / f"influence/test/{name}.parquet", copy / "influence/test")
-    commands.attribute(copy, scheduler=scheduler)
+    commands.attribute(copy, workers=0)
     assert calls["_attribute_window"][-1].failures == tuple(names), "nothing can be said to be done"
     require_same_influence(copy, small_run)
 
 
 def test_further_sets_do_only_what_is_theirs(
-    grown: Path, tmp_path: Path, write_task: WriteTask, scheduler: str, monkeypatch: pytest.MonkeyPatch
+    grown: Path, tmp_path: Path, write_task: WriteTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`same` is the test set once more: its agents are there, and what they do is known."""
     copy, calls = tmp_path / "copy", Calls(monkeypatch)
@@ -188,7 +188,7 @@ def test_further_sets_do_only_what_is_theirs(
     before = stamps(*kept)
     assert len(before) > 100
     task = write_task(evaluation=MORE, sets={"same": levels, "other": {**levels, "level_seed": 2}})
-    commands.run(task, copy, scheduler=scheduler)
+    commands.run(task, copy, workers=0)
     after = stamps(*kept)
     assert {path: after[path] for path in before} == before, "something of the first set was done again"
     assert {path.parent.name for path in after if path not in before} <= {"policies"}
@@ -207,18 +207,18 @@ def test_further_sets_do_only_what_is_theirs(
 
 
 def test_a_run_that_kept_no_agents_trains_them_again_once_and_says_so(
-    small_run: Path, grown: Path, tmp_path: Path, write_task: WriteTask, scheduler: str,
+    small_run: Path, grown: Path, tmp_path: Path, write_task: WriteTask,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     copy, calls = tmp_path / "copy", Calls(monkeypatch)
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / ".parts/policies")
-    commands.train(write_task(evaluation=MORE), copy, scheduler=scheduler)
+    commands.train(write_task(evaluation=MORE), copy, workers=0)
     with pytest.raises(RunFolderError, match=r"played with 12 episodes, the task has 18.*aitia evaluate"):
-        commands.verify(copy, scheduler=scheduler)
+        commands.verify(copy, workers=0)
     with caplog.at_level(logging.INFO, "aitia"):
         for stage in (commands.evaluate, commands.attribute, commands.verify):
-            stage(copy, scheduler=scheduler)
+            stage(copy, workers=0)
     assert "kept no trained agents" in caplog.text
     rows = pq.read_table(copy / "bank/test/masks.parquet").to_pylist()
     assert sum(len(stack) for stack in calls["_train_members"]) == sum(row["order"] != "none" for row in rows)

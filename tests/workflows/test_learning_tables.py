@@ -68,7 +68,7 @@ def without(path: Path, *columns: str) -> None:
 
 
 def test_a_run_of_an_earlier_version_is_reported_and_grows(
-    small_run: Path, tmp_path: Path, scheduler: str, write_task: Callable[..., Path]
+    small_run: Path, tmp_path: Path, write_task: Callable[..., Path]
 ) -> None:
     """Steps without rewards and probabilities, a bank without outcomes over training, nothing kept of the record."""
     run = tmp_path / "run"
@@ -84,8 +84,8 @@ def test_a_run_of_an_earlier_version_is_reported_and_grows(
     failure = next((run / "reports/test/failures").glob("*.html")).read_text()
     assert "Rewards and probabilities were not kept" in failure
     task = write_task(evaluation={"episodes": 14, "repeats": 4})
-    commands.train(task, run, scheduler=scheduler)
-    commands.evaluate(run, scheduler=scheduler)
+    commands.train(task, run, workers=0)
+    commands.evaluate(run, workers=0)
     steps = pq.read_table(run / "evaluations/test/steps.parquet").to_pylist()
     assert all((row["reward"] is None) == (row["episode"] < 12) for row in steps)
 

@@ -273,21 +273,21 @@ def test_a_task_given_as_values_is_one_that_a_file_could_hold(changes: dict[str,
         load_task({**SMALL_TASK, **changes})
 
 
-def test_a_run_begun_with_values_goes_on_with_the_same_task_in_a_file(tmp_path: Path, scheduler: str) -> None:
+def test_a_run_begun_with_values_goes_on_with_the_same_task_in_a_file(tmp_path: Path) -> None:
     agent = {**SMALL_TASK["agent"], "total_timesteps": 512}
     values, out = {**SMALL_TASK, "agent": agent, "seeds": 1}, tmp_path / "run"
-    aitia.train(values, out, scheduler=scheduler)
+    aitia.train(values, out, workers=0)
     run = aitia.open(out)
     assert (run.manifest.task_folder, run.manifest.task_file) == (None, None)
     trained = run.folder.final_path(0).stat().st_mtime_ns
-    aitia.train(run.task, out, scheduler=scheduler)
+    aitia.train(run.task, out, workers=0)
     file = tmp_path / "task.yaml"
     file.write_text(yaml.safe_dump(values))
-    aitia.train(file, out, scheduler=scheduler)
+    aitia.train(file, out, workers=0)
     assert run.folder.final_path(0).stat().st_mtime_ns == trained, "the same task is not trained again"
     manifest = aitia.open(out).manifest
     assert (manifest.task_folder, manifest.task_file) == (str(tmp_path), "task.yaml")
     with pytest.raises(RunFolderError, match=r"holds a run of another task .*test_kwargs"):
-        aitia.train({**values, "test_kwargs": {"size": 4}}, out, scheduler=scheduler)
-    aitia.evaluate(out, scheduler=scheduler)
+        aitia.train({**values, "test_kwargs": {"size": 4}}, out, workers=0)
+    aitia.evaluate(out, workers=0)
     assert aitia.open(out).sets == ["test"]

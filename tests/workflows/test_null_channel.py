@@ -15,7 +15,7 @@ from aitia.workflows import commands
 
 @pytest.mark.filterwarnings("ignore:.*fast_jl.*")
 def test_the_columns_of_trak_projected_are_null_and_those_of_trak_are_not(
-    tmp_path: Path, write_task: Callable[..., Path], scheduler: str
+    tmp_path: Path, write_task: Callable[..., Path]
 ) -> None:
     agent = {"total_timesteps": 64, "n_envs": 2, "hyperparameters": {"n_steps": 32, "batch_size": 32, "n_epochs": 1}}
     task = write_task(
@@ -23,10 +23,10 @@ def test_the_columns_of_trak_projected_are_null_and_those_of_trak_are_not(
         outcomes={"desired": ["goal"], "misbehaved": ["pit"]}, evaluation={"episodes": 4, "repeats": 2},
     )  # fmt: skip
     run = tmp_path / "run"
-    commands.train(task, run, scheduler=scheduler)
-    commands.evaluate(run, scheduler=scheduler)
+    commands.train(task, run, workers=0)
+    commands.evaluate(run, workers=0)
     for estimator in ("trak", "trak-projected"):
-        commands.attribute(run, estimator=estimator, scheduler=scheduler)
+        commands.attribute(run, estimator=estimator, workers=0)
     for table, columns in (("groups", ("effect_value", "effect")), ("transitions", ("tau_value", "tau"))):
         whole = pq.read_table(run / f"influence/test/{table}.parquet")
         projected, exact = (whole.filter(pc.field("estimator") == name) for name in ("trak-projected", "trak"))

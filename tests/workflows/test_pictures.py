@@ -22,15 +22,15 @@ from aitia.workflows.stages.pictures import _chosen_steps
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, write_task: Callable[..., Path], scheduler: str) -> Callable[..., Path]:
+def make_run(tmp_path: Path, write_task: Callable[..., Path]) -> Callable[..., Path]:
     """Train and evaluate agents in an environment that draws itself in its own way, attribute, and report."""
 
     def make(env: str) -> Path:
         run = tmp_path / "run"
         task = write_task(**{**ROOMS, "env": f"drawn_environments:{env}", "test_kwargs": {}, "train_kwargs": {}})
-        commands.train(task, run, scheduler=scheduler)
-        commands.evaluate(run, scheduler=scheduler)
-        commands.attribute(run, scheduler=scheduler)
+        commands.train(task, run, workers=0)
+        commands.evaluate(run, workers=0)
+        commands.attribute(run, workers=0)
         commands.report(run)
         return run
 
@@ -67,9 +67,7 @@ def test_a_renderer_that_fails_costs_the_pictures_only(make_run: Callable[..., P
 
 
 @pytest.mark.slow
-def test_what_could_not_be_drawn_is_tried_again_where_it_is_asked_for(
-    small_run: Path, tmp_path: Path, scheduler: str
-) -> None:
+def test_what_could_not_be_drawn_is_tried_again_where_it_is_asked_for(small_run: Path, tmp_path: Path) -> None:
     """As after the package that an environment draws with was installed."""
     run, task = tmp_path / "copy", small_run.parent / "task.yaml"
     shutil.copytree(small_run, run)
@@ -85,10 +83,10 @@ def test_what_could_not_be_drawn_is_tried_again_where_it_is_asked_for(
         }
     )
     undrawn.write(folder)
-    commands.train(task, run, scheduler=scheduler)
-    commands.evaluate(run, scheduler=scheduler)
+    commands.train(task, run, workers=0)
+    commands.evaluate(run, workers=0)
     assert FrameIndex.read(folder) == undrawn, "every command would try in vain"
-    commands.illustrate(run, whole.asked, scheduler=scheduler)
+    commands.illustrate(run, whole.asked, workers=0)
     assert FrameIndex.read(folder) == whole and whole.files == {p.name for p in folder.iterdir()} - {"index.json"}
 
 

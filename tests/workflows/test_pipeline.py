@@ -24,7 +24,7 @@ from aitia.training.edits.file import read_edits
 from aitia.workflows import commands
 from aitia.workflows.runs.evaluated_set import load_targets
 from aitia.workflows.runs.run import open_run
-from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.pool import InProcess
 
 pytestmark = pytest.mark.slow
 
@@ -197,18 +197,18 @@ def test_the_file_of_edits_lists_groups_whose_correction_was_verified(small_run:
 
 
 def test_running_again_trains_nothing_and_gives_the_same(
-    small_run: Path, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
 
-    def forbidden(self: Workers, function: Any, pieces: Any, label: str) -> list[Any]:
+    def forbidden(self: InProcess, function: Any, pieces: Any, label: str) -> list[Any]:
         assert not pieces or label.startswith(("report", "pictures")), f"{label} did finished work again"
         return original(self, function, pieces, label)
 
-    original = Workers.map
-    monkeypatch.setattr(Workers, "map", forbidden)
-    commands.run(small_run.parent / "task.yaml", copy, scheduler=scheduler)
+    original = InProcess.map
+    monkeypatch.setattr(InProcess, "map", forbidden)
+    commands.run(small_run.parent / "task.yaml", copy, workers=0)
     for name in (
         "evaluations/test/episodes.parquet",
         "bank/test/outcomes.parquet",
@@ -219,7 +219,7 @@ def test_running_again_trains_nothing_and_gives_the_same(
     assert first == second
 
 
-def test_an_interrupted_run_resumes_to_the_same_result(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+def test_an_interrupted_run_resumes_to_the_same_result(small_run: Path, tmp_path: Path) -> None:
     """A seed, an evaluation, windows and bank members are lost: only they are done again, to the same numbers."""
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
@@ -232,7 +232,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(small_run: Path, tmp_path
     for member in members[:3]:
         member.unlink()
     before = {path: path.stat().st_mtime_ns for path in members[3:]}
-    commands.run(small_run.parent / "task.yaml", copy, scheduler=scheduler)
+    commands.run(small_run.parent / "task.yaml", copy, workers=0)
     assert {path: path.stat().st_mtime_ns for path in members[3:]} == before, "a finished member was trained again"
     for name in (
         "evaluations/test/episodes.parquet",
@@ -252,12 +252,12 @@ def test_the_number_of_workers_changes_nothing(small_run: Path, tmp_path: Path) 
         assert read(copy, name).equals(read(small_run, name)), name
 
 
-def test_failures_named_in_any_order_get_their_own_effects(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+def test_failures_named_in_any_order_get_their_own_effects(small_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "influence")
     names = [entry["failure"] for entry in json.loads((copy / "reports/test/verdicts.json").read_text())]
-    commands.attribute(copy, failure=[names[-1], names[0], names[0]], scheduler=scheduler)
+    commands.attribute(copy, failure=[names[-1], names[0], names[0]], workers=0)
 
     def effects(run: Path, name: str) -> list[float]:
         table = read(run, "influence/test/groups.parquet")
@@ -266,45 +266,43 @@ def test_failures_named_in_any_order_get_their_own_effects(small_run: Path, tmp_
     for name in (names[0], names[-1]):
         assert effects(copy, name) == pytest.approx(effects(small_run, name), rel=1e-9, abs=1e-15)
     with pytest.raises(InputError, match="were not attributed"):
-        commands.report(copy, scheduler=scheduler)
+        commands.report(copy, workers=0)
 
 
-def test_more_seeds_and_then_fewer_again_leave_no_trace(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+def test_more_seeds_and_then_fewer_again_leave_no_trace(small_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     task = yaml.safe_load((small_run.parent / "task.yaml").read_text())
     for seeds in (6, 5):
         (tmp_path / "task.yaml").write_text(yaml.safe_dump({**task, "seeds": seeds}))
-        commands.train(tmp_path / "task.yaml", copy, scheduler=scheduler)
-        commands.evaluate(copy, scheduler=scheduler)
-        commands.attribute(copy, scheduler=scheduler)
+        commands.train(tmp_path / "task.yaml", copy, workers=0)
+        commands.evaluate(copy, workers=0)
+        commands.attribute(copy, workers=0)
         sums = read(copy, "influence/test/groups.parquet")
         assert sorted(pc.unique(sums["seed"]).to_pylist()) == list(range(seeds))
     for name in ("evaluations/test/episodes.parquet", "influence/test/groups.parquet"):
         assert read(copy, name).equals(read(small_run, name)), name
-    commands.report(copy, scheduler=scheduler)
+    commands.report(copy, workers=0)
     first, second = ((r / "reports/test/verdicts.json").read_text() for r in (small_run, copy))
     assert first == second
 
 
-def test_a_budget_buys_whole_masks(small_run: Path, tmp_path: Path, scheduler: str) -> None:
+def test_a_budget_buys_whole_masks(small_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     task = yaml.safe_load((small_run.parent / "task.yaml").read_text())
     (tmp_path / "task.yaml").write_text(yaml.safe_dump({**task, "verify": {"seeds": 5, "points": 1, "budget": 12}}))
-    commands.run(tmp_path / "task.yaml", copy, scheduler=scheduler)
+    commands.run(tmp_path / "task.yaml", copy, workers=0)
     masks = read(copy, "bank/test/masks.parquet").to_pylist()
     orders = [row["order"] for row in masks]
     assert orders == ["none"] * 5 + ["all"] * 5 + ["attribution"] * 5, "12 trainings buy two masks of five seeds"
 
 
-def test_one_failure_and_a_baseline_estimator_can_be_attributed_alone(
-    small_run: Path, tmp_path: Path, scheduler: str
-) -> None:
+def test_one_failure_and_a_baseline_estimator_can_be_attributed_alone(small_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     name = json.loads((copy / "reports/test/verdicts.json").read_text())[0]["failure"]
-    commands.attribute(copy, failure=[name], estimator="tracin", scheduler=scheduler)
+    commands.attribute(copy, failure=[name], estimator="tracin", workers=0)
     sums = read(copy, "influence/test/groups.parquet")
     baseline = sums.filter(pc.field("estimator") == "tracin")
     assert pc.unique(baseline["failure"].cast(pa.string())).to_pylist() == [name]
@@ -326,13 +324,13 @@ def test_attribution_order_starts_with_the_causal_groups(small_run: Path) -> Non
     assert len(order) == 18 and area_under_curve(order, causal) > 0.75
 
 
-def test_command_line_reports_a_run(small_run: Path, tmp_path: Path, scheduler: str, aitia_command: Any) -> None:
+def test_command_line_reports_a_run(small_run: Path, tmp_path: Path, aitia_command: Any) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "reports")
-    done: Finished = aitia_command("illustrate", copy, "1", "--scheduler", scheduler)
+    done: Finished = aitia_command("illustrate", copy, "1", "--workers", 0)
     assert done.code == 0, done.err
-    done = aitia_command("report", copy, "--scheduler", scheduler)
+    done = aitia_command("report", copy, "--workers", 0)
     assert done.code == 0 and "outer" in done.out and str(copy / "reports" / "test" / "index.html") in done.out
     strips = [page.read_text().count('class="strip"') for page in (copy / "reports/test/failures").glob("*.html")]
     assert sum(strips) == 1 and len(strips) > 5, "one failure has pictures, all have a page"

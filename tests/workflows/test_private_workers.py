@@ -20,18 +20,18 @@ import pytest
 from distributed import LocalCluster
 
 from aitia.workflows.workers import schedulers
-from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.cluster import DaskWorkers
 from aitia.workflows.workers.schedulers import start_cluster
 
 
 @pytest.fixture
-def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaskWorkers]:
     """One worker, of a command in whose shared temporary folder another user has planted a module."""
     planted = tmp_path / "temporary/dask-scratch-space"
     planted.mkdir(parents=True)
     (planted / "planted.py").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(planted.parent))
-    with Workers(1) as pool:
+    with DaskWorkers(1) as pool:
         assert pool.map(type, [1], "numbers") == [int]
         yield pool
 
@@ -50,7 +50,7 @@ def own_settings() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_another_user_runs_nothing_and_reads_no_page(pool: Workers, tmp_path: Path) -> None:
+def test_another_user_runs_nothing_and_reads_no_page(pool: DaskWorkers, tmp_path: Path) -> None:
     ran, pages = _attacked(tmp_path / "left", {address.port for address in _listening()})
     assert ran == {}, "another user ran code in these processes"
     assert {status for found in pages.values() for status in found.values()} == {404}
@@ -68,7 +68,7 @@ def test_the_attack_succeeds_where_connections_are_in_clear(tmp_path: Path) -> N
     assert any(200 in found.values() for found in pages.values())
 
 
-def test_all_listens_on_loopback_or_in_a_private_folder_and_workers_keep_their_memory(pool: Workers) -> None:
+def test_all_listens_on_loopback_or_in_a_private_folder_and_workers_keep_their_memory(pool: DaskWorkers) -> None:
     opened = _listening()
     assert len(opened) >= 5, "scheduler, its HTTP server, nanny, worker and its HTTP server must listen somewhere"
     assert {address.ip for address in opened} == {"127.0.0.1"}
@@ -78,7 +78,7 @@ def test_all_listens_on_loopback_or_in_a_private_folder_and_workers_keep_their_m
     assert pool.map(os.getenv, ["MALLOC_TRIM_THRESHOLD_"], "environment") == [str(2**30)]
 
 
-def test_planted_modules_are_not_on_the_path_and_scratch_folders_are_private(pool: Workers) -> None:
+def test_planted_modules_are_not_on_the_path_and_scratch_folders_are_private(pool: DaskWorkers) -> None:
     (there,) = pool.map(_paths, [0], "paths")
     for paths in (_paths(), there):
         assert not [path for path in paths if (Path(path) / "planted.py").exists()]
@@ -92,14 +92,14 @@ def test_planted_modules_are_not_on_the_path_and_scratch_folders_are_private(poo
 def test_nothing_is_left_of_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = _paths()
-    with Workers(1) as pool:
+    with DaskWorkers(1) as pool:
         pool.map(str, [1], "numbers")
         assert [path.name.partition("-")[0] for path in tmp_path.glob("aitia-*")] == ["aitia"]
     assert not list(tmp_path.glob("*aitia-*")) and not list(tmp_path.glob("dask-*"))
     assert _paths() == before, "a folder that is gone can be made by another user"
 
 
-def test_a_worker_started_later_is_as_private_as_the_first(pool: Workers) -> None:
+def test_a_worker_started_later_is_as_private_as_the_first(pool: DaskWorkers) -> None:
     assert pool._cluster is not None
     pool._cluster.scale(2)
     assert pool._client is not None

@@ -294,10 +294,10 @@ def test_a_run_of_an_earlier_version_is_readable_and_says_what_it_lacks(copy: Pa
 
 @pytest.mark.parametrize("group_by", ["transition", "cluster"])
 def test_groups_that_need_the_environment_are_read_without_it(
-    copy: Path, tmp_path: Path, write_task: Callable[..., Path], scheduler: str, aitia_command: Command, group_by: str
+    copy: Path, tmp_path: Path, write_task: Callable[..., Path], aitia_command: Command, group_by: str
 ) -> None:
-    commands.train(write_task(group_by=group_by), copy, scheduler=scheduler)
-    commands.attribute(copy, scheduler=scheduler)
+    commands.train(write_task(group_by=group_by), copy, workers=0)
+    commands.attribute(copy, workers=0)
     plant(copy, tmp_path / "planted")
     done = aitia_command("report", copy)
     assert done.code == 0, done.err
@@ -313,11 +313,11 @@ def test_report_draws_nothing_and_says_who_does(copy: Path, aitia_command: Comma
         commands.report(copy, illustrate=4)  # type: ignore[arg-type]
 
 
-def test_illustrate_draws_further_failures_and_as_few_as_asked(copy: Path, scheduler: str) -> None:
+def test_illustrate_draws_further_failures_and_as_few_as_asked(copy: Path) -> None:
     frames = RunFolder(copy).frames_folder("test")
     first = FrameIndex.read(frames)
     assert first is not None and first.asked == 20 == len(first.failures)
-    commands.illustrate(copy, "all", scheduler=scheduler)
+    commands.illustrate(copy, "all", workers=0)
     every = FrameIndex.read(frames)
     names = [entry["failure"] for entry in json.loads((copy / "reports/test/verdicts.json").read_text())]
     assert every is not None and list(every.failures) == names and len(names) > 20
@@ -325,22 +325,22 @@ def test_illustrate_draws_further_failures_and_as_few_as_asked(copy: Path, sched
     commands.report(copy)
     pages = [path.read_text() for path in (copy / "reports/test/failures").glob("*.html")]
     assert all('class="strip"' in page for page in pages) and len(pages) == len(names)
-    commands.illustrate(copy, 1, scheduler=scheduler)
+    commands.illustrate(copy, 1, workers=0)
     one = FrameIndex.read(frames)
     assert one is not None and len(one.failures) == 1
     assert one.files == {path.name for path in frames.iterdir()} - {"index.json"}, (
         "files that no page shows are removed"
     )
-    commands.evaluate(copy, scheduler=scheduler)
+    commands.evaluate(copy, workers=0)
     assert FrameIndex.read(frames) == one, "how many were asked for is remembered"
 
 
 def test_a_report_refuses_influence_of_another_task(
-    copy: Path, write_task: Callable[..., Path], scheduler: str, aitia_command: Command
+    copy: Path, write_task: Callable[..., Path], aitia_command: Command
 ) -> None:
     assert aitia_command("report", copy).code == 0
     before = contents(copy / "reports")
-    commands.train(write_task(target="episode"), copy, scheduler=scheduler)
+    commands.train(write_task(target="episode"), copy, workers=0)
     done = aitia_command("report", copy)
     assert done.code == 2 and "out of date" in done.err and f"`aitia attribute {copy}" in done.err
     assert contents(copy / "reports") == before
@@ -348,7 +348,7 @@ def test_a_report_refuses_influence_of_another_task(
     (copy / "run.json").write_text(json.dumps({**values, "attribution": None}))
     assert aitia_command("report", copy).code == 0, "a run of an earlier version does not say what it asks for"
     (copy / "run.json").write_text(json.dumps(values))
-    commands.attribute(copy, scheduler=scheduler)
+    commands.attribute(copy, workers=0)
     assert aitia_command("report", copy).code == 0
 
 

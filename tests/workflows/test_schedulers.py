@@ -28,9 +28,9 @@ from shared_cluster import without_certificates
 from aitia.datasets.errors import InputError
 from aitia.datasets.files.store import RunFolder, write_json
 from aitia.datasets.manifest import Manifest
-from aitia.workflows.workers import pool as workers
+from aitia.workflows.workers import cluster as workers
 from aitia.workflows.workers import schedulers
-from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.cluster import DaskWorkers
 
 DOCS = Path(__file__).parents[2] / "docs"
 Command = Callable[..., Finished]
@@ -55,7 +55,7 @@ def scheduler() -> Iterator[str]:
 
 def test_a_scheduler_file_gives_the_address(tmp_path: Path, scheduler: str) -> None:
     write_json(tmp_path / "scheduler.json", {"type": "Scheduler", "address": scheduler})
-    with Workers(scheduler=str(tmp_path / "scheduler.json")) as pool:
+    with DaskWorkers(scheduler=str(tmp_path / "scheduler.json")) as pool:
         assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
 
 
@@ -102,7 +102,7 @@ def test_only_versions_that_matter_differ(here: dict[str, str], there: dict[str,
 
 def test_a_worker_that_does_not_see_the_run_folder_says_so(tmp_path: Path, scheduler: str) -> None:
     piece = RootPiece(tmp_path)
-    with Workers(scheduler=scheduler) as pool:
+    with DaskWorkers(scheduler=scheduler) as pool:
         for given in (piece, (piece, piece)):
             with pytest.raises(InputError, match=f"does not see the run folder {tmp_path}.*shared folder"):
                 pool.map(type, [given], "train")
@@ -192,11 +192,11 @@ def test_the_one_certificate_of_the_page_opens_its_scheduler_and_nothing_else_do
                 break
             time.sleep(0.1)
         settings = {f"distributed.comm.tls.{name}": value for name, value in tls.items()}
-        with dask.config.set(settings), Workers(scheduler=address) as pool:
+        with dask.config.set(settings), DaskWorkers(scheduler=address) as pool:
             assert pool.map(str, [1, 2], "numbers") == ["1", "2"]
         assert stat.S_IMODE((tmp_path / "me.key").stat().st_mode) == 0o600
         with pytest.raises(InputError, match="no Dask scheduler answers"), without_certificates():
-            Workers(scheduler=f"tcp://127.0.0.1:{port}").map(str, [1], "numbers")
+            DaskWorkers(scheduler=f"tcp://127.0.0.1:{port}").map(str, [1], "numbers")
         assert (tmp_path / ".cache/dask").is_dir()
     finally:
         running.terminate()

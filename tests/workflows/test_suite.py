@@ -68,12 +68,10 @@ def test_the_score_counts_as_it_says() -> None:
 
 
 @pytest.mark.slow
-def test_a_case_of_the_coin_line_runs_and_is_kept(
-    tmp_path: Path, aitia_command: Callable[..., Finished], scheduler: str
-) -> None:
+def test_a_case_of_the_coin_line_runs_and_is_kept(tmp_path: Path, aitia_command: Callable[..., Finished]) -> None:
     """The exact model says: absolute positions, right rewards, and yet the right end (inner)."""
     for _ in range(2):
-        done = aitia_command("suite", "--cases", "coin-line-absolute", "--out", tmp_path, "--scheduler", scheduler)
+        done = aitia_command("suite", "--cases", "coin-line-absolute", "--out", tmp_path, "--workers", 0)
         assert done.code == 0, done.err
     assert "case 1 of 1" not in done.err, "a finished case was run again"
     found = json.loads((tmp_path / "suite.json").read_text())

@@ -159,7 +159,7 @@ def test_only_what_names_code_is_shown_as_code(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_commands_that_compute_ask_before_they_run_the_code_of_a_run(
-    small_run: Path, tmp_path: Path, aitia_command: Command, scheduler: str
+    small_run: Path, tmp_path: Path, aitia_command: Command
 ) -> None:
     copy, code = tmp_path / "copy", tmp_path / "code"
     shutil.copytree(small_run, copy)
@@ -170,22 +170,20 @@ def test_commands_that_compute_ask_before_they_run_the_code_of_a_run(
     values["task"]["env"], values["task_folder"] = "their_env:make", str(code)
     (copy / "run.json").write_text(json.dumps(values))
     for command, *arguments in COMPUTING:
-        done = aitia_command(command, copy, *arguments, "--scheduler", scheduler)
+        done = aitia_command(command, copy, *arguments, "--workers", 0)
         assert done.code == 2 and "--trust" in done.err and "`their_env:make`" in done.err, command
     assert not (code / "their_env.ran").exists()
-    done = aitia_command("illustrate", copy, "1", "--trust", "--scheduler", scheduler)
+    done = aitia_command("illustrate", copy, "1", "--trust", "--workers", 0)
     assert done.code == 0, done.err
     assert (code / "their_env.ran").exists()
-    done = aitia_command("evaluate", copy, "--scheduler", scheduler)
+    done = aitia_command("evaluate", copy, "--workers", 0)
     assert done.code == 0, done.err
 
 
 @pytest.mark.slow
-def test_who_names_the_task_file_needs_no_trust(
-    small_run: Path, tmp_path: Path, aitia_command: Command, scheduler: str
-) -> None:
+def test_who_names_the_task_file_needs_no_trust(small_run: Path, tmp_path: Path, aitia_command: Command) -> None:
     shutil.copytree(small_run, tmp_path / "copy")
-    assert aitia_command("evaluate", tmp_path / "copy", "--scheduler", scheduler).code == 2, "made elsewhere"
+    assert aitia_command("evaluate", tmp_path / "copy", "--workers", 0).code == 2, "made elsewhere"
     task = small_run.parent / "task.yaml"
-    assert aitia_command("train", task, "--out", tmp_path / "copy", "--scheduler", scheduler).code == 0
-    assert aitia_command("evaluate", tmp_path / "copy", "--scheduler", scheduler).code == 0
+    assert aitia_command("train", task, "--out", tmp_path / "copy", "--workers", 0).code == 0
+    assert aitia_command("evaluate", tmp_path / "copy", "--workers", 0).code == 0

@@ -18,11 +18,11 @@ COMMAND = """
 import os, sys
 
 sys.path[:] = [path for path in sys.path if path]  # as the command `aitia` begins: without the working directory
-from aitia.workflows.workers.pool import Workers
+from aitia.workflows.workers.cluster import DaskWorkers
 from pieces import look
 
 if __name__ == "__main__":
-    with Workers(1) as pool:
+    with DaskWorkers(1) as pool:
         for path, safe, found in pool.map(look, [sys.argv[1:]], "look"):
             assert os.getcwd() not in path and "" not in path, path
             assert safe == os.environ.get("PYTHONSAFEPATH", ""), safe

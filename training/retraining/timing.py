@@ -57,18 +57,25 @@ class Speed(NamedTuple):
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def as_a_worker() -> Iterator[None]:
     """Compute on one thread as workers do; give threads and global random generators back as they were."""
     threads, drawn, numpy_drawn = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of minibatches that do not divide the short window
+        with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_num_threads(threads)
         random.setstate(drawn)
         np.random.set_state(numpy_drawn)  # noqa: NPY002
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compute as a worker does, without warnings: of minibatches that do not divide a short window, for example."""
+    with as_a_worker(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def measure_speed(agent: AgentSpec, env: EnvSpec, test: EnvSpec, episode_steps: float) -> Speed:

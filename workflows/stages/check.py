@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from ...training.retraining.timing import measure_speed, undisturbed
 from ..runs.begin import require_environments
 from ..runs.recorded import TRAINING
 from ..runs.task import TEST_SET, Task
-from ..workers.pool import Workers
+from ..workers.pool import Workers, start_workers
 
 log = logging.getLogger("aitia")
 _MEASURED_FROM = 200_000  # steps of all trainings: fewer are over before an estimate would help
@@ -63,7 +62,7 @@ def check_task(task: Task, workers: int | None = None) -> dict[str, Any]:
     with undisturbed():
         training = require_environments(task)[TRAINING]
         facts, seen = _look(task, training)
-        facts["estimate"] = _estimate(task, seen, workers or os.cpu_count() or 1)
+        facts["estimate"] = _estimate(task, seen, start_workers(workers).count)
     return facts
 
 

@@ -17,7 +17,8 @@ from ...datasets.files.store import RunFolder, require_rows
 from ...datasets.files.typed import Part, read_model
 from ...datasets.manifest import installed_versions, source_git_sha
 from ...datasets.words import counted
-from ...reports.pages.compare import KEYS, ComparedRun, compare_runs, write_comparison
+from ...reports.measures.paired import KEYS
+from ...reports.pages.compare import ComparedRun, compare_runs, write_comparison
 from ...training.agents.play import EvaluationSpec
 from ..runs.run import Run, open_run
 

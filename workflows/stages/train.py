@@ -139,8 +139,9 @@ def forget(run: Run, seeds: Sequence[int]) -> None:
         remove_folder(folder.root / "frames")
     if again and not run.manifest.same_again:
         log.warning("seeds %s are trained again with other code: the bank and its agents are made anew, too", again)
-        parts = [folder.parts_folder(*names) for names in (("bank",), ("policies",), ("reward_sums", "cluster"))]
-        for derived in (*parts, *(folder.root / name for name in ("groups", "bank", "validation"))):
+        parts = [folder.parts_folder(name) for name in ("bank", "policies", "validation")]
+        named = [folder.root / name for name in ("groups", "bank", "validation")]
+        for derived in (*parts, *named, folder.parts_folder("reward_sums", "cluster")):
             remove_folder(derived)
     run.forget_missing_files()
 

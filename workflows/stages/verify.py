@@ -35,7 +35,8 @@ from ..runs.outcomes import require_outcomes
 from ..runs.recorded import estimator_of
 from ..runs.run import Run
 from ..workers.pool import Workers
-from .bank import BankBuilder, Mask
+from .bank import BankBuilder
+from .members import Mask
 
 log = logging.getLogger("aitia")
 _NOTHING_TO_EXPLAIN = 4  # rules up to here speak of agents as they are
@@ -231,4 +232,4 @@ def _arbitrary_mask(order: str, every: Sequence[BoundedEdit], edits: Sequence[Bo
     groups, values = tuple(edit.group for edit in edits), tuple(edit.value for edit in edits)
     edited, change = sum(edit.transitions for edit in edits), sum(edit.change for edit in edits)
     share = min(len(edits) / len(every), edited / sum(edit.transitions for edit in every))
-    return Mask(order, groups, values, (edited, change, share), beside=size)
+    return Mask(order, groups, values, (edited, change, share), listed_size=size)

@@ -1,1 +1,1 @@
-"""The suite of planted causes: its cases, its truths, its stage."""
+"""The suite of planted causes: its cases, its truths, its stage; never a rule of the verdict."""

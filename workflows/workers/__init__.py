@@ -1,1 +1,1 @@
-"""Dask: workers, schedulers, progress; besides the options of the command line, the only room that imports it."""
+"""Dask: workers, schedulers, progress, and the same in one process; never what a piece of work is."""

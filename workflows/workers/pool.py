@@ -1,191 +1,123 @@
-"""Dask workers and progress: pieces of work are mapped over processes, results come as they finish.
+"""Where pieces of work run: what stages use of it, and the processes, or the one process, behind it.
 
-A piece whose worker is killed is done again on another; pieces whose scheduler is lost are submitted again when it is
-back. That is safe because pieces write their files whole or not at all, and skip what is there already.
+A stage cuts its work into pieces, calls `map`, and reads the files that the pieces wrote. Pieces take turns in this
+process here; `cluster` runs them on Dask workers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Protocol, Self, TypeVar
 
-from distributed import Client, Future, LocalCluster, as_completed
-from distributed.client import ClosedClientError
-from distributed.scheduler import KilledWorker
 from tqdm import tqdm
 
-from ...datasets.errors import ClusterError, InputError
+from ...datasets.errors import InputError
 from ...datasets.files.store import RunFolder
 from ...datasets.manifest import Manifest
 from ...datasets.plain import one_line
-from ...datasets.words import counted
+from ...training.retraining.timing import as_a_worker
 from ..runs.changes import remember_modules, require_current_modules
-from .processes import begin_importing
-from .schedulers import NoSchedulerError, connect, prepare_workers, start_cluster
+from .processes import silence_pygame
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 _LOG_SECONDS = 10.0
-_CONNECT_SECONDS = 10
-_RECONNECT_SECONDS = 60
-_POLL_SECONDS = 0.02
-_LOOK_SECONDS = 10.0
-_CONTINUES = "Finished pieces are kept; the same command continues"
 
 log = logging.getLogger("aitia")
 
 
-class Workers:
-    """A pool of Dask workers, started when the first piece needs it.
-
-    Args:
-        workers: processes of a local cluster; None: one a core.
-        scheduler: an existing Dask cluster, instead of a local one: its address, or the `.json` file that
-            `dask scheduler --scheduler-file` wrote.
-    """
-
-    def __init__(self, workers: int | None = None, scheduler: str | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise InputError(f"--workers {workers} was given, expected at least 1")
-        self._count = workers or os.cpu_count() or 1
-        self._scheduler = scheduler
-        self._cluster: LocalCluster | None = None
-        self._client: Client | None = None
-        self._owned = contextlib.ExitStack()
+class Workers(Protocol):
+    """What the stages use; one thread computes each piece, so that results are the same bits wherever it runs."""
 
     @property
     def count(self) -> int:
-        """Processes of a local cluster; of an existing scheduler as many as this machine has cores."""
-        return self._count
+        """How many pieces run at once."""
 
     def begin_importing(self) -> None:
-        """Let the process that local workers are forked from import what they need; the caller goes on."""
-        if self._scheduler is None:
-            begin_importing()
+        """Let processes that will be needed import what they need; the caller goes on."""
 
-    def __enter__(self) -> Workers:
+    def map(self, function: Callable[[Piece], Result], pieces: Sequence[Piece], label: str) -> list[Result]:
+        """Run `function` on every piece and return the results in the order of the pieces.
+
+        The first failure ends the call and is raised here; files of finished pieces stay on disk.
+
+        Args:
+            function: takes one piece; both can be pickled.
+            pieces: independent of each other.
+            label: the stage and the task, for progress.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def start_workers(workers: int | None = None, scheduler: str | None = None) -> Workers:
+    """Choose where pieces run; processes start when the first piece needs them.
+
+    Args:
+        workers: processes of a local Dask cluster; 0: none, the pieces take turns in this process; None: one a core.
+        scheduler: an existing Dask cluster, instead of a local one: its address, or the `.json` file that
+            `dask scheduler --scheduler-file` wrote.
+
+    Raises:
+        InputError: a negative number.
+    """
+    if workers is not None and workers < 0:
+        raise InputError(f"--workers {workers} was given, expected 0 (no processes but this one) or more")
+    if workers == 0 and scheduler is None:
+        return InProcess()
+    from .cluster import DaskWorkers
+
+    return DaskWorkers(workers, scheduler)
+
+
+class InProcess:
+    """Pieces take turns in this process: for a debugger, a notebook, and runs so small that processes cost more."""
+
+    count = 1
+
+    def begin_importing(self) -> None:
+        """Nothing: this process has imported what it needs."""
+
+    def map(self, function: Callable[[Piece], Result], pieces: Sequence[Piece], label: str) -> list[Result]:
+        """Run `function` on every piece in turn; what it raises is raised here."""
+        if not pieces:
+            return []
+        silence_pygame()
+        progress, results = Progress(label, len(pieces)), []
+        try:
+            with as_a_worker():
+                for piece in pieces:
+                    results.append(run_piece(function, piece))
+                    progress.advance()
+        finally:
+            progress.close()
+        return results
+
+    def __enter__(self) -> InProcess:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._client is not None:
-            self._client.close()
-        self._owned.close()
-
-    def map(self, function: Callable[[Piece], Result], pieces: Sequence[Piece], label: str) -> list[Result]:
-        """Run `function` on every piece and return the results in the order of the pieces.
-
-        The first failure cancels what has not begun and is raised here; finished pieces stay on disk.
-
-        Raises:
-            ClusterError: a piece's workers were killed again and again, or the scheduler was lost and is not back
-                within a minute.
-            InputError: no scheduler answers, its workers have other versions, or do not see the run folder.
-        """
-        results: dict[int, Result] = {}
-        if not pieces:
-            return []
-        progress = Progress(label, len(pieces))
-        try:
-            while not self._collect(function, pieces, results, progress, label):
-                self._find_again(label)
-        finally:
-            progress.close()
-        return [results[index] for index in range(len(pieces))]
-
-    def _collect(
-        self, function: Callable[[Piece], Result], pieces: Sequence[Piece], results: dict[int, Result],
-        progress: Progress, label: str,
-    ) -> bool:  # fmt: skip
-        """Run the pieces that have no result; return whether all have one: not where the scheduler was lost."""
-        client, waiting = self._connected(), [index for index in range(len(pieces)) if index not in results]
-        run = function if self._scheduler is None else partial(_run_there, function)
-        futures: dict[Future[Result], int] = {}
-        try:
-            with contextlib.suppress(ClosedClientError):  # the scheduler was lost: so are all futures
-                futures |= {client.submit(run, pieces[index], pure=False): index for index in waiting}
-            for future, result in self._ended(client, list(futures), label):
-                if future.status == "error":
-                    _raise(result[1].with_traceback(result[2]), pieces[futures[future]], label)
-                if future.status != "finished":  # cancelled: Dask does so with all when it loses the scheduler
-                    return False
-                results[futures[future]] = result
-                progress.advance()
-        except BaseException:
-            with contextlib.suppress(Exception):  # the scheduler may be what failed
-                client.cancel(list(futures), force=True)
-            raise
-        return len(results) == len(pieces)
-
-    def _ended(self, client: Client, futures: Sequence[Future[Any]], label: str) -> Iterator[tuple[Future[Any], Any]]:
-        """Yield futures as they end, with their results, until all have or the connection is lost."""
-        found = as_completed(futures, client.loop, with_results=True, raise_errors=False)
-        looked = time.monotonic()
-        while not found.is_empty():
-            batch = found.next_batch(block=False)
-            yield from batch
-            if batch:
-                continue
-            if client.status != "running":
-                return
-            if time.monotonic() - looked > _LOOK_SECONDS:
-                looked = time.monotonic()
-                self._look_after_workers(client, label)
-            time.sleep(_POLL_SECONDS)
-
-    def _look_after_workers(self, client: Client, label: str) -> None:
-        if self._cluster is not None:
-            self._cluster.scale(self._count)  # it gives up workers that take longer than 15 s to come back
-        elif not client.scheduler_info()["workers"]:
-            log.warning("%s: waiting, for the Dask scheduler %s has no workers", label, self._scheduler)
-
-    def _find_again(self, label: str) -> None:
-        """Connect again to a scheduler that was lost.
-
-        Raises:
-            ClusterError: it is not back in time.
-        """
-        where = self._scheduler or "of this machine"
-        log.warning("%s: lost the Dask scheduler %s, waiting up to %d s for it", label, where, _RECONNECT_SECONDS)
-        if self._client is not None:
-            with contextlib.suppress(Exception):
-                self._client.close(timeout=1)
-        self._client = None
-        try:
-            self._connected(_RECONNECT_SECONDS)
-        except NoSchedulerError as error:
-            raise ClusterError(
-                f"{label}: the Dask scheduler {where} was lost and is not back after {_RECONNECT_SECONDS} s. Start it "
-                f"and its workers again. {_CONTINUES}"
-            ) from error
-
-    def _connected(self, seconds: float = _CONNECT_SECONDS) -> Client:
-        if self._client is None:
-            if self._scheduler is not None:
-                self._client = connect(self._scheduler, seconds)
-            else:
-                self._cluster = self._cluster or self._owned.enter_context(start_cluster(self._count))
-                self._client = Client(self._cluster, set_as_default=False)
-            prepare_workers(self._client)
-        return self._client
+        """Nothing was started."""
 
 
-def _run_there(function: Callable[[Piece], Result], piece: Piece) -> Result:
-    """Run a piece on a worker that may be on another machine, and has perhaps run pieces of other commands.
+def run_piece(function: Callable[[Piece], Result], piece: Piece) -> Result:
+    """Run a piece in a process that has perhaps run pieces of other commands, and may be on another machine.
 
     Raises:
         InputError: it does not see the run folder, or has imported older versions of the run's modules.
     """
-    root = getattr(_first(piece), "root", None)
+    root = getattr(first_of(piece), "root", None)
     if root is None:
         return function(piece)
     folder = RunFolder(root)
@@ -202,34 +134,9 @@ def _run_there(function: Callable[[Piece], Result], piece: Piece) -> Result:
         remember_modules(manifest)
 
 
-def _raise(error: BaseException, piece: object, label: str) -> None:
-    """Raise what ended a piece.
-
-    Raises:
-        ClusterError: its workers were killed.
-    """
-    if not isinstance(error, KilledWorker):
-        raise error
-    raise ClusterError(
-        f"{label}: the worker was killed {counted(error.allowed_failures + 1, 'time')} while it had "
-        f"{_in_words(piece)} to do. "
-        "Most likely it ran out of memory: give a smaller --workers (fewer pieces at once), or workers with more "
-        f"memory. {_CONTINUES}"
-    ) from error
-
-
-def _first(piece: object) -> object:
+def first_of(piece: object) -> object:
     """Return a piece, or the first of those that are done together."""
     return piece[0] if isinstance(piece, Sequence) and piece else piece
-
-
-def _in_words(piece: object) -> str:
-    first = _first(piece)
-    path = getattr(first, "path", None)
-    names = [f"{name} {getattr(first, name)}" for name in ("seed", "window") if hasattr(first, name)]
-    words = path.stem if path is not None else ", ".join(names) or "a piece"
-    others = len(piece) - 1 if isinstance(piece, Sequence) and not isinstance(piece, str) else 0
-    return f"{words} and {others} more" if others else words
 
 
 class Progress:
