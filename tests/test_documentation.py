@@ -50,6 +50,25 @@ def test_every_query_gives_a_table(small_run: Path) -> None:
     assert observations["count"].unique().tolist() == [512.0]
 
 
+@pytest.mark.slow
+def test_the_library_is_used_as_written(small_run: Path, tmp_path: Path) -> None:
+    namespace: dict[str, Any] = {}
+    for block in blocks("library.md"):
+        code = block.replace("runs/arrow-maze-outer", str(small_run))
+        code = code.replace('"runs/far-arrows")', f"{str(tmp_path / 'run')!r}, workers=0)").replace("20480", "512")
+        code = code.replace('"seeds": 5', '"seeds": 1').replace('"episodes": 50, "repeats": 4', '"episodes": 4')
+        code = code.replace(", workers=0)[", ")[")  # `aitia.open` takes no workers
+        exec(compile(code, "library.md", "exec"), namespace)
+    run, test, failure = (namespace[name] for name in ("run", "test", "failure"))
+    assert test.verdict.label == "outer" and 0.5 < namespace["share"].value <= 1
+    assert namespace["groups"].num_rows == namespace["mine"].num_rows > 0
+    assert namespace["windows"].num_rows == len(run.seeds) * run.folder.window_count(0)
+    assert set(namespace["rewards"]["failure"].to_pylist()) == {failure}
+    assert namespace["wrong"].num_rows > 0 and len(namespace["observations"]) == namespace["window"].num_rows == 512
+    assert namespace["before"].shape == namespace["after"].shape == (512, 4)
+    assert (tmp_path / "run/evaluations/test/episodes.parquet").exists()
+
+
 class MyCartPole(CartPoleEnv):
     """The environment that a user of an rl-zoo3 model brings."""
 

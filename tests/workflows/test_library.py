@@ -143,7 +143,7 @@ def test_influence_by_transition_is_of_one_failure(small_run: Path) -> None:
 def test_what_nobody_can_answer_is_said_with_the_nearest_name(small_run: Path) -> None:
     run = aitia.open(small_run)
     test, known = run["test"], run["test"].failure_ids[0]
-    with pytest.raises(InputError, match=f"the failure {known}9 was given.* Did you mean `{known}"):
+    with pytest.raises(InputError, match=f"the failure {known}9 was given.* Did you mean `"):
         test.influence(failure=f"{known}9")
     with pytest.raises(ValueError, match=f"without a failure, expected one such as failure='{known}'"):
         test.influence(by="transition")

@@ -1,9 +1,10 @@
-"""What an evaluation set answers a notebook: its verdict, and tables made of what reports are made of."""
+"""What runs and evaluation sets answer a notebook: how they show themselves, verdicts, tables of reported numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +12,11 @@ import pyarrow.compute as pc
 
 from ...attribution.effects.order import EffectTable
 from ...datasets.outcomes import failure_ids
+from ...datasets.plain import one_line, without_secrets
 from ...reports.measures.curve import CurvePoint
 from ...reports.pages.findings import SetFindings, group_means
 from ...reports.statistics import Interval, mean_interval
 from ...reports.verdict.rules import Basis
-from .card import Card
 
 _RATE = [("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64())]
 _FAILURES = pa.schema(
@@ -38,6 +39,40 @@ _CURVE = pa.schema(
     ]
 )  # fmt: skip
 _RATES = pa.schema([("rate", pa.string()), ("rewards", pa.string()), *_RATE])
+
+
+@dataclass(frozen=True)
+class Card:
+    """A title, and what there is to say under it.
+
+    Attributes:
+        title: what it is, and its name.
+        lines: by their headings; text of a task or an environment is shown as it is, and steers nothing.
+    """
+
+    title: str
+    lines: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        """For a console."""
+        width = max(map(len, self.lines), default=0)
+        lines = [f"  {_plain(name).ljust(width)}  {_plain(value)}" for name, value in self.lines.items()]
+        return "\n".join([_plain(self.title), *lines])
+
+    @property
+    def html(self) -> str:
+        """For a notebook."""
+        rows = [f"<tr><th>{_escaped(name)}</th><td>{_escaped(value)}</td></tr>" for name, value in self.lines.items()]
+        return f"<table><caption>{_escaped(self.title)}</caption>{''.join(rows)}</table>"
+
+
+def _plain(text: str) -> str:
+    return one_line(without_secrets(text))
+
+
+def _escaped(text: str) -> str:
+    return escape(_plain(text))
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +135,7 @@ def by_group(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> pa.Table:
     """
     counts = group_means(list(rewards.values()), ("transitions", "reward_events"))
     rows = []
-    for column, group in enumerate(effects.groups):
+    for column, group in enumerate(effects.groups if len(effects.by_seed) else ()):
         effect, low, high = mean_interval(effects.by_seed[:, column].tolist())
         transitions, events = counts[group]
         rows.append(

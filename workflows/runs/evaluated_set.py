@@ -32,8 +32,7 @@ from ...datasets.words import counted
 from ...reports.measures.learning import Learning, find_learning
 from ...reports.measures.timeline import Timeline
 from ...reports.pages.findings import SetFindings, deciding, find_for_set, set_verdict
-from .answers import SetVerdict, by_group, by_transition, by_window, curve_table, failures_table, rates_table
-from .card import Card
+from .answers import Card, SetVerdict, by_group, by_transition, by_window, curve_table, failures_table, rates_table
 from .clusters import Cluster, find_clusters, whole_set
 from .recorded import recorded_estimator
 from .task import Task
@@ -87,7 +86,7 @@ class EvaluatedSet:
         """Return whose rewards are predicted to be responsible, the most responsible (smallest effect) first.
 
         An effect is what correcting the rewards is predicted to do: negative means less of the misbehaviour. Of the
-        estimator that the verdict rests on. Where no reward is known to be wrong, groups and windows have no rows.
+        estimator that the verdict rests on. Without an intended reward groups and windows have no rows.
 
         Args:
             by: `group`: a row a group (`group, effect, low, high, transitions, reward_events`), means over seeds with
@@ -109,11 +108,10 @@ class EvaluatedSet:
                 f"by='transition' was given without a failure, expected one{example}: each has its own most "
                 "influential transitions"
             )
-        sums, top = self.attributed  # also for windows: the tables are checked together
+        top = self.attributed.transitions  # also for windows: the tables are checked together
         mine = pc.scalar(True) if failure is None else pc.field("failure").cast(pa.string()) == failure
         if by == "group":
-            effects = self.effects if failure is None else effect_table(sums.filter(mine))
-            return by_group(effects, self.run.rewards)
+            return by_group(self.effects if failure is None else self.effects_on([failure]), self.run.rewards)
         if by == "window":
             return by_window(self.window_effects.filter(mine))
         return by_transition(top.filter(mine))
@@ -224,6 +222,13 @@ class EvaluatedSet:
     def effects(self) -> EffectTable:
         """Predicted effects of correcting each group on each failure."""
         return effect_table(self.attributed.sums)
+
+    def effects_on(self, failures: Sequence[str]) -> EffectTable:
+        """Return predicted effects of correcting each group on some of the failures, whose mean counts."""
+        sums = self.attributed.sums
+        names = sums["failure"].cast(pa.string())  # a dictionary would still hold all failures, those left out as zero
+        sums = sums.set_column(sums.column_names.index("failure"), "failure", names)
+        return effect_table(sums.filter(pc.field("failure").isin(list(failures))))
 
     @cached_property
     def window_effects(self) -> pa.Table:

@@ -27,7 +27,7 @@ from ...datasets.manifest import Manifest
 from ...datasets.rewards import missing_file
 from ...datasets.words import counted
 from ...training.agents.spec import load_policy
-from .card import Card
+from .answers import Card
 from .evaluated_set import EvaluatedSet
 from .groups import OF_ENVIRONMENT, load_grouping, rows_in_groups
 from .recorded import recorded_rewards

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...attribution.effects.order import EffectTable, effect_table
+from ...attribution.effects.order import EffectTable
 from ...datasets.bank import Bank
 from ...datasets.files.typed import Part, read_model
 from ...datasets.rewards import wrong_groups
@@ -79,10 +79,8 @@ class ClusterReport(NamedTuple):
 def report_cluster(evaluated: EvaluatedSet, cluster: Cluster) -> ClusterReport:
     """Return what there is to report of a cluster of failures, or of the whole set."""
     task = evaluated.run.task
-    bank, findings, effects = evaluated.bank_of(cluster), evaluated.findings_of(cluster), evaluated.effects
-    if cluster.selection is not None:
-        failure = pc.field("failure").cast(pa.string())
-        effects = effect_table(evaluated.attributed.sums.filter(failure.isin(list(cluster.failures))))
+    bank, findings = evaluated.bank_of(cluster), evaluated.findings_of(cluster)
+    effects = evaluated.effects if cluster.selection is None else evaluated.effects_on(cluster.failures)
     groups = _suspected_groups(effects, evaluated.run.rewards)
     predictions = _predictions(evaluated, cluster, effects, groups, bank)
     for group in groups:  # the misbehaviour rate that is predicted when only this group is corrected
