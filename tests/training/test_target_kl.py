@@ -42,7 +42,7 @@ class _Counting(Recorder):
     def _init_callback(self) -> None:
         super()._init_callback()
         self.steps = [0]
-        self._model.policy.optimizer.register_step_post_hook(lambda *_: self._step_made())
+        self.model.policy.optimizer.register_step_post_hook(lambda *_: self._step_made())
 
     def _step_made(self) -> None:
         self.steps[-1] += 1

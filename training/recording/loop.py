@@ -15,6 +15,7 @@ A window begins with the first step after an update, with the parameters that th
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
@@ -31,11 +32,17 @@ from ...datasets.arrays import Array, pack
 from ...datasets.errors import InputError
 from ...datasets.files.store import RunFolder
 from ...datasets.words import counted
+from ..agents.threads import hint_at_threads
+from .agent_block import AgentBlock, loop_block
 from .agreement import ADAPTER, log_probs, require_agreement, values
 from .buffers import UNUSED_ROW
-from .feed import FedRecorder, action_space_of, env_info
-from .recorder import _flat, log
+from .provenance import EarlierTraining
+from .recorder import learner_metadata
+from .task_file import write_task
+from .window import Collected, Learned, Step, as_rows, stacked
+from .writer import WindowWriter, parameters_of
 
+log = logging.getLogger("aitia")
 Minibatches = Sequence[Sequence[Any]]
 _CAUSES = (
     "Did the parameters change since the first step of the window (call update() after every round of updates)? Is "
@@ -93,17 +100,15 @@ class LoopRecorder:
                 f"policy: {type(policy).__name__} was given, expected a torch.nn.Module with the methods "
                 f"log_prob(observations, actions) -> [N] and value(observations) -> [N]. {_HOW}"
             )
-        self._recorder = FedRecorder(out, seed)
-        self._recorder.algorithm = algorithm
+        self._writer = WindowWriter(out, seed)
         self._policy, self._n_envs, self._gamma, self._gae_lambda = policy, n_envs, gamma, gae_lambda
-        self._about = {
-            "policy": policy, "normalize_advantage": normalize_advantage, "vf_coef": vf_coef,
-            "num_timesteps": first_timestep,
-        }  # fmt: skip
-        self._begun = False
+        self._normalize_advantage, self._vf_coef, self._algorithm = normalize_advantage, vf_coef, algorithm
+        self._earlier, self._collected = first_timestep, 0  # environment steps
+        self._collecting: nn.Module | None = None
         self._clear()
 
     def _clear(self) -> None:
+        self._steps: list[Step] = []
         self._observations: list[Any] = []
         self._actions: list[Array] = []
         self._log_probs: list[Array] = []
@@ -112,7 +117,7 @@ class LoopRecorder:
     @property
     def published(self) -> bool:
         """Whether the files are at their places."""
-        return self._recorder.published
+        return self._writer.published
 
     def __enter__(self) -> LoopRecorder:
         return self
@@ -121,14 +126,26 @@ class LoopRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._recorder.discard()
-        elif not self._recorder.windows:
-            self._recorder.discard()
+            self._writer.discard()
+        elif not self._writer.windows:
+            self._writer.discard()
             raise InputError("nothing was recorded: expected recorder.update() after every round of updates")
         else:
-            if self._actions:
-                log.warning("not recorded, for no update() followed: the last %s", counted(len(self._actions), "step"))
-            self._recorder.finish()
+            if self._steps:
+                log.warning("not recorded, for no update() followed: the last %s", counted(len(self._steps), "step"))
+            self._writer.publish(parameters_of(self._policy), {"algorithm": self._algorithm})
+            write_task(self._writer, self._agent, None)
+
+    def _agent(self) -> AgentBlock | None:
+        """Return the `agent` block of a task that trains like this; None where no task can."""
+        if self._algorithm not in (PPO.__name__, A2C.__name__) or not isinstance(self._policy, ActorCriticPolicy):
+            return None
+        known = {
+            "vf_coef": self._vf_coef, "normalize_advantage": self._normalize_advantage, "n_steps": self._n_steps,
+            "gamma": float(self._gamma), "gae_lambda": float(self._gae_lambda), **self._minibatching,
+            "total_timesteps": self._earlier + self._collected,
+        }  # fmt: skip
+        return loop_block(self._algorithm, self._policy, self._n_envs, known)
 
     def step(
         self,
@@ -165,49 +182,49 @@ class LoopRecorder:
             )
             value, info = None if value is None else _one(value), [info]
         paid = _array(reward).astype(np.float32)  # as it is learned from, and as SB3's environments pay
-        ends, cut = _array(terminated).astype(bool), _array(truncated).astype(bool)
-        drawn, given = _array(action), _array(log_prob).astype(np.float32)
-        for name, found in (("reward", paid), ("terminated", ends), ("truncated", cut), ("log_prob", given)):
-            if found.shape != (self._n_envs,):
+        terminal, cut = _array(terminated).astype(bool), _array(truncated).astype(bool)
+        drawn, drawn_log_prob = _array(action), _array(log_prob).astype(np.float32)
+        numbers = {"reward": paid, "terminated": terminal, "truncated": cut, "log_prob": drawn_log_prob}
+        for name, values_of_step in numbers.items():
+            if values_of_step.shape != (self._n_envs,):
                 raise InputError(
-                    f"step: {name} of shape {found.shape} was given, expected n_envs={self._n_envs} numbers"
+                    f"step: {name} of shape {values_of_step.shape} was given, expected n_envs={self._n_envs} numbers"
                 )
-        if not self._actions:
-            self._begin_window(drawn)
+        if not self._steps:
+            self._begin_window()
+        ended, infos, last = terminal | cut, [], {}
+        for env in range(self._n_envs):
+            said = env_info(info, env) if isinstance(info, Mapping) else dict(info[env])
+            if ended[env]:
+                shown = said["final_obs"] if "final_obs" in said else _of_env(next_observation, env)
+                last[env] = _of_env(self._observed(_one(shown)), 0)
+                said = dict(said.get("final_info", said))
+            infos.append(said)
+        scale = np.array(np.broadcast_to(np.asarray(reward_scale, dtype=np.float64), paid.shape))
+        told = self._writer.read(len(self._steps), infos, paid.astype(np.float64), ended)
         observed = self._observed(observation)
-        infos = [self._as_vec_env(info, next_observation, i, ends, cut) for i in range(self._n_envs)]
-        self._recorder.add(paid, ends | cut, infos, reward_scale)
+        self._steps.append(Step(paid, ended, cut & ~terminal, told, last, scale))
         self._observations.append(observed)
         self._actions.append(drawn)
-        self._log_probs.append(given)
+        self._log_probs.append(drawn_log_prob)
         self._values.append(None if value is None else _array(value).astype(np.float32).reshape(self._n_envs))
         self._last = self._observed(next_observation)
 
-    def _begin_window(self, drawn: Array) -> None:
-        if not self._begun:
-            self._recorder.begin(action_space_of(drawn), self._n_envs, **self._about)
-            self._begun = True
+    def _begin_window(self) -> None:
+        if self._collecting is None:
+            self._writer.begin(self._n_envs, EarlierTraining(self._earlier))
+            hint_at_threads(self._policy)
         self._collecting = copy.deepcopy(self._policy)  # the parameters that collect this window
 
     def _observed(self, observation: Any) -> Any:
         """Return observations [n_envs, ...]; floats in the precision of the policy's parameters."""
         if isinstance(observation, Mapping):
             return {key: self._observed(part) for key, part in observation.items()}
-        found = _array(observation)
-        if not np.issubdtype(found.dtype, np.floating):
-            return found.astype(np.int8) if found.dtype == bool else found
+        observed = _array(observation)
+        if not np.issubdtype(observed.dtype, np.floating):
+            return observed.astype(np.int8) if observed.dtype == bool else observed
         parameter = next(self._policy.parameters(), torch.empty(0))
-        return found.astype(torch.empty(0, dtype=parameter.dtype).numpy().dtype)
-
-    def _as_vec_env(self, info: Any, after: Any, index: int, ends: Array, cut: Array) -> dict[str, Any]:
-        """Return the info of one environment as a VecEnv of Stable-Baselines3 gives it."""
-        told = env_info(info, index) if isinstance(info, Mapping) else dict(info[index])
-        if not ends[index] and not cut[index]:
-            return told
-        last = told["final_obs"] if "final_obs" in told else _of_env(after, index)
-        told = dict(told.get("final_info", told))
-        observed = self._observed(_one(last))
-        return {**told, "terminal_observation": _of_env(observed, 0), "TimeLimit.truncated": not ends[index]}
+        return observed.astype(torch.empty(0, dtype=parameter.dtype).numpy().dtype)
 
     def update(self, minibatches: Minibatches = (), advantages: Any = None, returns: Any = None) -> None:
         """End a window: check it, and write it with the parameters that collected it.
@@ -223,57 +240,112 @@ class LoopRecorder:
         Raises:
             InputError: see the class.
         """
-        if not self._actions:
+        if not self._steps or self._collecting is None:
             raise InputError("update() was called without a step since the last update()")
-        recorder, steps = self._recorder, len(self._actions)
-        buffer = recorder.rollout(self._observations, self._actions, self._gamma, self._gae_lambda)
-        buffer.log_probs = np.stack(self._log_probs)
-        self._check(buffer)
-        unknown = self._learn(buffer, advantages, returns)
-        membership = [_members(epoch, steps, self._n_envs) for epoch in minibatches]
-        parameters = {name: value.detach().clone() for name, value in self._collecting.state_dict().items()}
-        recorder.close_window(buffer, self._last, parameters, membership, unknown)
+        window = Collected(
+            self._steps, stacked(self._observations), np.stack(self._actions), self._last,
+            learner_metadata(self._gamma, self._gae_lambda, self._vf_coef, self._normalize_advantage),
+        )  # fmt: skip
+        log_prob = np.stack(self._log_probs)
+        where = f"window {self._writer.windows} (rows are env * n_steps + step)"
+        agreed = log_probs(self._collecting, window.observed, window.acted)
+        require_agreement(as_rows(log_prob), agreed, where, _CAUSES)
+        value = self._known_values(advantages)
+        if advantages is None:
+            advantage = self._estimated(window, self._collecting, value)
+        else:
+            advantage = _per_step("advantages", advantages, window.shape)
+        if returns is not None:
+            returns = _per_step("returns", returns, window.shape)
+        elif value is not None:
+            returns = advantage + value
+        members = [_members(epoch, *window.shape) for epoch in minibatches]
+        learned = Learned(value, log_prob, advantage, returns, members)
+        self._writer.write(window, learned, parameters_of(self._collecting))
+        self._collected, self._n_steps = self._collected + len(window.acted), len(self._steps)
+        self._minibatching = _minibatching(members)
         self._clear()
 
-    def _check(self, buffer: RolloutBuffer) -> None:
-        rows = (self._recorder._observations(buffer), self._recorder._actions(buffer))
-        where = f"window {self._recorder.windows} (rows are env * n_steps + step)"
-        require_agreement(_flat(buffer.log_probs), log_probs(self._collecting, *rows), where, _CAUSES)
-
-    def _learn(self, buffer: RolloutBuffer, advantages: Any, returns: Any) -> list[str]:
-        """Fill in values, advantages and returns; return the names of columns that are not known."""
-        known = [found for found in self._values if found is not None]
-        if len(known) == len(self._actions):
-            buffer.values = np.stack(known)
-        elif known or advantages is None:
+    def _known_values(self, advantages: Any) -> NDArray[np.float32] | None:
+        """Return V as passed to `step`, [T, E]; None where it was not."""
+        known = [value for value in self._values if value is not None]
+        if 0 < len(known) < len(self._steps) or (not known and advantages is None):
             raise InputError(
-                f"{len(known)} of {counted(len(self._actions), 'step')} of a window were given a value; "
-                "expected one with every "
-                "step, or with none and update(advantages=...)"
+                f"{len(known)} of {counted(len(self._steps), 'step')} of a window were given a value; expected one "
+                "with every step, or with none and update(advantages=...)"
             )
-        if advantages is None and not (_says(self._policy, "value") or isinstance(self._policy, ActorCriticPolicy)):
+        return np.stack(known) if known else None
+
+    def _estimated(self, window: Collected, policy: nn.Module, value: Any) -> NDArray[np.float32]:
+        """Return advantages as Stable-Baselines3 has them: V(last observation) is added at time limits."""
+        if not (_says(policy, "value") or isinstance(policy, ActorCriticPolicy)):
             raise InputError(
-                f"update() was called without advantages, but {type(self._policy).__name__} has no method "
+                f"update() was called without advantages, but {type(policy).__name__} has no method "
                 f"value(observations) -> [N], by which they are estimated; expected one of both. {_HOW}"
             )
-        if advantages is None:
-            self._estimate(buffer)
-        else:
-            shape = buffer.rewards.shape
-            buffer.advantages = _array(advantages).astype(np.float32).reshape(shape)
-            given = buffer.advantages + buffer.values if returns is None else _array(returns).reshape(shape)
-            buffer.returns = given.astype(np.float32)
-        return [] if known else ["value", *(["return"] if returns is None else [])]
-
-    def _estimate(self, buffer: RolloutBuffer) -> None:
-        """Compute advantages as Stable-Baselines3 does: V(terminal observation) is added at time limits."""
-        limits = self._recorder.time_limits
+        rewards = np.stack([step.reward * step.scale for step in window.steps]).astype(np.float32)
+        limits = [(t, env) for t, step in enumerate(window.steps) for env in np.flatnonzero(step.truncated).tolist()]
         if limits:
-            after = values(self._collecting, _stacked(list(limits.values())))
-            for (step, env), value in zip(limits, after, strict=True):
-                buffer.rewards[step, env] += self._gamma * value
-        last = values(self._collecting, _packed(self._last))
-        buffer.compute_returns_and_advantage(torch.as_tensor(last, dtype=torch.float32), self._recorder.ended)
+            after = values(policy, _packed(stacked([window.steps[t].last[env] for t, env in limits])))
+            for place, value_after in zip(limits, after, strict=True):
+                rewards[place] += self._gamma * value_after
+        following = values(policy, _packed(self._last)).astype(np.float32)
+        ended = np.stack([step.ended for step in window.steps])
+        return generalised_advantages(rewards, value, ended, following, self._gamma, self._gae_lambda)
+
+
+def generalised_advantages(
+    rewards: NDArray[np.float32], value: NDArray[np.float32], ended: NDArray[np.bool_],
+    following: NDArray[np.float32], gamma: float, gae_lambda: float,
+) -> NDArray[np.float32]:  # fmt: skip
+    r"""Return generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438, equation 16), float32 [T, E].
+
+    .. math:: A_t = \delta_t + \gamma \lambda (1 - d_t) A_{t+1}, \quad
+        \delta_t = r_t + \gamma (1 - d_t) V(s_{t+1}) - V(s_t)
+
+    Operations and precision are those of Stable-Baselines3, to the last bit.
+
+    Args:
+        rewards: r_t as learned from, [T, E]; at a time limit with gamma V(last observation).
+        value: V(s_t), [T, E].
+        ended: d_t, [T, E].
+        following: V after the last step, [E].
+        gamma, gae_lambda: discount and lambda.
+    """
+    advantages, later = np.empty_like(rewards), np.zeros_like(following)
+    for t in reversed(range(len(rewards))):
+        goes_on = 1.0 - ended[t].astype(np.float32)
+        delta = rewards[t] + gamma * following * goes_on - value[t]
+        later = delta + gamma * gae_lambda * goes_on * later
+        advantages[t], following = later, value[t]
+    return advantages
+
+
+def _minibatching(members: Sequence[NDArray[np.int32]]) -> dict[str, int]:
+    """Return what the minibatches of a window show of hyperparameters."""
+    if not members:
+        return {}
+    used = members[0][members[0] != UNUSED_ROW]
+    return {"batch_size": int(np.bincount(used).max(initial=1)), "n_epochs": len(members)}
+
+
+def env_info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return what the info of a Gymnasium vector environment says of one of its environments."""
+    said: dict[str, Any] = {}
+    for key, value in infos.items():
+        mask = infos.get(f"_{key}")
+        if (key.startswith("_") and key[1:] in infos) or (mask is not None and not mask[index]):
+            continue
+        said[key] = env_info(value, index) if isinstance(value, Mapping) else value[index]
+    return said
+
+
+def _per_step(name: str, passed: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return numbers [T] or [T, E] as float32 [T, E]."""
+    numbers = _array(passed).astype(np.float32)
+    if numbers.size != shape[0] * shape[1]:
+        raise InputError(f"update: {name} of shape {list(numbers.shape)} were given, expected {list(shape)}")
+    return numbers.reshape(shape)
 
 
 def _says(policy: nn.Module, method: str) -> bool:
@@ -301,31 +373,24 @@ def _packed(observed: Any) -> Array:
     return pack(observed) if isinstance(observed, dict) else observed
 
 
-def _stacked(observed: Sequence[Any]) -> Array:
-    first = observed[0]
-    if isinstance(first, dict):
-        return pack({key: np.stack([o[key] for o in observed]) for key in first})
-    return np.stack(observed)
-
-
 def _members(epoch: Sequence[Any], steps: int, n_envs: int) -> NDArray[np.int32]:
     """Return the minibatch of each row in one epoch, int32 [N], row = env * n_steps + step.
 
     Raises:
         InputError: a transition that is not there, or is in two minibatches.
     """
-    found = np.full(steps * n_envs, UNUSED_ROW, dtype=np.int32)
+    member = np.full(steps * n_envs, UNUSED_ROW, dtype=np.int32)
     for number, chosen in enumerate(epoch):
         rows = _array(chosen).reshape(-1)
-        if not np.issubdtype(rows.dtype, np.integer) or ((rows < 0) | (rows >= len(found))).any():
+        if not np.issubdtype(rows.dtype, np.integer) or ((rows < 0) | (rows >= len(member))).any():
             raise InputError(
                 f"update: minibatch {number} was given {chosen}, expected transitions of the window, from 0 to "
-                f"{len(found) - 1}"
+                f"{len(member) - 1}"
             )
-        if (found[rows] != UNUSED_ROW).any() or len(np.unique(rows)) != len(rows):
+        if (member[rows] != UNUSED_ROW).any() or len(np.unique(rows)) != len(rows):
             raise InputError(
                 f"update: minibatch {number} uses a transition that an earlier one of the same epoch used, or uses it "
                 "twice; expected each at most once an epoch"
             )
-        found[rows] = number
-    return _flat(found.reshape(steps, n_envs))
+        member[rows] = number
+    return as_rows(member.reshape(steps, n_envs))

@@ -8,32 +8,32 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
 
 from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, fields
 from ...datasets.errors import InputError
-from ...datasets.files.store import RunFolder, publish_folder, read_table, read_table_schema, read_tensors
+from ...datasets.files.store import RunFolder, read_table, read_table_schema, read_tensors
 from ...datasets.manifest import Manifest
 from ...datasets.schema import COMPONENT_PREFIX
 from ..environments.contract import Told
 from ..environments.spaces import ObservationForm, Space, env_action, policy_observation_space, require_action_space
 from ..environments.spec import EnvSpec
-from .feed import FedRecorder
+from .provenance import EarlierTraining
+from .window import Collected, Learned, Step, stacked
+from .writer import WindowWriter
 
 log = logging.getLogger("aitia")
 DEFAULT_ROWS = 4096
-_LEARNED = ("value", "log_prob", "advantage", "return")
-_OF_LEARNER = ("gamma", "gae_lambda", "vf_coef", "normalize_advantage")
 _NUMBERS = ("intended_reward", "untampered_reward")
 _TEXTS = ("context", "outcome")
 _DESCRIPTION = (
@@ -216,81 +216,61 @@ def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows
     space, action_space = dataset.observation_space, dataset.action_space
     policy_observation_space(space, where)
     require_action_space(action_space, where)
-    recorder = _Imported(folder, seed)
-    recorder.begin(action_space, 1, policy=None, num_timesteps=0)
+    writer = WindowWriter(folder, seed)
+    writer.begin(1, EarlierTraining())
+    known: set[str] = set()
     try:
-        told = _feed(recorder, dataset, ObservationForm(space), action_space, rows)
+        steps = _steps(dataset, ObservationForm(space), known)
+        while read := list(itertools.islice(steps, rows)):
+            window = Collected(
+                [one.step for one in read], stacked([one.observation for one in read]),
+                np.stack([one.action for one in read]), read[-1].after, about={"algorithm": "imported"},
+            )  # fmt: skip
+            writer.write(window, Learned(), None)
+        if not writer.windows:
+            raise InputError(f"{where} holds no steps, expected some")
     except BaseException:
-        recorder.discard()
+        writer.discard()
         raise
-    if not recorder.windows:
-        recorder.discard()
-        raise InputError(f"{where} holds no steps, expected some")
-    recorder.finish()
+    writer.publish(None)
     log.warning(
         "%s is in %s as seed %d, without a policy: values, log-probabilities and advantages are null, and nothing of "
         "it can be attributed%s", name, folder.root, seed,
-        "" if "intended_reward" in told else "; it tells no intended reward, so no reward can be called wrong",
+        "" if "intended_reward" in known else "; it tells no intended reward, so no reward can be called wrong",
     )  # fmt: skip
-    return recorder.windows
+    return writer.windows
 
 
-class _Imported(FedRecorder):
-    """Transitions without a learner: no checkpoints, and nothing that was learned."""
+class _Read(NamedTuple):
+    """A step of a dataset, and the observations [1, ...] before and after it."""
 
-    def _read(self, index: int, info: dict[str, Any], reward: Array, dones: Array) -> Told:
-        told: Told = info["told"]
-        return told
-
-    def _parameters(self) -> dict[str, Any]:
-        return {}
-
-    def _metadata(self, buffer: RolloutBuffer) -> dict[str, str]:
-        found = super()._metadata(buffer)
-        return {name: value for name, value in found.items() if name not in _OF_LEARNER} | {"algorithm": "imported"}
-
-    def finish(self) -> None:
-        """Move the transitions to their place."""
-        publish_folder(self._staged.transitions_folder(self.seed), self.folder.transitions_folder(self.seed))
-        self.discard()
+    step: Step
+    observation: Any
+    action: Array
+    after: Any
 
 
-def _feed(recorder: _Imported, dataset: Any, form: ObservationForm, action_space: Space, rows: int) -> set[str]:
-    """Add every step of a dataset and close windows of `rows` steps; return the names of what it told."""
-    known: set[str] = set()
-    seen: list[Any] = []
-    drawn: list[Array] = []
-    after: Any = None
-
-    def close() -> None:
-        buffer = recorder.rollout(seen, drawn, 0.0, 0.0)
-        recorder.close_window(buffer, after, {}, [], _LEARNED)
-        seen.clear()
-        drawn.clear()
-
+def _steps(dataset: Any, form: ObservationForm, known: set[str]) -> Iterator[_Read]:
+    """Yield every step of a dataset, one episode after another; add the names of what it tells to `known`."""
     for episode in dataset.iterate_episodes():
         kept = form.batch(_values(episode.observations, len(episode) + 1))
         told = _told(episode.infos or {}, len(episode))
         known |= {key for key in Told._fields if told and getattr(told[-1], key) is not None}
         actions = np.asarray(episode.actions)
-        for step in range(len(episode)):
-            reward = np.array([episode.rewards[step]], dtype=np.float64)
+        for number in range(len(episode)):
+            reward = np.array([episode.rewards[number]], dtype=np.float64)
             if not np.isfinite(reward[0]):
                 raise InputError(
-                    f"episode {episode.id}, step {step}: the reward is {reward[0]}, expected a finite number"
+                    f"episode {episode.id}, step {number}: the reward is {reward[0]}, expected a finite number"
                 )
-            after = _row(kept, step + 1)
-            ended, cut = bool(episode.terminations[step]), bool(episode.truncations[step])
-            cut |= step == len(episode) - 1 and not ended  # an episode of the dataset ends with its last step
-            info = {"told": told[step], "terminal_observation": _single(after), "TimeLimit.truncated": not ended}
-            recorder.add(reward, np.array([ended or cut]), [info])
-            seen.append(_row(kept, step))
-            drawn.append(actions[step : step + 1])
-            if len(drawn) == rows:
-                close()
-    if drawn:
-        close()
-    return known
+            terminated, truncated = bool(episode.terminations[number]), bool(episode.truncations[number])
+            truncated |= number == len(episode) - 1  # an episode of the dataset ends with its last step
+            ended, after = terminated or truncated, _row(kept, number + 1)
+            step = Step(
+                reward, np.array([ended]), np.array([ended and not terminated]), [told[number]],
+                {0: _single(after)} if ended else {}, np.ones(1),
+            )  # fmt: skip
+            yield _Read(step, _row(kept, number), actions[number : number + 1], after)
 
 
 def _values(observations: Any, count: int) -> list[Any]:

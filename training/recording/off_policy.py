@@ -19,27 +19,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import (
-    DictReplayBuffer,
-    DictRolloutBuffer,
-    NStepReplayBuffer,
-    ReplayBuffer,
-    RolloutBuffer,
-)
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
-from torch import Tensor
 
 from ...datasets import schema
 from ...datasets.errors import InputError
-from ...datasets.files.remote import remove_folder
-from ...datasets.files.store import RunFolder, publish_folder, write_table
+from ...datasets.files.store import RunFolder
 from ...datasets.words import counted
-from .recorder import Recorder, _Rows, _Window
+from .recorder import ModelRecorder
+from .window import Collected, Learned, stacked
 
 DEFAULT_WINDOW = 2048
-_WITHOUT_MEANING = ("value", "log_prob", "advantage", "return")
-_ON_POLICY_METADATA = ("gae_lambda", "vf_coef", "normalize_advantage")
 
 
 class _Draws:
@@ -111,7 +102,7 @@ _RECORDING: dict[type[ReplayBuffer], type[ReplayBuffer]] = {
 }
 
 
-class OffPolicyRecorder(Recorder):
+class OffPolicyRecorder(ModelRecorder):
     """Callback that writes `transitions`, `checkpoints` and `replay` of a run folder, each under `seed=J`.
 
     Args:
@@ -148,103 +139,71 @@ class OffPolicyRecorder(Recorder):
         if old.size() > 0:
             raise InputError(
                 f"the replay buffer already holds {counted(old.size(), 'step')} that were not recorded; "
-                "expected a new model, "
-                "recorded from its first step"
+                "expected a new model, recorded from its first step"
             )
         self._begin(old.n_envs)
         n_step = {"n_steps": old.n_steps, "gamma": old.gamma} if isinstance(old, NStepReplayBuffer) else {}
-        model.replay_buffer = _RECORDING.get(type(old), type(old))(
+        self._buffer: Any = _RECORDING.get(type(old), type(old))(
             old.buffer_size * old.n_envs, old.observation_space, old.action_space, old.device, n_envs=old.n_envs,
             optimize_memory_usage=old.optimize_memory_usage,
             handle_timeout_termination=old.handle_timeout_termination, **n_step,
         )  # fmt: skip
-        self._steps = max(self._window // old.n_envs, 1)
+        model.replay_buffer = self._buffer
+        owner: Any = old if isinstance(old, NStepReplayBuffer) else model
+        self._learner = {"gamma": repr(float(owner.gamma))}
+        self._kind = {
+            "algorithm": type(model).__name__,
+            "bootstraps_time_limits": str(bool(old.handle_timeout_termination)).lower(),
+        }
+        self._length = max(self._window // old.n_envs, 1)  # of a window, in vector steps
         self._forget()
-
-    @property
-    def _buffer(self) -> Any:
-        assert isinstance(self.model, OffPolicyAlgorithm)
-        return self.model.replay_buffer
 
     def _forget(self) -> None:
         """Begin a new window."""
-        self._rows = _Rows()
+        self._steps = []
         self._seen: list[Any] = []
         self._chosen: list[NDArray[Any]] = []
         self._buffer.drawn = []
 
-    def _on_rollout_start(self) -> None:
-        pass
-
-    def _on_rollout_end(self) -> None:
-        pass
-
     def _on_step(self) -> bool:
-        if len(self._chosen) == self._steps:  # the updates after the last step of the old window are done
+        if len(self._steps) == self._length:  # the updates after the last step of the old window are done
             self._close()
-        if not self._chosen:
-            self._first: dict[str, Tensor] = self._parameters()
+        if not self._steps:
+            self._first = self._parameters()
+        buffer = self._buffer
         self._seen.append(self._as_kept(self.model._last_obs))
-        self._chosen.append(np.array(self.locals["buffer_actions"]).reshape(self._n_envs, self._buffer.action_dim))
+        self._chosen.append(np.array(self.locals["buffer_actions"]).reshape(buffer.n_envs, buffer.action_dim))
         return super()._on_step()
 
     def _as_kept(self, observed: Any) -> Any:
         """Return copies of the observations of all environments, in the shape in which SB3 keeps them."""
         shape: Any = self._buffer.obs_shape
         if isinstance(observed, dict):
-            return {key: np.array(value).reshape(self._n_envs, *shape[key]) for key, value in observed.items()}
-        return np.array(observed).reshape(self._n_envs, *shape)
+            return {key: np.array(value).reshape(-1, *shape[key]) for key, value in observed.items()}
+        return np.array(observed).reshape(-1, *shape)
 
     def _close(self) -> None:
         """Write the current window, with what was drawn since its first step."""
-        if not self._chosen:
+        if not self._steps:
             return
-        self._follow_last(len(self._chosen) - 1, self.model._last_obs)
-        rows = self._as_rollout()
-        self._pending = _Window(self._windows, self._columns(rows), self._metadata(rows), self._first, [])
-        self._write_pending()
-        write_table(self._staged.replay_path(self.seed, self._windows), self._draws_table())
-        self._windows += 1
+        window = Collected(
+            steps=self._steps, observations=stacked(self._seen), following=self.model._last_obs,
+            actions=self._drawn(np.stack(self._chosen).astype(self._buffer.actions.dtype)),
+            learner=self._learner, about=self._kind,
+        )  # fmt: skip
+        self._writer.write(window, Learned(), self._first, self._draws_table())
         self._forget()
-
-    def _as_rollout(self) -> RolloutBuffer:
-        """Return the window's observations and actions in SB3's on-policy form, which `Recorder` writes."""
-        buffer, kept = self._buffer, self._seen
-        of_dict = isinstance(buffer, DictReplayBuffer)
-        found: Any = (DictRolloutBuffer if of_dict else RolloutBuffer)(
-            len(kept), buffer.observation_space, buffer.action_space, "cpu", gamma=self._gamma, n_envs=self._n_envs
-        )
-        found.observations = {key: np.stack([o[key] for o in kept]) for key in kept[0]} if of_dict else np.stack(kept)
-        found.actions = np.stack(self._chosen).astype(buffer.actions.dtype)
-        assert isinstance(found, RolloutBuffer)
-        return found
-
-    @property
-    def _gamma(self) -> float:
-        owner: Any = self._buffer if isinstance(self._buffer, NStepReplayBuffer) else self.model
-        return float(owner.gamma)
-
-    def _columns(self, buffer: RolloutBuffer) -> dict[str, pa.Array]:
-        columns = super()._columns(buffer)
-        return columns | {name: pa.nulls(len(columns[name]), pa.float32()) for name in _WITHOUT_MEANING}
-
-    def _metadata(self, buffer: RolloutBuffer) -> dict[str, str]:
-        found = super()._metadata(buffer)
-        return {name: value for name, value in found.items() if name not in _ON_POLICY_METADATA} | {
-            "algorithm": type(self.model).__name__,
-            "bootstraps_time_limits": str(bool(self._buffer.handle_timeout_termination)).lower(),
-        }
 
     def _draws_table(self) -> pa.Table:
         """Return how often each (transition, number of rewards) was drawn in the current window."""
         drawn = np.concatenate([np.empty((0, 3), np.int64), *self._buffer.drawn])
         ((step, env, count), draws) = np.unique(drawn.T, axis=1, return_counts=True)
         columns = {
-            "seed": np.full(len(step), self.seed),
-            "window": np.full(len(step), self._windows),
-            "collected": step // self._steps,
+            "seed": np.full(len(step), self._writer.seed),
+            "window": np.full(len(step), self._writer.windows),
+            "collected": step // self._length,
             "env": env,
-            "step": step % self._steps,
+            "step": step % self._length,
             "n": count,
             "draws": draws,
         }
@@ -252,6 +211,4 @@ class OffPolicyRecorder(Recorder):
 
     def _on_training_end(self) -> None:
         self._close()
-        remove_folder(self.folder.checkpoints_folder(self.seed))
-        publish_folder(self._staged.replay_folder(self.seed), self.folder.replay_folder(self.seed))
-        super()._on_training_end()
+        self._writer.publish(self._parameters(), self._about())

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from ..environments.hooks import HookedEnv
 from ..environments.registered import maker, module_of, registers
 from .agent_block import FILL_IN, AgentBlock, is_plain, plain
 from .provenance import SCRIPT
+from .writer import WindowWriter
 
 log = logging.getLogger("aitia")
 TASK_FILE = "task.yaml"
@@ -49,30 +50,26 @@ class _Environment(NamedTuple):
     remarks: Mapping[str, str] = {}
 
 
-class Seen(NamedTuple):
-    """What the training showed.
-
-    Attributes:
-        outcomes: episodes by how they ended.
-        corrected: rewards that an edit changed.
-    """
-
-    outcomes: Mapping[str, int]
-    corrected: int
-
-
-def write_task(folder: RunFolder, seed: int, agent: AgentBlock, env: VecEnv | None, seen: Seen) -> None:
-    """Write `task.yaml` into a run folder, whole or not at all, and say what to do with it.
+def write_task(writer: WindowWriter, agent: Callable[[], AgentBlock | None], env: VecEnv | None) -> None:
+    """Leave `task.yaml` next to a recording that is whole, and log what to do with it; whatever comes of it.
 
     A file that a person has changed is kept; so is the task of a run that was begun already.
 
     Args:
-        folder: of the run.
-        seed: of the recording that ended.
-        agent: the `agent` block.
+        writer: of the recording that ended.
+        agent: makes the `agent` block; None where no task can train like this: then there is no file.
         env: the model's environments; None: not known.
-        seen: what the training showed.
     """
+    try:
+        block = agent()
+        if block is not None:
+            _write(writer, block, env)
+    except Exception as error:  # environments of any make are asked how they were made
+        log.warning("%s: no task file was written: %s: %s", writer.folder.root, type(error).__name__, error)
+
+
+def _write(writer: WindowWriter, agent: AgentBlock, env: VecEnv | None) -> None:
+    folder, seed = writer.folder, writer.seed
     path = folder.root / TASK_FILE
     if folder.manifest_path.exists():
         return
@@ -80,7 +77,7 @@ def write_task(folder: RunFolder, seed: int, agent: AgentBlock, env: VecEnv | No
     found = _Environment(FILL_IN, remarks=of_loop) if env is None else _environment(env)
     modules = [name for name in (found.env, found.hooks) if name is not None and ":" in name]
     command = _command(folder, path, modules)
-    body = _body(folder, seed, agent, found, seen)
+    body = _body(writer, agent, found)
     if path.exists() and not _as_written(path.read_text(encoding="utf-8")):
         log.warning("%s was changed by hand and is kept; expected seed %d in its `seeds`: %s", path, seed, command)
         return
@@ -133,8 +130,8 @@ def _search_folder(module: str) -> str | None:
     return None if any(folder.is_relative_to(place) for place in installed) else str(folder)
 
 
-def _body(folder: RunFolder, seed: int, agent: AgentBlock, env: _Environment, seen: Seen) -> str:
-    recorded = _recorded_seeds(folder)
+def _body(writer: WindowWriter, agent: AgentBlock, env: _Environment) -> str:
+    recorded = _recorded_seeds(writer.folder)
     new = (number for number in range(len(recorded) + _SEEDS_FOR_A_VERDICT) if number not in recorded)
     seeds = sorted([*recorded, *(next(new) for _ in range(_SEEDS_FOR_A_VERDICT - len(recorded)))])
     trained = ", ".join(map(str, recorded))
@@ -144,21 +141,21 @@ def _body(folder: RunFolder, seed: int, agent: AgentBlock, env: _Environment, se
             "# A task cannot say the following. `aitia run` refuses the recording; docs/queries.md can be asked:"
         )
         lines += [f"#   {_comment(remark)}" for remark in agent.unsaid]
-    if seen.corrected:
+    if writer.corrected:
         lines.append(
-            f"# Corrected while training: {counted(seen.corrected, 'reward')}. Give the same edits with --edits FILE"
+            f"# Corrected while training: {counted(writer.corrected, 'reward')}. Give the same edits with --edits FILE"
         )
     remarks = dict(env.remarks)
     remarks["test_kwargs"] = "of the evaluated environment: the training's, unless you change it"
-    counts = ", ".join(f"{_comment(name)} {count}" for name, count in sorted(seen.outcomes.items()))
-    lines.append(_line("name", folder.root.name or "recorded"))
+    counts = ", ".join(f"{_comment(name)} {count}" for name, count in sorted(writer.outcomes.items()))
+    lines.append(_line("name", writer.folder.root.name or "recorded"))
     for key in ("env", "train_kwargs"):
         lines.append(_line(key, getattr(env, key), remarks.get(key)))
     lines.append(_line("test_kwargs", env.train_kwargs, remarks["test_kwargs"]))
     if env.hooks is not None:
         lines.append(_line("hooks", env.hooks, remarks.get("hooks")))
     lines += [
-        f"# Episodes of the training of seed {seed}, by outcome: {counts or 'none ended'}",
+        f"# Episodes of the training of seed {writer.seed}, by outcome: {counts or 'none ended'}",
         "outcomes:",
         f"  desired: [{FILL_IN}]  # what you want",
         f"  misbehaved: [{FILL_IN}]  # what a competent agent does that you do not want; any other is incompetent",

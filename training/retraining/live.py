@@ -69,8 +69,7 @@ def train_recorded(
     Returns:
         The number of windows recorded. On failure nothing of this training is left in the folder.
     """
-    recorder = Recorder(folder, seed)
-    recorder.trained_by = AITIA
+    recorder = Recorder(folder, seed, trained_by=AITIA)
     try:
         callback = recorder if watch is None else CallbackList([recorder, watch])
         train_agent(agent, env, seed, edit=edit, callback=callback)

@@ -24,8 +24,8 @@ from ...training.environments.spec import probe
 from ...training.recording.agent_block import FILL_IN, said_schedule
 from ...training.recording.agreement import log_probs, require_agreement
 from ...training.recording.provenance import PROGRESS, SCRIPT, EarlierTraining, comparable
-from ...training.recording.recorder import under_way
 from ...training.recording.task_file import TASK_FILE
+from ...training.recording.writer import under_way
 from .task import Task
 
 log = logging.getLogger("aitia")

@@ -33,7 +33,7 @@ from ...training.edits.file import ALL
 from ...training.environments.outcome_names import FirstWindow, SeenOutcomes
 from ...training.environments.references import play_references
 from ...training.environments.spec import EnvSpec
-from ...training.recording.recorder import recording_lock, under_way
+from ...training.recording.writer import recording_lock, under_way
 from ...training.retraining.live import train_recorded
 from ..runs.groups import ensure_groups, load_grouping
 from ..runs.outcomes import warn_of_outcomes
