@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from ...attribution.actors.adapt import as_actor
 from ...attribution.effects.order import EffectTable, area_under_curve, attribution_order, effect_table
-from ...attribution.targets.outputs import Outputs
 from ...datasets.errors import InputError
 from ...datasets.files.remote import exist
 from ...datasets.files.store import RunFolder, read_table, read_tensors, write_json, write_table, write_tensors
@@ -28,7 +28,6 @@ from ...reports.statistics import Interval, mean_interval
 from ...training.agents.play import evaluate_policy
 from ...training.agents.spec import load_policy
 from ...training.edits.edit import RewardEdit
-from ...training.environments.spaces import as_tensors
 from ...training.retraining.arrays import Member
 from ...training.retraining.replay import replay
 from ...training.retraining.stack import members_at_once, train_members
@@ -159,7 +158,7 @@ def _measure(pieces: Sequence[ValidationPiece]) -> None:
     env = task.evaluation_env(pieces[0].set_name)
     for piece, policy in zip(pieces, _agents(pieces, folder), strict=True):
         with torch.no_grad():
-            values = targets.values(Outputs(policy, as_tensors(targets.observations), targets.given))
+            values = targets.values(as_actor(policy).outputs(targets.observations, targets.inputs))
         episodes, _ = evaluate_policy(policy, env, task.evaluation, piece.seed, "test")
         plays = PlayCounts.of(episodes["outcome"].to_pylist(), task.outcomes)
         counts = torch.tensor([plays.misbehaved, plays.desired, plays.total])
