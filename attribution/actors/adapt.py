@@ -74,7 +74,7 @@ class ModuleActor:
         """Return what the module says of N states.
 
         Raises:
-            InputError: actions are masked, of which the module is told nothing.
+            InputError: actions are masked, which the module does not take.
         """
         if inputs.mask is not None:
             raise InputError("actions are masked, expected none: log_prob of a module of one's own takes no mask")
@@ -92,11 +92,11 @@ class _ModuleOutputs(Outputs):
 
     @cached_property
     def distribution(self) -> Distribution:
-        """The distribution of actions: of all, where the module tells them, else of those that are asked for."""
-        if tell := _method(self._module, "distribution"):
-            told = tell(self._observations)
-            if isinstance(told, torch.distributions.Categorical):
-                return ActionDistribution(spaces.Discrete(told.logits.shape[-1]), told.logits)
+        """The distribution of actions: of every action, where the module gives it, else of those asked for."""
+        if method := _method(self._module, "distribution"):
+            distribution = method(self._observations)
+            if isinstance(distribution, torch.distributions.Categorical):
+                return ActionDistribution(spaces.Discrete(distribution.logits.shape[-1]), distribution.logits)
         return _LogProbs(self._module, self._observations)
 
     @cached_property
@@ -113,7 +113,7 @@ class _ModuleOutputs(Outputs):
 
 
 class _LogProbs:
-    """The distribution of a module that tells only log pi(a|s) of the actions taken."""
+    """The distribution of a module that gives only log pi(a|s) of the actions taken."""
 
     discrete = False
 
@@ -128,7 +128,7 @@ class _LogProbs:
             InputError: always.
         """
         raise InputError(
-            "the policy tells log pi of the actions taken alone, and targets of `labels` ask for every action: give it "
+            "the policy gives log pi of the actions taken alone, and targets of `labels` ask for every action: give it "
             "the method distribution(observations) -> torch.distributions.Categorical, or use the target `log-odds`"
         )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import Field, dataclass, fields, is_dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -97,11 +97,9 @@ class Estimator(ABC):
     @property
     def label(self) -> str:
         """The name, and the parameters that are not the default ones: what tables call its rows."""
-        parameters = fields(self) if is_dataclass(self) else ()
-        values = {field.name: getattr(self, field.name) for field in parameters}
-        changed = [
-            f"{field.name}={values[field.name]!r}" for field in parameters if values[field.name] != field.default
-        ]
+        parameters: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
+        values = [(field, getattr(self, field.name)) for field in parameters]
+        changed = [f"{field.name}={value!r}" for field, value in values if value != field.default]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Baselines: rankings that stand beside every estimator, in the form of an influence."""
+"""Baselines: rankings that every estimator is compared with, in the form of an influence."""
 
 from __future__ import annotations
 

@@ -112,9 +112,9 @@ class Window:
         paid = np.asarray(rewards, dtype=np.float64)
         shape, envs = paid.shape, 1 if paid.ndim == 1 else paid.shape[1]
 
-        def by_env(what: str, given: Any, kind: Any = None) -> Array:
+        def by_env(what: str, values_of: Any, kind: Any = None) -> Array:
             """Return values [n_steps, n_envs, ...] as rows [N, ...]."""
-            array = np.asarray(given, dtype=kind)
+            array = np.asarray(values_of, dtype=kind)
             if array.shape[: len(shape)] != shape:
                 raise InputError(f"{name}: {what} of shape {array.shape}, expected {shape} first, that of rewards")
             part = array if len(shape) == 2 else array[:, None]

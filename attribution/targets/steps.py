@@ -216,7 +216,7 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> Targets:
         target: one of `BUILT_IN`, or `module:callable`.
 
     Raises:
-        TaskError: an unknown target, or `labels` for an environment that tells none.
+        TaskError: an unknown target, or `labels` for an environment that gives none.
     """
     user = user_target(target)
     keys = list(zip(failures["seed"].to_pylist(), failures["episode"].to_pylist(), strict=True))

@@ -49,7 +49,7 @@ class Recorded(nn.Module):
         self.module = Picture()
 
     def log_prob(self, observations: dict[str, Tensor], actions: Tensor) -> Tensor:
-        return Categorical(logits=self.module(observations)[0]).log_prob(actions)  # type: ignore[no-untyped-call, no-any-return]
+        return Categorical(logits=self.module(observations)[0]).log_prob(actions)  # type: ignore[no-any-return]
 
     def value(self, observations: dict[str, Tensor]) -> Tensor:
         values: Tensor = self.module(observations)[1]
@@ -60,7 +60,7 @@ class Telling(Recorded):
     """One that also tells the whole distribution."""
 
     def distribution(self, observations: dict[str, Tensor]) -> Categorical:
-        return Categorical(logits=self.module(observations)[0])  # type: ignore[no-untyped-call]
+        return Categorical(logits=self.module(observations)[0])
 
 
 def pictures(*shape: int) -> NDArray[Any]:
@@ -198,7 +198,7 @@ class Bare(nn.Module):
         return values[:, 0]
 
     def distribution(self, observations: Tensor) -> Categorical:
-        return Categorical(logits=self.head(self.body(observations)))  # type: ignore[no-untyped-call]
+        return Categorical(logits=self.head(self.body(observations)))
 
     def latent(self, observations: Tensor) -> Tensor:
         found: Tensor = self.body(observations)
@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
     with pytest.raises(InputError, match="neither values nor advantages"):
         as_window(values=None)
     with pytest.raises(InputError, match="actions has 4 rows, expected 5"):
-        Targets.from_arrays(pictures(5), [0, 0, 0, 0])
+        Targets.from_arrays(pictures(5), np.zeros(4, np.int64))
     with pytest.raises(InputError, match="ascending"):
         Targets.from_arrays(pictures(3), np.zeros(3, np.int64), [1, 0, 1])
     with pytest.raises(InputError, match="log_prob"):
