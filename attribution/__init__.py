@@ -1,1 +1,25 @@
-"""Influence of training rewards on a failure: targets, TRAK in exact dual form, the reward adjoint."""
+"""Influence of training rewards on a failure: targets, TRAK in exact dual form, the reward adjoint.
+
+::
+
+    from aitia.attribution import Targets, Trak, Window, influence
+
+    window = Window.from_arrays(observations, actions, rewards, values, dones, intended=intended)
+    targets = Targets.from_arrays(failing_observations, failing_actions)
+    influence(window, policy, targets, Trak(damping=1e-2)).tau  # [N, F]: effect of a unit of each reward
+"""
+
+from __future__ import annotations
+
+from .actors.outputs import Actor
+from .adjoints.signal import Signal
+from .estimators.base import Estimator, TracIn, Trak
+from .estimators.influence import influence
+from .estimators.projected import TrakProjected
+from .estimators.updates import TrakUpdates
+from .estimators.window import Window
+from .targets.steps import Targets
+
+__all__ = [
+    "Actor", "Estimator", "Signal", "Targets", "TracIn", "Trak", "TrakProjected", "TrakUpdates", "Window", "influence",
+]  # fmt: skip

@@ -32,12 +32,15 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from torch import Tensor
 
 import aitia
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.actors.sb3 import prepare
 from aitia.attribution.effects.window import TOP_K, Leaders, attribute_window, keep_top
 from aitia.attribution.estimators.base import Trak
 from aitia.attribution.estimators.window import read_window
-from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, DOUBLE_ROWS, WindowRows, policy_gradients
-from aitia.attribution.targets.outputs import Outputs, prepare
-from aitia.attribution.targets.steps import TargetSteps, UserSteps
+from aitia.attribution.gradients.channels import DOUBLE_ROWS, policy_gradients
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA
+from aitia.attribution.gradients.rows import WindowRows
+from aitia.attribution.targets.steps import Targets, UserSteps
 from aitia.datasets.files.store import write_table
 from aitia.datasets.schema import TOP_TRANSITIONS
 from aitia.training.environments.spaces import as_tensors
@@ -64,7 +67,7 @@ def images(rows: int, seed: int) -> Data:
     return generator.integers(0, 256, (rows, *IMAGE)).astype(np.uint8), generator.integers(0, ACTIONS, rows)
 
 
-def log_prob_targets(image: bool = False) -> TargetSteps:
+def log_prob_targets(image: bool = False) -> Targets:
     """200 targets, log pi of one action each: an output that other libraries score as it is."""
     observations, actions = (images if image else samples)(TARGETS, 10**6)
 
@@ -73,17 +76,17 @@ def log_prob_targets(image: bool = False) -> TargetSteps:
 
     names = tuple(f"0-{i}" for i in range(TARGETS))
     labels = np.zeros((TARGETS, ACTIONS), np.int8)
-    return TargetSteps(
+    return Targets(
         names, ("user",) * TARGETS, np.arange(TARGETS), observations, actions, labels, np.zeros(TARGETS, bool), log_prob
     )
 
 
-def ours(make: Callable[[], ActorCriticPolicy], windows: list[Data], targets: TargetSteps) -> list[NDArray[Any]]:
+def ours(make: Callable[[], ActorCriticPolicy], windows: list[Data], targets: Targets) -> list[NDArray[Any]]:
     """Score all windows exactly."""
     scores = []
     for observations, actions in windows:
         rows = WindowRows.of(observations, actions)
-        scores.append(policy_gradients(make(), rows, targets, "window").trak(DEFAULT_LAMBDA)[rows.row])
+        scores.append(policy_gradients(as_actor(make()), rows, targets, "window").trak(DEFAULT_LAMBDA)[rows.row])
     return scores
 
 
@@ -94,7 +97,7 @@ def _prepared(policy: ActorCriticPolicy, data: Data) -> peers.Samples:
 
 
 def by_traker(
-    make: Callable[[], ActorCriticPolicy], windows: list[Data], targets: TargetSteps, dimensions: int, batch: int
+    make: Callable[[], ActorCriticPolicy], windows: list[Data], targets: Targets, dimensions: int, batch: int
 ) -> None:
     """Score all windows with traker."""
     for data in windows:
@@ -103,7 +106,7 @@ def by_traker(
         peers.traker(peers.Actor(policy), _prepared(policy, data), asked, dimensions, DEFAULT_LAMBDA, batch)
 
 
-def by_dattri(windows: list[Data], targets: TargetSteps) -> None:
+def by_dattri(windows: list[Data], targets: Targets) -> None:
     """Score all windows with dattri."""
     for data in windows:
         policy = mlp_policy()
@@ -139,7 +142,7 @@ def primal_error() -> float:
     layers = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
 
     def gradients(given: NDArray[Any], chosen: NDArray[np.int64]) -> Tensor:
-        log_probs = Outputs(policy, torch.as_tensor(given)).distribution.log_probs()
+        log_probs = as_actor(policy).outputs(given).distribution.log_probs()
         rows = [torch.autograd.grad(log_probs[i, int(a)], layers, retain_graph=True) for i, a in enumerate(chosen)]
         return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
 
@@ -157,13 +160,13 @@ def write_windows(folder: Path) -> list[Path]:
     return paths
 
 
-def stream(paths: list[Path], windows: int, targets: TargetSteps) -> pa.Table:
+def stream(paths: list[Path], windows: int, targets: Targets) -> pa.Table:
     """What a worker does: read, attribute and reduce window after window."""
-    top, sums, leaders = TOP_TRANSITIONS.empty_table(), np.zeros(()), Leaders(targets.ids)
+    top, sums, leaders = TOP_TRANSITIONS.empty_table(), np.zeros(()), Leaders.none(targets.ids)
     for number in range(windows):
         window = read_window(paths[number % len(paths)])
-        found = attribute_window(window, mlp_policy(), targets, Trak(), leaders=leaders)
-        leaders.add((0, number), found.top)
+        found = attribute_window(window, as_actor(mlp_policy()), targets, Trak(), leaders=leaders)
+        leaders = leaders.add((0, number), found.top)
         top = keep_top(pa.concat_tables([top, found.top.cast(TOP_TRANSITIONS)]), TOP_K)
         sums = sums + found.sums.effects["effect"].sum()
     return top
@@ -186,16 +189,14 @@ def memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def many_targets() -> TargetSteps:
+def many_targets() -> Targets:
     """1,000 failures with eight decisive steps each."""
     steps = MANY_FAILURES * DECISIVE
     observations, actions = samples(steps, 10**7)
     labels = np.tile(np.array([1, -1, *[0] * (ACTIONS - 2)], np.int8), (steps, 1))
     names = tuple(f"0-{i}" for i in range(MANY_FAILURES))
     failure = np.repeat(np.arange(MANY_FAILURES), DECISIVE)
-    return TargetSteps(
-        names, ("labels",) * MANY_FAILURES, failure, observations, actions * 0, labels, np.ones(steps, bool)
-    )
+    return Targets(names, ("labels",) * MANY_FAILURES, failure, observations, actions * 0, labels, np.ones(steps, bool))
 
 
 def worker_memory(paths: list[Path]) -> dict[str, int]:

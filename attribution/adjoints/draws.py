@@ -71,11 +71,11 @@ class Record:
 
     def next_observations(self, rows: Ints) -> Array:
         """Return what was observed after some rows."""
-        found = self.observations[np.minimum(rows + 1, len(self.observations) - 1)]
+        after = self.observations[np.minimum(rows + 1, len(self.observations) - 1)]
         place = np.minimum(np.searchsorted(self.known, rows), len(self.known) - 1)
-        told = self.known[place] == rows
-        found[told] = self.following[place[told]]
-        return found
+        recorded = self.known[place] == rows
+        after[recorded] = self.following[place[recorded]]
+        return after
 
     def draws(self, window: int) -> Draws:
         """Return what the updates of one window drew."""

@@ -16,29 +16,35 @@ so every end of an episode ends the recursion. docs/method.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
-Scores = NDArray[np.float64]
+from ...datasets.errors import InputError
+from ..shapes import require_rows
+from .signal import RewardInfluence, Scores
+
 _SB3_EPSILON = 1e-8
 _ROUNDING = 1e-12  # of a mean in float64, relative: equal float32 advantages are 0 apart, different ones 1e-7 or more
 
 
 @dataclass(frozen=True)
-class Advantages:
-    """What the adjoint needs of a window.
+class GaeAdvantages:
+    """Generalised advantage estimates of a window, with their adjoint: a `Signal`.
 
     Attributes:
-        raw: float64 [N], advantages as GAE gave them, row = env * n_steps + step.
+        raw: float64 [N], advantages before normalisation, row = env * n_steps + step.
         ended: bool [N], the episode ended with this row (terminated or truncated).
         n_envs: number of environments; N / n_envs steps each.
         gamma, gae_lambda: of the algorithm.
         normalize: whether the algorithm centres and scales advantages.
         reward_scale: float64 [N], factor between a change of the paid reward and that of the one learned from.
         minibatches: int32 [N, E], minibatch of each row in each epoch, -1 if unused; None: not recorded.
+
+    Raises:
+        InputError: arrays of another length than N, or N is no multiple of n_envs.
     """
 
     raw: NDArray[np.float64]
@@ -50,84 +56,127 @@ class Advantages:
     reward_scale: NDArray[np.float64]
     minibatches: NDArray[np.int32] | None = None
 
+    def __post_init__(self) -> None:
+        require_rows(
+            "GaeAdvantages", len(self.raw), ended=self.ended, reward_scale=self.reward_scale,
+            minibatches=self.minibatches,
+        )  # fmt: skip
+        if len(self.raw) % self.n_envs:
+            raise InputError(f"GaeAdvantages: {len(self.raw)} rows, expected a multiple of n_envs={self.n_envs}")
 
-class RewardInfluence(NamedTuple):
-    """Effect of one unit of reward on each target, [N, F]: with and without the normalisation's adjoint."""
+    def reward_influence(self, scores: Scores) -> RewardInfluence:
+        """Return tau and tau_raw from the effect of one unit of (normalised) advantage.
 
-    tau: Scores
-    tau_raw: Scores
+        Args:
+            scores: s [N, F].
+
+        Returns:
+            tau, tau_raw [N, F] a unit of reward as paid; both zero where all advantages are equal.
+        """
+        rows = len(scores)
+        scale = self._scale(rows)
+        if scale == 0.0:
+            return RewardInfluence(np.zeros_like(scores), np.zeros_like(scores))
+        weight = self.reward_scale[:, None] / (rows * scale)
+        raw = self.adjoint(scores) * weight
+        if not self.normalize:
+            return RewardInfluence(raw, raw)
+        if self.minibatches is not None and self.minibatches.size:
+            by_advantage = minibatch_adjoint(scores, self.raw, self.minibatches)
+            return RewardInfluence(self.adjoint(by_advantage) * self.reward_scale[:, None], raw)
+        normalised = (self.raw - self.raw.mean()) / scale
+        return RewardInfluence(self.adjoint(normalisation_adjoint(scores, normalised)) * weight, raw)
+
+    def value_influence(self, scores: Scores) -> Scores:
+        """Return the effect of one unit of reward through the value loss, [N, F].
+
+        The regression target of V is the return A + V, and no normalisation stands between it and the reward.
+
+        Args:
+            scores: effect of one unit of return, [N, F].
+        """
+        weight: NDArray[np.float64] = self.reward_scale[:, None] / len(scores)
+        return self.adjoint(scores) * weight
+
+    def summed_reward_influence(self, weights: Scores) -> RewardInfluence:
+        """Return what scores are summed with, [N, G] each: `reward_influence` transposed; see `Signal`."""
+        rows = len(weights)
+        scale = self._scale(rows)
+        if scale == 0.0:
+            return RewardInfluence(np.zeros_like(weights), np.zeros_like(weights))
+        summed = self.sums(weights * self.reward_scale[:, None])
+        raw = summed / (rows * scale)
+        if not self.normalize:
+            return RewardInfluence(raw, raw)
+        if self.minibatches is not None and self.minibatches.size:  # both normalisations are symmetric
+            return RewardInfluence(minibatch_adjoint(summed, self.raw, self.minibatches), raw)
+        return RewardInfluence(normalisation_adjoint(raw, (self.raw - self.raw.mean()) / scale), raw)
+
+    def summed_value_influence(self, weights: Scores) -> Scores:
+        """Return what scores are summed with in the value channel, [N, G]: `value_influence` transposed."""
+        return self.sums(weights * self.reward_scale[:, None]) / len(weights)
+
+    def adjoint(self, scores: Scores) -> Scores:
+        """Return R [N, F]: the sum of (gamma lambda)^(t-k) s_k over k <= t in the same episode and window."""
+        decay, carries = self.gamma * self.gae_lambda, self._by_env(~self.ended)
+        per_env = self._by_env(scores)
+        result = np.empty_like(per_env)
+        result[:, 0] = per_env[:, 0]
+        for step in range(1, result.shape[1]):
+            result[:, step] = per_env[:, step] + decay * carries[:, step - 1] * result[:, step - 1]
+        total: Scores = result.reshape(scores.shape)
+        return total
+
+    def sums(self, weights: Scores) -> Scores:
+        """Return the sum of (gamma lambda)^(k-t) w_k over k >= t in the same episode and window, [N, G]: GAE itself."""
+        decay, carries = self.gamma * self.gae_lambda, self._by_env(~self.ended)
+        result = np.array(self._by_env(weights))
+        for step in range(result.shape[1] - 2, -1, -1):
+            result[:, step] += decay * carries[:, step] * result[:, step + 1]
+        summed: Scores = result.reshape(weights.shape)
+        return summed
+
+    def _by_env(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return values [N] or [N, F] as [envs, steps, F] (1 of [N])."""
+        return values.reshape(self.n_envs, len(values) // self.n_envs, -1)
+
+    def _scale(self, rows: int) -> float:
+        """Return what the window's advantages are divided by."""
+        return spread(self.raw) if self.normalize and rows > 1 else 1.0
 
 
 def spread(raw: NDArray[np.float64]) -> float:
     """Return the standard deviation of advantages (ddof 1); exactly 0 where only rounding sets them apart."""
-    found = float(np.std(raw, ddof=1)) if len(raw) > 1 else 0.0
-    return found if found > _ROUNDING * float(np.abs(raw).max(initial=0.0)) else 0.0
+    deviation = float(np.std(raw, ddof=1)) if len(raw) > 1 else 0.0
+    return deviation if deviation > _ROUNDING * float(np.abs(raw).max(initial=0.0)) else 0.0
 
 
-def reward_influence(scores: Scores, advantages: Advantages) -> RewardInfluence:
-    """Return tau and tau_raw from the effect of one unit of (normalised) advantage.
+def estimate_advantages(
+    reward: NDArray[np.float64],
+    value: NDArray[np.float64],
+    ended: NDArray[np.bool_],
+    last: NDArray[np.float64],
+    gamma: float,
+    gae_lambda: float,
+) -> NDArray[np.float64]:
+    r"""Return generalised advantage estimates, [N], row = env * n_steps + step.
 
-    Args:
-        scores: s [N, F].
-        advantages: the window's advantages and episode ends.
+    .. math:: \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \quad A_t = \delta_t + \gamma\lambda A_{t+1}
 
-    Returns:
-        tau, tau_raw [N, F] a unit of reward as paid; both zero where all advantages are equal.
-    """
-    rows = len(scores)
-    scale = spread(advantages.raw) if advantages.normalize and rows > 1 else 1.0
-    if scale == 0.0:
-        return RewardInfluence(np.zeros_like(scores), np.zeros_like(scores))
-    weight = advantages.reward_scale[:, None] / (rows * scale)
-    raw = gae_adjoint(scores, advantages) * weight
-    if not advantages.normalize:
-        return RewardInfluence(raw, raw)
-    if advantages.minibatches is not None and advantages.minibatches.size:
-        by_advantage = minibatch_adjoint(scores, advantages.raw, advantages.minibatches)
-        return RewardInfluence(gae_adjoint(by_advantage, advantages) * advantages.reward_scale[:, None], raw)
-    normalised = (advantages.raw - advantages.raw.mean()) / scale
-    return RewardInfluence(gae_adjoint(normalisation_adjoint(scores, normalised), advantages) * weight, raw)
-
-
-def value_influence(scores: Scores, advantages: Advantages) -> Scores:
-    """Return the effect of one unit of reward through the value loss, [N, F].
-
-    The regression target of V is the return A + V, and no normalisation stands between it and the reward.
+    with V and A zero after the end of an episode (Schulman et al. 2016, arXiv:1506.02438, eq. 11 and 16).
 
     Args:
-        scores: effect of one unit of return, [N, F].
-        advantages: the window's advantages and episode ends.
+        reward, value: r and V of each step, [N].
+        ended: bool [N], the episode ended with this step.
+        last: V after the last step of each environment, [n_envs].
+        gamma, gae_lambda: discount and lambda.
     """
-    weight: NDArray[np.float64] = advantages.reward_scale[:, None] / len(scores)
-    return gae_adjoint(scores, advantages) * weight
-
-
-def summed_reward_influence(weights: Scores, advantages: Advantages) -> RewardInfluence:
-    """Return what scores are summed with, so that influence need not be formed: `reward_influence` transposed.
-
-    Args:
-        weights: [N, G], of each transition in each of G sums.
-        advantages: the window's advantages and episode ends.
-
-    Returns:
-        For tau and for tau_raw, [N, G] each: its product with s [N, F] is that of `weights` with the influence.
-    """
-    rows = len(weights)
-    scale = spread(advantages.raw) if advantages.normalize and rows > 1 else 1.0
-    if scale == 0.0:
-        return RewardInfluence(np.zeros_like(weights), np.zeros_like(weights))
-    summed = gae_sums(weights * advantages.reward_scale[:, None], advantages)
-    raw = summed / (rows * scale)
-    if not advantages.normalize:
-        return RewardInfluence(raw, raw)
-    if advantages.minibatches is not None and advantages.minibatches.size:  # both normalisations are symmetric
-        return RewardInfluence(minibatch_adjoint(summed, advantages.raw, advantages.minibatches), raw)
-    return RewardInfluence(normalisation_adjoint(raw, (advantages.raw - advantages.raw.mean()) / scale), raw)
-
-
-def summed_value_influence(weights: Scores, advantages: Advantages) -> Scores:
-    """Return what scores are summed with in the value channel, [N, G]: `value_influence` transposed."""
-    return gae_sums(weights * advantages.reward_scale[:, None], advantages) / len(weights)
+    paid, values, goes_on = (x.reshape(len(last), -1) for x in (reward, value, ~ended))
+    following = np.concatenate([values[:, 1:], last[:, None]], axis=1)
+    result: NDArray[np.float64] = paid + gamma * goes_on * following - values
+    for step in range(result.shape[1] - 2, -1, -1):
+        result[:, step] += gamma * gae_lambda * goes_on[:, step] * result[:, step + 1]
+    return result.reshape(-1)
 
 
 def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDArray[np.int32]) -> Scores:
@@ -181,28 +230,3 @@ def normalisation_adjoint(scores: Scores, normalised: NDArray[np.float64]) -> Sc
     slope = normalised @ scores / (rows - 1)
     adjoint: Scores = scores - scores.mean(axis=0) - normalised[:, None] * slope[None, :]
     return adjoint
-
-
-def gae_adjoint(scores: Scores, advantages: Advantages) -> Scores:
-    """Return R [N, F]: the sum of (gamma lambda)^(t-k) s_k over k <= t in the same episode and window."""
-    steps = len(scores) // advantages.n_envs
-    decay = advantages.gamma * advantages.gae_lambda
-    per_env = scores.reshape(advantages.n_envs, steps, -1)
-    carries = ~advantages.ended.reshape(advantages.n_envs, steps)
-    result = np.empty_like(per_env)
-    result[:, 0] = per_env[:, 0]
-    for step in range(1, steps):
-        result[:, step] = per_env[:, step] + decay * carries[:, step - 1, None] * result[:, step - 1]
-    return result.reshape(scores.shape)
-
-
-def gae_sums(weights: Scores, advantages: Advantages) -> Scores:
-    """Return the sum of (gamma lambda)^(k-t) w_k over k >= t in the same episode and window, [N, G]: GAE itself."""
-    steps = len(weights) // advantages.n_envs
-    decay = advantages.gamma * advantages.gae_lambda
-    per_env = weights.reshape(advantages.n_envs, steps, -1)
-    carries = ~advantages.ended.reshape(advantages.n_envs, steps)
-    result = np.array(per_env)
-    for step in range(steps - 2, -1, -1):
-        result[:, step] += decay * carries[:, step, None] * result[:, step + 1]
-    return result.reshape(weights.shape)

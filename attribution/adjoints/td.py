@@ -31,11 +31,13 @@ from ...datasets.arrays import Array
 from ...datasets.errors import InputError
 from ...datasets.files.store import RunFolder, read_tensors
 from ...training.environments.spaces import as_tensors
-from ..gradients.kernel import DEFAULT_LAMBDA, WindowRows, q_gradients
-from ..gradients.q_networks import critic_inputs, q_networks
-from ..targets.steps import TargetSteps
+from ..actors.q_networks import critic_inputs, q_networks
+from ..gradients.channels import q_gradients
+from ..gradients.kernel import DEFAULT_LAMBDA
+from ..gradients.rows import WindowRows
+from ..targets.steps import Targets
 from .draws import Draws, Ints, Record, read_record
-from .gae import Scores
+from .signal import Scores
 
 MOST_ROWS = 4096
 _BATCH = 4096
@@ -74,7 +76,7 @@ def td_influence(
     policy: BasePolicy,
     folder: RunFolder,
     seed: int,
-    targets: TargetSteps,
+    targets: Targets,
     lam: float | None = DEFAULT_LAMBDA,
     most_rows: int = MOST_ROWS,
 ) -> TdInfluence:
@@ -111,7 +113,7 @@ def td_influence(
 
 
 def window_influence(
-    policy: BasePolicy, record: Record, draws: Draws, targets: TargetSteps, lam: float | None, where: str
+    policy: BasePolicy, record: Record, draws: Draws, targets: Targets, lam: float | None, where: str
 ) -> Scores:
     """Return tau [N, F] of the updates of one window.
 
@@ -155,8 +157,8 @@ def td_errors(policy: DQNPolicy, record: Record, draws: Draws) -> Numbers:
     value = np.where(record.ended[last], 0.0, record.gamma**draws.count * following)
     paid = record.table["reward"].to_numpy()
     target = target_matrix(draws.row, draws.count, record.gamma, len(paid)) @ paid + value
-    found = _values(policy.q_net, record.observations[draws.row])
-    return np.asarray(found[np.arange(len(found)), record.actions[draws.row]] - target, dtype=np.float64)
+    values = _values(policy.q_net, record.observations[draws.row])
+    return np.asarray(values[np.arange(len(values)), record.actions[draws.row]] - target, dtype=np.float64)
 
 
 def _rows(policy: BasePolicy, record: Record, draws: Draws) -> WindowRows:

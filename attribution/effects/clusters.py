@@ -47,7 +47,7 @@ class FailureClusters(NamedTuple):
     distance: float | None
 
     def failures(self, number: int) -> list[str]:
-        """Return the failures of a cluster, in the order they were given in."""
+        """Return the failures of a cluster, in the order of the arguments."""
         return [name for name, cluster in self.of.items() if cluster == number]
 
 
@@ -88,8 +88,8 @@ def cluster_failures(sums: pa.Table, failures: Sequence[str], most: int = MOST_C
     nearest = np.argmax(whole @ centres.T, axis=1)
     order = np.argsort(-np.bincount(nearest, minlength=len(centres)), kind="stable")
     number = np.argsort(order)[nearest]
-    found = dict.fromkeys(failures, 0) | dict(zip(names, number.tolist(), strict=True))
-    return FailureClusters({name: found[name] for name in failures}, len(centres), *holding[best])
+    cluster = dict.fromkeys(failures, 0) | dict(zip(names, number.tolist(), strict=True))
+    return FailureClusters({name: cluster[name] for name in failures}, len(centres), *holding[best])
 
 
 def _halves(sums: pa.Table) -> tuple[list[str], Profiles | None]:
@@ -119,9 +119,9 @@ def _unit(rows: Profiles) -> Profiles:
 
 def _distances(rows: Profiles) -> Profiles:
     """Return cosine distances [F, F] of unit rows, 0 to 2; a row of zeros is 1 from all others."""
-    found: Profiles = np.clip(1.0 - rows @ rows.T, 0.0, 2.0)
-    np.fill_diagonal(found, 0.0)
-    return found
+    distances: Profiles = np.clip(1.0 - rows @ rows.T, 0.0, 2.0)
+    np.fill_diagonal(distances, 0.0)
+    return distances
 
 
 def _cut(tree: Profiles, count: int) -> NDArray[np.int64]:
@@ -134,15 +134,15 @@ def _held_out(trees: Sequence[Profiles], distances: Sequence[Profiles], count: i
 
     Zeros if the split does not hold.
     """
-    found = []
+    both = []
     for tree, held_out in zip(trees, distances[::-1], strict=True):
         labels = _cut(tree, count)
         sizes = np.bincount(labels)
         kept = np.flatnonzero(sizes[labels] >= least)
         if len(np.unique(labels[kept])) < 2:
             return 0.0, 0.0
-        found.append(_separation(held_out[np.ix_(kept, kept)], labels[kept]))
-    silhouette, distance = np.min(found, axis=0).tolist()
+        both.append(_separation(held_out[np.ix_(kept, kept)], labels[kept]))
+    silhouette, distance = np.min(both, axis=0).tolist()
     return (silhouette, distance) if silhouette >= LEAST_SILHOUETTE and distance >= LEAST_DISTANCE else (0.0, 0.0)
 
 

@@ -128,14 +128,14 @@ def bounded_edits(units: pa.Table, bounds: tuple[float, float]) -> list[BoundedE
     names = units.set_column(units.column_names.index("group"), "group", units["group"].cast(pa.string()))
     seeds = max(len(pc.unique(units["seed"])), 1)
     columns = ("transitions", "paid", "tau", "reward_tau")
-    found = []
+    edits = []
     for row in names.group_by("group").aggregate([(name, "sum") for name in columns]).to_pylist():
         transitions, paid, tau, reward_tau = (row[f"{name}_sum"] / seeds for name in columns)
         effects = [value * tau - reward_tau for value in bounds]
         value, effect = bounds[int(np.argmin(effects))], min(effects)
         change = abs(value * transitions - paid)  # all rewards lie on one side of an end
-        found.append(BoundedEdit(row["group"], value, effect, transitions, change))
-    return sorted(found, key=lambda edit: (edit.effect, edit.group))
+        edits.append(BoundedEdit(row["group"], value, effect, transitions, change))
+    return sorted(edits, key=lambda edit: (edit.effect, edit.group))
 
 
 def placebo_edits(edits: Sequence[BoundedEdit], count: int, bounds: tuple[float, float]) -> list[BoundedEdit]:
@@ -145,7 +145,7 @@ def placebo_edits(edits: Sequence[BoundedEdit], count: int, bounds: tuple[float,
 
     Args:
         edits: one for every group.
-        count: size of the set that the placebo stands beside.
+        count: size of the set that the placebo is compared with.
         bounds: the smallest and the largest reward seen.
     """
     wanted = sum(edit.transitions for edit in edits[:count])

@@ -1,29 +1,34 @@
-"""Attribution of one window: sums for groups and the top transitions of each failure."""
+"""Attribution of one window: sums for groups and the top transitions of each failure.
+
+A transition is among the top of a failure by one of two criteria: |tau| of a reward event, the influence of the reward
+as it was paid; or -dr * tau, by how much correcting it is predicted to reduce the misbehaviour.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...datasets.rewards import corrections, reward_events
 from ...training.environments.spaces import action_text
-from ..adjoints.gae import Scores
+from ..actors.outputs import Actor
+from ..adjoints.signal import Scores
 from ..estimators.base import Estimator, Influence, chunks
 from ..estimators.window import Window
 from ..gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
-from ..targets.steps import TargetSteps
+from ..targets.steps import Targets
 
 EFFECTS = ("effect", "effect_raw", "effect_value")
 TOP_K = 16
 NULL_DRAWS = 20
 _NULL_SEED = 0
-_KINDS = 2  # values by which transitions are kept: |tau| of reward events, and -dr * tau
+_CRITERIA = 2  # of the top transitions, in this order: |tau| of reward events, and -dr * tau
 
 
 class GroupSums(NamedTuple):
@@ -64,8 +69,8 @@ class WindowInfluence(NamedTuple):
 
 def attribute_window(
     window: Window,
-    policy: ActorCriticPolicy,
-    targets: TargetSteps,
+    actor: Actor,
+    targets: Targets,
     estimator: Estimator,
     top_k: int = TOP_K,
     leaders: Leaders | None = None,
@@ -74,7 +79,7 @@ def attribute_window(
 
     Args:
         window: the window's transitions.
-        policy: the policy with the parameters that collected it.
+        actor: the policy with the parameters that collected it; its precision and parameters may be changed.
         targets: the failures' targets.
         estimator: how.
         top_k: transitions kept a failure: the k with the largest correction effect and the k with the
@@ -84,7 +89,7 @@ def attribute_window(
     Raises:
         NonFiniteError: a gradient is not finite.
     """
-    prepared = estimator.prepare(window, policy, targets)
+    prepared = estimator.prepare(window, actor, targets)
     wrong = _wrong_rows(window)
     shape = (len(LAMBDAS), targets.failures, len(wrong.groups))
     effects: dict[str, NDArray[np.float64]] = {}
@@ -97,8 +102,8 @@ def attribute_window(
                 plane = effects.setdefault(name, np.zeros(shape))[LAMBDAS.index(DEFAULT_LAMBDA)]
                 plane[part] = (wrong.change[:, wrong.rows] @ tau[wrong.rows]).T
         mean += influence.tau.sum(axis=1) / targets.failures
-        least = np.zeros((_KINDS, targets.failures)) if leaders is None else leaders.least
-        tops.append(_top_transitions(window, targets.ids[part], influence, estimator.name, top_k, least[:, part]))
+        least = np.zeros((_CRITERIA, targets.failures)) if leaders is None else leaders.least
+        tops.append(_top_transitions(window, targets.ids[part], influence, estimator.label, top_k, least[:, part]))
     for index, lam in enumerate(LAMBDAS):
         if lam != DEFAULT_LAMBDA and wrong.groups:
             sums = prepared.sums(lam, wrong.change.T, targets.failures)
@@ -144,18 +149,29 @@ def _top_transitions(
     top_k: int,
     least: NDArray[np.float64],
 ) -> pa.Table:
-    """Return the top transitions of each failure in this window, as rows of the top-k table."""
+    """Return the top transitions of each failure in this window, as rows of the top-k table.
+
+    Args:
+        window: the window.
+        ids: of the F failures.
+        influence: on them.
+        estimator: what the table calls the estimator.
+        top_k: transitions kept of each failure by each criterion.
+        least: [2, F], what a transition needs at least by each criterion.
+    """
     steps, change, context = window.steps, window.correction, window.context
     event = np.flatnonzero(window.is_event)
-    wrong = np.empty(0, np.int64) if change is None else np.flatnonzero(change)
-    values = [np.abs(influence.tau[event])]
-    values.append(-change[wrong, None] * influence.tau[wrong] if change is not None else values[0][:0])
+    by_criterion = [(event, np.abs(influence.tau[event]))]  # rows [R] and their values [R, F]
+    if change is not None:
+        wrong = np.flatnonzero(change)
+        by_criterion.append((wrong, -change[wrong, None] * influence.tau[wrong]))
+    shape = (len(ids), len(window.reward))
     kept = []
-    for rows, value, lowest in zip((event, wrong), values, least, strict=True):
+    for (rows, value), lowest in zip(by_criterion, least[: len(by_criterion)], strict=True):
         at, failure = np.nonzero((value > 0.0) & (value >= lowest))
-        best = _best(failure, value[at, failure], top_k).kept
-        kept.append(failure[best] * len(window.reward) + rows[at[best]])
-    failure_of, row = np.divmod(np.unique(np.concatenate(kept)), len(window.reward))
+        best = _largest(failure, value[at, failure], top_k).entries
+        kept.append(np.ravel_multi_index((failure[best], rows[at[best]]), shape))
+    failure_of, row = np.unravel_index(np.unique(np.concatenate(kept)), shape)  # each once, though kept by both
     intended = np.full(len(row), np.nan) if window.intended is None else window.intended[row]
     return pa.table(
         {
@@ -183,58 +199,83 @@ def _or_null(tau: Scores | None, row: NDArray[np.integer], failure: NDArray[np.i
     return pa.nulls(len(row), pa.float64()) if tau is None else pa.array(tau[row, failure])
 
 
-class _Best(NamedTuple):
-    """Which entries are kept, by failure and falling value, and the rank of each among those of its failure."""
+class _Largest(NamedTuple):
+    """Which entries have the largest values of their failure: ordered by failure and falling value.
 
-    kept: NDArray[np.int64]
+    Attributes:
+        entries: their indices.
+        rank: of each among those of its failure, 0 the largest.
+    """
+
+    entries: NDArray[np.int64]
     rank: NDArray[np.int64]
 
 
-def _best(failure: NDArray[np.integer], value: NDArray[np.float64], k: int) -> _Best:
-    """Return the entries with the k largest values of each failure; ties by position, so that nothing else decides."""
+def _largest(failure: NDArray[np.integer], value: NDArray[np.float64], k: int) -> _Largest:
+    """Return the k largest positive values of each failure; ties by position, so that nothing else decides.
+
+    Args:
+        failure: of each entry.
+        value: of each entry.
+        k: how many of each failure.
+    """
     order = np.lexsort((-value, failure))  # stable
     rank = np.arange(len(order)) - np.searchsorted(failure[order], failure[order])
     kept = (rank < k) & (value[order] > 0.0)
-    return _Best(order[kept], rank[kept])
+    return _Largest(order[kept], rank[kept])
 
 
-def _values(top: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return by what rows of the top-k table are kept: |tau| among reward events, and -dr * tau."""
+def _criteria(top: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the value of each row of the top-k table by each of the two criteria; 0 by the first of no event."""
     tau, reward = top["tau"].to_numpy(), top["reward"].to_numpy()
     intended = top["intended_reward"].to_numpy(zero_copy_only=False).astype(np.float64)
     return np.abs(tau) * reward_events(reward, intended), -corrections(reward, intended) * tau
 
 
+class _Entries(NamedTuple):
+    """The largest values so far by one criterion: of which failure (an index), and how large."""
+
+    failure: NDArray[np.int32]
+    value: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Leaders:
     """The top of the windows so far. What is below it in another window cannot be among the top of all of them.
 
-    Args:
-        ids: of F failures.
-        k: transitions kept a failure, by each of the two values.
-
     Attributes:
-        least: [2, F], what the k-th of each failure has of each value; 0 while there are fewer.
+        ids: of F failures.
+        k: transitions kept of each failure by each of the two criteria.
+        least: [2, F], what the k-th of each failure has by each criterion; 0 while there are fewer.
+        seen: the windows (seed, number).
+        so_far: their largest values by each criterion.
     """
 
-    def __init__(self, ids: Sequence[str], k: int = TOP_K) -> None:
-        self._ids, self._k = pa.array(ids, pa.string()), k
-        self.least = np.zeros((_KINDS, len(ids)))
-        self._seen: set[tuple[int, int]] = set()
-        self._so_far = [(np.empty(0, np.int32), np.empty(0))] * _KINDS
+    ids: tuple[str, ...]
+    k: int
+    least: NDArray[np.float64]
+    seen: frozenset[tuple[int, int]]
+    so_far: tuple[_Entries, ...]
 
-    def add(self, window: tuple[int, int], top: pa.Table) -> None:
-        """Take the top transitions of one more window (seed, number) into account, once."""
-        if window in self._seen:
-            return
-        self._seen.add(window)
-        found = pc.index_in(top["failure"], self._ids).to_numpy()
-        for kind, new in enumerate(_values(top)):
-            old_failure, old = self._so_far[kind]
-            failure, value = np.concatenate([old_failure, found]), np.concatenate([old, new])
-            kept, rank = _best(failure, value, self._k)
-            self._so_far[kind] = failure[kept], value[kept]
-            last = kept[rank == self._k - 1]
-            self.least[kind, failure[last]] = value[last]
+    @staticmethod
+    def none(ids: Sequence[str], k: int = TOP_K) -> Leaders:
+        """Return the top of no window."""
+        nothing = _Entries(np.empty(0, np.int32), np.empty(0))
+        return Leaders(tuple(ids), k, np.zeros((_CRITERIA, len(ids))), frozenset(), (nothing,) * _CRITERIA)
+
+    def add(self, window: tuple[int, int], top: pa.Table) -> Leaders:
+        """Return the top with one more window (seed, number), whose top transitions are counted once."""
+        if window in self.seen:
+            return self
+        new = pc.index_in(top["failure"], pa.array(self.ids, pa.string())).to_numpy()
+        least, so_far = self.least.copy(), []
+        for criterion, (old, values) in enumerate(zip(self.so_far, _criteria(top), strict=True)):
+            failure, value = np.concatenate([old.failure, new]), np.concatenate([old.value, values])
+            entries, rank = _largest(failure, value, self.k)
+            so_far.append(_Entries(failure[entries], value[entries]))
+            last = entries[rank == self.k - 1]
+            least[criterion, failure[last]] = value[last]
+        return replace(self, least=least, seen=self.seen | {window}, so_far=tuple(so_far))
 
 
 def keep_top(table: pa.Table, k: int) -> pa.Table:
@@ -247,6 +288,6 @@ def keep_top(table: pa.Table, k: int) -> pa.Table:
     """
     failure = table["failure"].combine_chunks().dictionary_encode().indices.to_numpy()
     kept = np.zeros(table.num_rows, dtype=bool)
-    for value in _values(table):
-        kept[_best(failure, value, k).kept] = True
+    for value in _criteria(table):
+        kept[_largest(failure, value, k).entries] = True
     return table.filter(pa.array(kept))

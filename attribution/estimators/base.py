@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple
+from dataclasses import Field, dataclass, fields, is_dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from stable_baselines3.common.policies import ActorCriticPolicy
 
-from ..adjoints.gae import (
-    Scores,
-    reward_influence,
-    summed_reward_influence,
-    summed_value_influence,
-    value_influence,
-)
-from ..gradients.kernel import WindowGradients, policy_gradients, target_factors, value_gradients
-from ..targets.steps import TargetSteps
+from ..actors.outputs import Actor
+from ..adjoints.signal import Scores
+from ..gradients.channels import policy_gradients, target_factors, value_gradients
+from ..gradients.kernel import DEFAULT_LAMBDA, WindowGradients
+from ..targets.steps import Targets
 from .window import Window
 
 Solve = Callable[[float], Scores]
@@ -75,33 +71,44 @@ class Prepared(ABC):
         rows = np.flatnonzero(weights.any(axis=1))
         parts = []
         for part in chunks(failures):
-            found = self.influence(lam, part)
-            channels = [tau for tau in (found.tau, found.tau_raw, found.tau_value) if tau is not None]
+            influence = self.influence(lam, part)
+            channels = [tau for tau in (influence.tau, influence.tau_raw, influence.tau_value) if tau is not None]
             parts.append([weights[rows].T @ tau[rows] for tau in channels])
         tau, tau_raw, *value = (np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True))
         return InfluenceSums(tau, tau_raw, value[0] if value else None)
 
 
 class Estimator(ABC):
-    """A way to estimate how much each training reward drove each failure.
+    """A way to estimate how much each training reward drove each failure; its parameters are its fields.
 
     Attributes:
         name: by which it is chosen.
         summary: one line for a list of estimators.
         needs_updates: whether `window.updates` has to be there: the training is replayed, seed by seed.
+        damping: lambda of `influence`, in the unit of the Fisher matrix; nothing to an estimator without one. Stage
+            attribute writes its tables at several dampings (`LAMBDAS`).
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs_updates: ClassVar[bool] = False
+    damping: float = DEFAULT_LAMBDA
+
+    @property
+    def label(self) -> str:
+        """The name, and the parameters that are not the default ones: what tables call its rows."""
+        parameters: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
+        values = [(field, getattr(self, field.name)) for field in parameters]
+        changed = [f"{field.name}={value!r}" for field, value in values if value != field.default]
+        return f"{self.name}({', '.join(changed)})" if changed else self.name
 
     @abstractmethod
-    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Look at a window once.
 
         Args:
             window: its transitions.
-            policy: the policy with the parameters that collected it.
+            actor: the policy with the parameters that collected it; its precision and parameters may be changed.
             targets: the targets of F failures.
         """
 
@@ -128,37 +135,63 @@ class ScoredWindow(Prepared):
         if self._solved is None or self._solved[0] != lam:
             self._solved = (lam, self._solve(lam), self._solve_value(lam) if self._solve_value else None)
         _, policy, value = self._solved
-        rows, advantages = self._window.rows.row, self._window.advantages
+        rows, signal = self._window.rows.row, self._window.signal
         scores = policy[:, failures][rows]
         by_value = np.broadcast_to(0.0, scores.shape) if self._value_known else None
         if value is not None:
-            by_value = value_influence(value[:, failures][rows], advantages)
-        return Influence(scores, *reward_influence(scores, advantages), by_value)
+            by_value = signal.value_influence(value[:, failures][rows])
+        return Influence(scores, *signal.reward_influence(scores), by_value)
 
 
-class _TrakWindow(ScoredWindow):
-    """TRAK, whose sums need a solve for each sum and not for each failure.
+class _Channels(NamedTuple):
+    """Inner products of the gradients of log pi and of `scale` V.
+
+    Attributes:
+        policy: of log pi(a|s).
+        value: of `scale` V(s); None: the value channel is zero, or not known.
+        scale: the value loss is vf_coef (R - V)^2: its curvature is scale^2 grad V grad V^T.
+        value_known: whether the policy has values.
+    """
+
+    policy: WindowGradients
+    value: WindowGradients | None
+    scale: float
+    value_known: bool
+
+    @staticmethod
+    def of(window: Window, actor: Actor, targets: Targets) -> _Channels:
+        """Return the inner products of both channels."""
+        scale = float(np.sqrt(2.0 * window.vf_coef))
+        steps = target_factors(actor, window.rows, targets)
+        policy, value = policy_gradients(actor, window.rows, targets, window.name, steps), None
+        if actor.has_values:
+            value = value_gradients(actor, window.rows, targets, window.name, scale, steps)
+        return _Channels(policy, value, scale, actor.has_values)
+
+
+class _ExactWindow(ScoredWindow):
+    """TRAK in its dual form, whose sums need a solve for each sum and not for each failure.
 
     Args:
         window: the window.
-        gradients: of the policy channel.
-        value: of the value channel; None: it is zero.
-        scale: of the value channel's scores.
+        channels: its inner products.
     """
 
-    def __init__(self, window: Window, gradients: WindowGradients, value: WindowGradients | None, scale: float) -> None:
-        super().__init__(window, gradients.trak, None if value is None else lambda lam: scale * value.trak(lam))
-        self._gradients, self._value, self._scale = gradients, value, scale
+    def __init__(self, window: Window, channels: _Channels) -> None:
+        value, scale = channels.value, channels.scale
+        by_value = None if value is None else lambda lam: scale * value.trak(lam)
+        super().__init__(window, channels.policy.trak, by_value, channels.value_known)
+        self._channels = channels
 
     def sums(self, lam: float, weights: Scores, failures: int) -> InfluenceSums:
         """Return sums of the influence on all failures at one damping: weights go through the adjoint backwards."""
-        advantages, count = self._window.advantages, weights.shape[1]
-        by_reward = summed_reward_influence(weights, advantages)
-        both = self._gradients.summed_trak(lam, self._of_distinct(np.concatenate(by_reward, axis=1)))
-        by_value = np.broadcast_to(0.0, (count, failures))
-        if self._value is not None:
-            by_return = self._of_distinct(summed_value_influence(weights, advantages))
-            by_value = self._scale * self._value.summed_trak(lam, by_return)
+        signal, count, channels = self._window.signal, weights.shape[1], self._channels
+        by_reward = signal.summed_reward_influence(weights)
+        both = channels.policy.summed_trak(lam, self._of_distinct(np.concatenate(by_reward, axis=1)))
+        by_value = np.broadcast_to(0.0, (count, failures)) if channels.value_known else None
+        if channels.value is not None:
+            by_return = self._of_distinct(signal.summed_value_influence(weights))
+            by_value = channels.scale * channels.value.summed_trak(lam, by_return)
         return InfluenceSums(both[:count], both[count:], by_value)
 
     def _of_distinct(self, weights: Scores) -> Scores:
@@ -168,41 +201,28 @@ class _TrakWindow(ScoredWindow):
         return total.index_add_(0, torch.from_numpy(rows.row), torch.from_numpy(weights)).numpy()
 
 
-class _Channels(NamedTuple):
-    """Inner products of the gradients of log pi and of `scale` V (None: the value channel is zero)."""
-
-    gradients: WindowGradients
-    value: WindowGradients | None
-    scale: float
-
-
-def _channels(window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> _Channels:
-    """Return the inner products of both channels."""
-    scale = float(np.sqrt(2.0 * window.vf_coef))  # the value loss is vf_coef (R - V)^2: its curvature is scale^2 v v^T
-    steps = target_factors(policy, window.rows, targets)
-    gradients = policy_gradients(policy, window.rows, targets, window.name, steps)
-    return _Channels(gradients, value_gradients(policy, window.rows, targets, window.name, scale, steps), scale)
-
-
+@dataclass(frozen=True)
 class Trak(Estimator):
     """TRAK at the window's own checkpoint, exact (dual form)."""
 
     name = "trak"
     summary = "TRAK at every window's own checkpoint, exact, without projection"
+    damping: float = DEFAULT_LAMBDA
 
-    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Compute the Gram matrix of the window once; each damping is a solve."""
-        return _TrakWindow(window, *_channels(window, policy, targets))
+        return _ExactWindow(window, _Channels.of(window, actor, targets))
 
 
+@dataclass(frozen=True)
 class TracIn(Estimator):
     """Gradient products, after TracIn (Pruthi et al. 2020, arXiv:2002.08484), each window at its own checkpoint."""
 
     name = "tracin"
     summary = "gradient products, nothing preconditioned"
 
-    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Compute the products once; they know no damping."""
-        gradients, value, scale = _channels(window, policy, targets)
+        policy, value, scale, known = _Channels.of(window, actor, targets)
         by_value = None if value is None else lambda _: scale * value.gradient_product()
-        return ScoredWindow(window, lambda _: gradients.gradient_product(), by_value)
+        return ScoredWindow(window, lambda _: policy.gradient_product(), by_value, known)

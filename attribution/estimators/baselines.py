@@ -1,4 +1,4 @@
-"""Baselines: rankings that stand beside every estimator, in the form of an influence."""
+"""Baselines: rankings that every estimator is compared with, in the form of an influence."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from ...datasets.arrays import Array, flat_numbers
-from ...training.environments.spaces import as_tensors
-from ..adjoints.gae import Scores
-from ..targets.outputs import Outputs
-from ..targets.steps import TargetSteps
+from ...datasets.errors import InputError
+from ..actors.outputs import Actor
+from ..adjoints.gae import GaeAdvantages
+from ..adjoints.signal import Scores
+from ..targets.steps import Targets
 from .base import Estimator, Influence, Prepared
 from .window import Window
 
@@ -49,7 +49,7 @@ class Baseline(Estimator):
     def blame(self, window: Window) -> NDArray[np.float64]:
         """Return how suspected each transition is, at least 0, [N]."""
 
-    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Rank the window's transitions."""
         return BlamedWindow(window, self.blame(window)[:, None], targets.failures)
 
@@ -84,7 +84,7 @@ class Advantage(Baseline):
 
     def blame(self, window: Window) -> NDArray[np.float64]:
         """Return |A|."""
-        return np.abs(window.advantages.raw)
+        return np.abs(window.signal.raw)
 
 
 class TdError(Baseline):
@@ -94,8 +94,14 @@ class TdError(Baseline):
     summary = "baseline: size of the TD error"
 
     def blame(self, window: Window) -> NDArray[np.float64]:
-        """Return |delta|, delta_t = A_t - gamma lambda A_{t+1} in the same episode and window."""
-        advantages = window.advantages
+        """Return |delta|, delta_t = A_t - gamma lambda A_{t+1} in the same episode and window.
+
+        Raises:
+            InputError: the window's signal is no generalised advantage estimate.
+        """
+        advantages = window.signal
+        if not isinstance(advantages, GaeAdvantages):
+            raise InputError(f"{window.name}: --estimator td-error needs GaeAdvantages, the signal is {advantages!r}")
         raw = advantages.raw.reshape(advantages.n_envs, window.steps)
         following = np.concatenate([raw[:, 1:], np.zeros((advantages.n_envs, 1))], axis=1)
         goes_on = ~advantages.ended.reshape(raw.shape)
@@ -120,7 +126,7 @@ class NearestObservation(Estimator):
     name = "nearest-observation"
     summary = "baseline: closeness to the failure's states, in observations"
 
-    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Measure distances between the window's distinct rows and the failures' states."""
         return _nearest(window, window.rows.observations, targets.observations, targets)
 
@@ -131,17 +137,16 @@ class NearestLatent(Estimator):
     name = "nearest-latent"
     summary = "baseline: closeness to the failure's states, in the policy's latent features"
 
-    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Measure distances between latent features."""
         with torch.no_grad():
             rows, steps = (
-                Outputs(policy, as_tensors(x.observations), x.given).latent.double().numpy()
-                for x in (window.rows, targets)
+                actor.outputs(part.observations, part.inputs).latent.double().numpy() for part in (window.rows, targets)
             )
         return _nearest(window, rows, steps, targets)
 
 
-def _nearest(window: Window, rows: Array, steps: Array, targets: TargetSteps) -> BlamedWindow:
+def _nearest(window: Window, rows: Array, steps: Array, targets: Targets) -> BlamedWindow:
     """Blame by 1 / (1 + distance to the nearest step of the failure), in units of the window's spread."""
     x, y = (flat_numbers(values) for values in (rows, steps))
     spread = np.sqrt(np.average((x - x.mean(axis=0)) ** 2, axis=0, weights=window.rows.counts))

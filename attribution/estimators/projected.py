@@ -18,6 +18,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,33 +32,45 @@ from ...datasets.errors import InputError, NonFiniteError
 from ...training.agents.memory import ACTOR, is_recurrent
 from ...training.environments.masks import takes_masks
 from ...training.environments.spaces import as_tensors, choices
-from ..gradients.kernel import LAMBDAS, WindowRows
-from ..targets.given import incoming_states, lstm_step
-from ..targets.outputs import ActionDistribution, Inputs, difference_of_log_sums, prepare
-from ..targets.steps import TargetSteps
+from ..actors.outputs import ActionDistribution, Actor, Observations, difference_of_log_sums
+from ..actors.sb3 import Sb3Actor, incoming_states, lstm_step, prepare
+from ..gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
+from ..gradients.rows import WindowRows
+from ..targets.steps import Targets
 from .base import Estimator, Prepared, ScoredWindow
 from .window import Window
 
-PROJECTED_DIMENSIONS = 2048
 _BATCH = 256
-_SEED = 0
 
 
+@dataclass(frozen=True)
 class TrakProjected(Estimator):
-    """TRAK's random projection through `traker`, at the window's own checkpoint."""
+    """TRAK's random projection through `traker`, at the window's own checkpoint.
+
+    Attributes:
+        dimension: K, of the projected gradients.
+        seed: of the projection matrix.
+        damping: lambda of `influence`.
+    """
 
     name = "trak-projected"
     summary = "TRAK with a random projection, through the traker library"
+    dimension: int = 2048
+    seed: int = 0
+    damping: float = DEFAULT_LAMBDA
 
-    def __init__(self, dimensions: int = PROJECTED_DIMENSIONS) -> None:
-        self.dimensions = dimensions
-
-    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Project the gradients of the window and of the failures' steps once; each damping is a solve.
 
         Raises:
-            InputError: a user's own target, which is not a sum over steps, or the target `value`.
+            InputError: a user's own target, which is not a sum over steps, the target `value`, or a policy that is not
+                of Stable-Baselines3.
         """
+        if not isinstance(actor, Sb3Actor):
+            raise InputError(
+                f"--estimator trak-projected takes policies of Stable-Baselines3, not {type(actor.module).__name__}. "
+                "Use --estimator trak"
+            )
         if targets.user is not None:
             raise InputError(
                 "--estimator trak-projected needs a built-in target: traker scores one output a step, and "
@@ -68,7 +81,7 @@ class TrakProjected(Estimator):
                 "--estimator trak-projected scores the policy alone, and target: value asks for V(s). Use "
                 "--estimator trak, or another target"
             )
-        scores = _scores(window, policy, targets, self.dimensions)
+        scores = _scores(window, actor.module, targets, self)
         return ScoredWindow(window, lambda lam: scores[lam], value_known=False)
 
 
@@ -84,8 +97,8 @@ class _Actor(nn.Module):
         self.log_std = policy.log_std if isinstance(policy.action_space, spaces.Box) else None
         self.space, self.masked = policy.action_space, takes_masks(policy)
 
-    def forward(self, observations: Inputs, mask: Tensor, states: Tensor) -> ActionDistribution:
-        """Return the distribution of actions in N states, given prepared observations and what is beside them."""
+    def forward(self, observations: Observations, mask: Tensor, states: Tensor) -> ActionDistribution:
+        """Return the distribution of actions in N states, of prepared observations and further inputs."""
         features = self.features(observations)
         if self.lstm is not None:
             lstm: Any = self.lstm
@@ -119,7 +132,7 @@ class _Samples(NamedTuple):
 
 
 def _scores(
-    window: Window, policy: ActorCriticPolicy, targets: TargetSteps, dimensions: int
+    window: Window, policy: ActorCriticPolicy, targets: Targets, parameters: TrakProjected
 ) -> dict[float, NDArray[np.float64]]:
     """Return scores of the window's distinct rows [U, F] by damping."""
     from trak import TRAKer
@@ -138,11 +151,11 @@ def _scores(
         @staticmethod
         def get_output(model: nn.Module, weights: Any, buffers: Any, *sample: Tensor) -> Tensor:
             *inputs, mask, states, action, plus, minus, kind = (values[None] for values in sample)
-            given = inputs[0] if names is None else dict(zip(names, inputs, strict=True))
-            found: ActionDistribution = torch.func.functional_call(model, (weights, buffers), (given, mask, states))
-            output = kind[0, 0] * found.log_prob(action)[0] + kind[0, 1] * found.log_odds(action)[0]
-            if isinstance(found.space, spaces.Discrete):
-                output = output + kind[0, 2] * difference_of_log_sums(found.log_probs(), plus, minus)[0]
+            observed = inputs[0] if names is None else dict(zip(names, inputs, strict=True))
+            said: ActionDistribution = torch.func.functional_call(model, (weights, buffers), (observed, mask, states))
+            output = kind[0, 0] * said.log_prob(action)[0] + kind[0, 1] * said.log_odds(action)[0]
+            if said.discrete:
+                output = output + kind[0, 2] * difference_of_log_sums(said.log_probs(), plus, minus)[0]
             return output
 
         @staticmethod
@@ -159,25 +172,25 @@ def _scores(
 
     policy.float()
     actor = _Actor(policy)
-    parameters = sum(parameter.numel() for parameter in actor.parameters())
+    size, dimension = sum(parameter.numel() for parameter in actor.parameters()), parameters.dimension
     rows = len(window.reward)
     projector = BasicProjector(
-        parameters, dimensions, _SEED, ProjectionType.rademacher, "cpu", block_size=dimensions
+        size, dimension, parameters.seed, ProjectionType.rademacher, "cpu", block_size=dimension
     )  # fmt: skip
     projector.free_memory = lambda: None  # else its one matrix is gone when targets are scored
-    found: dict[float, NDArray[np.float64]] = {}
+    scores: dict[float, NDArray[np.float64]] = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # traker warns about its optional CUDA kernels
         traker = TRAKer(
             actor, Output(), train_set_size=rows, save_dir=folder, device="cpu",
-            projector=projector, proj_dim=dimensions, score_computer=Scores, use_half_precision=False,
+            projector=projector, proj_dim=dimension, score_computer=Scores, use_half_precision=False,
             logging_level=logging.CRITICAL,
         )  # fmt: skip
         traker.load_checkpoint(actor.state_dict(), model_id=0)
         for batch in _window_samples(window, policy).batches():
             traker.featurize(batch=batch, num_samples=len(batch[0]))
-        for lam in LAMBDAS:
-            traker.score_computer.lambda_reg = lam * rows * dimensions / parameters
+        for lam in dict.fromkeys((*LAMBDAS, parameters.damping)):
+            traker.score_computer.lambda_reg = lam * rows * dimension / size
             traker.saver.model_ids[0]["is_finalized"] = 0
             traker.finalize_features(model_ids=[0])
             name = f"lambda={lam:g}"
@@ -187,11 +200,11 @@ def _scores(
             per_step = np.array(traker.finalize_scores(name, model_ids=[0]), dtype=np.float64) * rows
             if not np.isfinite(per_step).all():
                 raise NonFiniteError(f"{window.name}: a projected gradient is not finite; the training diverged")
-            found[lam] = _by_failure(per_step, window, targets)
-    return found
+            scores[lam] = _by_failure(per_step, window, targets)
+    return scores
 
 
-def _by_failure(per_step: NDArray[np.float64], window: Window, targets: TargetSteps) -> NDArray[np.float64]:
+def _by_failure(per_step: NDArray[np.float64], window: Window, targets: Targets) -> NDArray[np.float64]:
     """Sum scores [N, T] over the steps of each failure, and keep one of each distinct row: [U, F]."""
     first = np.unique(window.rows.row, return_index=True)[1]
     starts = np.searchsorted(targets.failure, np.arange(targets.failures))
@@ -209,7 +222,7 @@ def _window_samples(window: Window, policy: ActorCriticPolicy) -> _Samples:
     return _Samples(inputs, actions, none, none, kind)
 
 
-def _target_samples(targets: TargetSteps, policy: ActorCriticPolicy) -> _Samples:
+def _target_samples(targets: Targets, policy: ActorCriticPolicy) -> _Samples:
     """Return each step of each failure's target, with its weight."""
     of_step = np.array(targets.kinds)[targets.failure]
     weight = targets.step_weights()
@@ -221,17 +234,17 @@ def _target_samples(targets: TargetSteps, policy: ActorCriticPolicy) -> _Samples
     )  # fmt: skip
 
 
-def _prepared(of: WindowRows | TargetSteps, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
+def _prepared(of: WindowRows | Targets, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
     """Return what the policy takes in N states: prepared observations, one tensor a key; then bool [N, A], allowed
     actions, and [N, 2, layers, H], states that come in at the actor's LSTM ([N, 0] each where it takes none).
     """
-    found: Any = prepare(policy, as_tensors(of.observations))
-    parts = tuple(found.values()) if isinstance(found, dict) else (found,)
+    observed: Any = prepare(policy, as_tensors(of.observations))
+    parts = tuple(observed.values()) if isinstance(observed, dict) else (observed,)
     mask = states = torch.zeros(len(parts[0]), 0)
-    if of.given.mask is not None:
-        mask = torch.as_tensor(of.given.mask)
+    if of.inputs.mask is not None:
+        mask = torch.as_tensor(of.inputs.mask)
     if is_recurrent(policy):
         lstm: Any = policy.lstm_actor
         with torch.no_grad():
-            states = incoming_states(lstm, policy.pi_features_extractor(found), of.given.history, ACTOR)
+            states = incoming_states(lstm, policy.pi_features_extractor(observed), of.inputs.history, ACTOR)
     return (*parts, mask, states)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import NamedTuple
 
-from stable_baselines3.common.policies import ActorCriticPolicy
-
 from ...datasets.errors import InputError, nearest
 from ...datasets.words import counted
-from ..gradients.factors import why_not_factored
+from ..actors.outputs import Actor
+from ..gradients.layers import why_not_factored
 from .base import Estimator, TracIn, Trak
 from .baselines import Advantage, NearestLatent, NearestObservation, Random, Reward, Size, TdError
 from .projected import TrakProjected
@@ -23,31 +22,31 @@ ENTRY_POINTS = "aitia.estimators"
 AUTO = "auto"
 LARGEST_EXACT = 8192  # rows of a window: its matrix of inner products takes 256 MiB (in float64 512)
 
-BUILT_IN: tuple[type[Estimator], ...] = (
-    Trak, TrakProjected, TrakUpdates, TracIn,
-    Size, Reward, TdError, Advantage, NearestObservation, NearestLatent, Random,
+BUILT_IN: tuple[Estimator, ...] = (
+    Trak(), TrakProjected(), TrakUpdates(), TracIn(),
+    Size(), Reward(), TdError(), Advantage(), NearestObservation(), NearestLatent(), Random(),
 )  # fmt: skip
 
 
-def estimators() -> dict[str, type[Estimator]]:
-    """Return all estimators by name: the built-in ones, and those of installed packages.
+def estimators() -> dict[str, Estimator]:
+    """Return all estimators by name, with their default parameters: built-in ones, and those of installed packages.
 
     Raises:
         InputError: an entry point is not an `Estimator`, or takes a built-in name.
     """
-    found = {estimator.name: estimator for estimator in BUILT_IN}
+    known = {estimator.name: estimator for estimator in BUILT_IN}
     for point in entry_points(group=ENTRY_POINTS):
         loaded = point.load()
         if not (isinstance(loaded, type) and issubclass(loaded, Estimator)):
             raise InputError(
                 f"the entry point `{point.name}` of {ENTRY_POINTS} is {loaded!r}, expected a subclass of Estimator"
             )
-        if loaded.name in (AUTO, *found):
+        if loaded.name in (AUTO, *known):
             raise InputError(
                 f"the entry point `{point.name}` of {ENTRY_POINTS} takes the name `{loaded.name}`, which is taken"
             )
-        found[loaded.name] = loaded
-    return found
+        known[loaded.name] = loaded()
+    return known
 
 
 class Chosen(NamedTuple):
@@ -57,14 +56,14 @@ class Chosen(NamedTuple):
     reason: str
 
 
-def choose_estimator(policy: ActorCriticPolicy, window_rows: int) -> Chosen:
+def choose_estimator(actor: Actor, window_rows: int) -> Chosen:
     """Return `trak` (exact) where the policy's gradients have a factored form and a window fits, else `trak-projected`.
 
     Args:
-        policy: the policy, trained or not.
+        actor: the policy, trained or not.
         window_rows: transitions of a window.
     """
-    reason = why_not_factored(policy)
+    reason = why_not_factored(actor)
     if reason is not None:
         return Chosen(TrakProjected.name, f"{reason}, so per-sample gradients have no factored form")
     if window_rows > LARGEST_EXACT:
@@ -76,15 +75,16 @@ def choose_estimator(policy: ActorCriticPolicy, window_rows: int) -> Chosen:
     return Chosen(Trak.name, f"every layer has a factored gradient and a window of {rows} fits")
 
 
-def find_estimator(name: str) -> Estimator:
-    """Return the estimator of a name.
+def find_estimator(estimator: str | Estimator) -> Estimator:
+    """Return an estimator as it is, or the one of a name, with its default parameters.
 
     Raises:
-        InputError: there is none; names those there are.
+        InputError: there is none of the name; names those there are.
     """
+    if isinstance(estimator, Estimator):
+        return estimator
     known = estimators()
-    if name not in known:
-        raise InputError(
-            f"--estimator {name} was given, expected one of {', '.join([AUTO, *known])}.{nearest(name, known)}"
-        )
-    return known[name]()
+    if estimator not in known:
+        names = ", ".join([AUTO, *known])
+        raise InputError(f"--estimator {estimator} was given, expected one of {names}.{nearest(estimator, known)}")
+    return known[estimator]

@@ -13,39 +13,45 @@ adjoint of its own centring and scaling; the mean over updates has the unit of t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.policies import ActorCriticPolicy
 
-from ...datasets.arrays import Array
 from ...datasets.errors import InputError
-from ...training.agents.memory import is_recurrent
-from ...training.environments.spaces import as_tensors
 from ...training.retraining.replay import ReplayedWindow
-from ..adjoints.gae import Scores, gae_adjoint, minibatch_adjoint, spread
-from ..gradients.kernel import LAMBDAS, WindowRows, policy_gradients, value_gradients
-from ..targets.outputs import Outputs
-from ..targets.steps import TargetSteps
+from ..actors.outputs import Actor
+from ..adjoints.gae import GaeAdvantages, minibatch_adjoint, spread
+from ..adjoints.signal import Scores
+from ..gradients.channels import policy_gradients, value_gradients
+from ..gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
+from ..gradients.rows import WindowRows
+from ..targets.steps import Targets
 from .base import Estimator, Influence, Prepared
 from .window import Window
 
+Numbers = NDArray[np.float64]
 
+
+@dataclass(frozen=True)
 class TrakUpdates(Estimator):
     """TRAK over the real updates of a window: ratios, clipping and epochs as they happened."""
 
     name = "trak-updates"
     summary = "TRAK summed over PPO's real updates, with ratios and clipping"
     needs_updates = True
+    damping: float = DEFAULT_LAMBDA
 
-    def prepare(self, window: Window, policy: ActorCriticPolicy, targets: TargetSteps) -> Prepared:
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Score every update of the window.
 
         Raises:
-            InputError: the window comes without its updates (they are replayed by `aitia attribute`), or the policy
-                is recurrent.
+            InputError: the window comes without its updates (they are replayed by `aitia attribute`), its signal is no
+                generalised advantage estimate, or the policy is recurrent.
         """
-        if is_recurrent(policy):
+        if window.rows.inputs.history is not None:
             raise InputError(
                 "--estimator trak-updates was given for a recurrent policy, whose minibatches are sequences with "
                 "states that change at every update. Use --estimator trak"
@@ -54,87 +60,139 @@ class TrakUpdates(Estimator):
             raise InputError(
                 f"{window.name} comes without its updates: --estimator trak-updates replays them, run `aitia attribute`"
             )
-        return _SummedUpdates(window, window.updates, policy, targets)
+        if not isinstance(window.signal, GaeAdvantages):
+            raise InputError(f"{window.name}: --estimator trak-updates needs GaeAdvantages, not {window.signal!r}")
+        dampings = tuple(dict.fromkeys((*LAMBDAS, self.damping)))
+        return _MeanOverUpdates(window.signal, _mean_effects(window, window.signal, actor, targets, dampings))
 
 
-class _SummedUpdates(Prepared):
-    """Effects of one unit of raw advantage at each damping, [N, F] each, mean over updates."""
+class _Effects(NamedTuple):
+    """Effects at one damping, [N, F] each, mean over a window's updates.
 
-    def __init__(
-        self, window: Window, replayed: ReplayedWindow, policy: ActorCriticPolicy, targets: TargetSteps
-    ) -> None:
-        self._window = window
-        shape = (len(window.reward), targets.failures)
-        self._scores, self._tau, self._raw, self._value = (
-            {lam: np.zeros(shape) for lam in LAMBDAS} for _ in range(4)
-        )  # fmt: skip
-        before, values = _log_probs(policy, window.rows), _values(policy, window.rows)
-        scale = float(np.sqrt(2.0 * window.vf_coef))
-        for number, update in enumerate(replayed.updates):
-            where = f"{window.name}, update {number}"
-            policy.load_state_dict(update.parameters)
-            distinct, row = np.unique(window.rows.row[update.rows], return_inverse=True)
-            rows = WindowRows(
-                window.rows.observations[distinct], window.rows.actions[distinct],
-                np.bincount(row).astype(np.int64), row, window.rows.given.rows(distinct),
-            )  # fmt: skip
-            ratio = np.exp(_log_probs(policy, rows) - before[distinct])[row]
-            weight = ratio * ~_clipped(ratio, self._normalised(update.rows), replayed.clip_range)
-            moved = (_values(policy, rows) - values[distinct])[row]
-            follows = np.abs(moved) <= (np.inf if replayed.clip_range_vf is None else replayed.clip_range_vf)
-            gradients = policy_gradients(policy, rows, targets, where)
-            value = value_gradients(policy, rows, targets, where, scale)
-            for lam in LAMBDAS:
-                scores = weight[:, None] * gradients.trak(lam)[row]
-                self._scores[lam][update.rows] += scores
-                self._tau[lam][update.rows] += self._by_advantage(scores, update.rows)
-                self._raw[lam][update.rows] += scores / (len(row) * self._spread(update.rows))
-                if value is not None:
-                    by_return = scale * follows[:, None] * value.trak(lam)[row]
-                    self._value[lam][update.rows] += by_return / len(row)
-        for kept in (self._scores, self._tau, self._raw, self._value):
-            for total in kept.values():
-                total /= len(replayed.updates)
+    Attributes:
+        scores: of one unit of normalised advantage, summed over the rows of a minibatch.
+        advantage, advantage_raw: of one unit of raw advantage, with and without the adjoint of each minibatch's
+            normalisation.
+        value: of one unit of return.
+    """
+
+    scores: Scores
+    advantage: Scores
+    advantage_raw: Scores
+    value: Scores
+
+
+class _MeanOverUpdates(Prepared):
+    """The mean effects over a window's updates, taken to rewards by the adjoint of GAE."""
+
+    def __init__(self, signal: GaeAdvantages, effects: dict[float, _Effects]) -> None:
+        self._signal, self._effects = signal, effects
 
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the influence on some failures at one damping."""
-        advantages = self._window.advantages
-        scale = advantages.reward_scale[:, None]
-        tau, raw, value = (
-            gae_adjoint(kept[lam][:, failures], advantages) * scale for kept in (self._tau, self._raw, self._value)
-        )
-        return Influence(self._scores[lam][:, failures], tau, raw, value)
-
-    def _spread(self, rows: NDArray[np.int64]) -> float:
-        raw = self._window.advantages.raw[rows]
-        normalises = self._window.advantages.normalize and len(rows) > 1
-        return (spread(raw) or np.inf) if normalises else 1.0
-
-    def _normalised(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        raw = self._window.advantages.raw[rows]
-        return (raw - raw.mean()) / self._spread(rows) if self._window.advantages.normalize else raw
-
-    def _by_advantage(self, scores: Scores, rows: NDArray[np.int64]) -> Scores:
-        if not self._window.advantages.normalize:
-            return scores / len(rows)
-        return minibatch_adjoint(scores, self._window.advantages.raw[rows], np.zeros((len(rows), 1), np.int32))
+        scale = self._signal.reward_scale[:, None]
+        scores, *effects = self._effects[lam]
+        tau, raw, value = (self._signal.adjoint(effect[:, failures]) * scale for effect in effects)
+        return Influence(scores[:, failures], tau, raw, value)
 
 
-def _log_probs(policy: ActorCriticPolicy, rows: WindowRows) -> NDArray[np.float64]:
-    actions: Array = rows.actions
-    with torch.no_grad():
-        said = Outputs(policy, as_tensors(rows.observations), rows.given).distribution
-        found = said.log_prob(torch.as_tensor(actions))
-    return found.double().numpy()
+def _mean_effects(
+    window: Window, signal: GaeAdvantages, actor: Actor, targets: Targets, dampings: tuple[float, ...]
+) -> dict[float, _Effects]:
+    """Return the effects at each damping; the policy is left with the parameters of the last update."""
+    assert window.updates is not None
+    shape, scale = (len(window.reward), targets.failures), float(np.sqrt(2.0 * window.vf_coef))
+    effects = {lam: _Effects(*(np.zeros(shape) for _ in _Effects._fields)) for lam in dampings}
+    before = _Said.of(actor, window.rows)
+    for number, update in enumerate(window.updates.updates):
+        where = f"{window.name}, update {number}"
+        actor.module.load_state_dict(update.parameters)
+        distinct, row = np.unique(window.rows.row[update.rows], return_inverse=True)
+        rows = WindowRows(
+            window.rows.observations[distinct], window.rows.actions[distinct],
+            np.bincount(row).astype(np.int64), row, window.rows.inputs.rows(distinct),
+        )  # fmt: skip
+        advantages = _Minibatch(signal.raw[update.rows], signal.normalize)
+        weight, follows = _slopes(_Said.of(actor, rows), before, distinct, row, advantages, window.updates)
+        gradients = policy_gradients(actor, rows, targets, where)
+        value = value_gradients(actor, rows, targets, where, scale) if actor.has_values else None
+        for lam, total in effects.items():
+            scores = weight[:, None] * gradients.trak(lam)[row]
+            total.scores[update.rows] += scores
+            total.advantage[update.rows] += advantages.adjoint(scores)
+            total.advantage_raw[update.rows] += scores / (len(row) * advantages.spread)
+            if value is not None:
+                by_return = scale * follows[:, None] * value.trak(lam)[row]
+                total.value[update.rows] += by_return / len(row)
+    for mean in effects.values():
+        for total_effect in mean:
+            total_effect /= len(window.updates.updates)
+    return effects
 
 
-def _values(policy: ActorCriticPolicy, rows: WindowRows) -> NDArray[np.float64]:
-    with torch.no_grad():
-        found = Outputs(policy, as_tensors(rows.observations), rows.given).values
-    return found.double().numpy()
+class _Said(NamedTuple):
+    """log pi(a|s) and V(s) of the distinct rows, [U] each; V is zero where the policy has none."""
+
+    log_prob: Numbers
+    value: Numbers
+
+    @staticmethod
+    def of(actor: Actor, rows: WindowRows) -> _Said:
+        """Return what the policy says with its present parameters."""
+        with torch.no_grad():
+            outputs = actor.outputs(rows.observations, rows.inputs)
+            log_prob = outputs.distribution.log_prob(torch.as_tensor(rows.actions)).double().numpy()
+            value = outputs.values.double().numpy() if actor.has_values else np.zeros(len(log_prob))
+        return _Said(log_prob, value)
 
 
-def _clipped(ratio: NDArray[np.float64], advantage: NDArray[np.float64], clip_range: float | None) -> NDArray[np.bool_]:
+class _Minibatch(NamedTuple):
+    """The raw advantages [n] of one minibatch, and whether they are normalised in it."""
+
+    raw: Numbers
+    normalize: bool
+
+    @property
+    def spread(self) -> float:
+        """What they are divided by; infinite where all are equal."""
+        return (spread(self.raw) or np.inf) if self.normalize and len(self.raw) > 1 else 1.0
+
+    @property
+    def normalised(self) -> Numbers:
+        """What the surrogate is weighted with, [n]."""
+        return (self.raw - self.raw.mean()) / self.spread if self.normalize else self.raw
+
+    def adjoint(self, scores: Scores) -> Scores:
+        """Return the effect of one unit of raw advantage from that of one unit of normalised advantage, [n, F]."""
+        if not self.normalize:
+            return scores / len(self.raw)
+        return minibatch_adjoint(scores, self.raw, np.zeros((len(self.raw), 1), np.int32))
+
+
+def _slopes(
+    now: _Said, before: _Said, distinct: NDArray[np.int64], row: NDArray[np.int64], advantages: _Minibatch,
+    replayed: ReplayedWindow,
+) -> tuple[Numbers, NDArray[np.bool_]]:  # fmt: skip
+    """Return by how much each row's losses follow a change of log pi and of V in one update, [n] each.
+
+    Args:
+        now: of the update's distinct rows, with its parameters.
+        before: of the window's distinct rows, with those that collected it.
+        distinct, row: which of the window's distinct rows are the update's, and which of these each row is, [n].
+        advantages: of the update's rows.
+        replayed: the clip ranges.
+
+    Returns:
+        w_kj of the surrogate, and whether the value loss is not clipped.
+    """
+    ratio = np.exp(now.log_prob - before.log_prob[distinct])[row]
+    weight = ratio * ~_clipped(ratio, advantages.normalised, replayed.clip_range)
+    moved = (now.value - before.value[distinct])[row]
+    follows = np.abs(moved) <= (np.inf if replayed.clip_range_vf is None else replayed.clip_range_vf)
+    return weight, follows
+
+
+def _clipped(ratio: Numbers, advantage: Numbers, clip_range: float | None) -> NDArray[np.bool_]:
     """Return where PPO's surrogate is flat: the ratio has left the clip range on the side the advantage pulls to."""
     if clip_range is None:
         return np.zeros(len(ratio), dtype=bool)

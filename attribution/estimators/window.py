@@ -4,46 +4,54 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays
-from ...datasets.errors import NonFiniteError, RunFolderError
+from ...datasets.errors import InputError, NonFiniteError, RunFolderError
 from ...datasets.files.store import read_table, read_table_schema
 from ...datasets.groups import BY_CONTEXT, Grouping
 from ...datasets.rewards import corrections, editable, reward_events
 from ...datasets.schema import metadata_of
 from ...training.retraining.replay import ReplayedWindow
-from ..adjoints.gae import Advantages
-from ..gradients.kernel import WindowRows
-from ..targets.given import COLUMNS as GIVEN_COLUMNS
-from ..targets.given import given_of_window
+from ..actors.inputs import COLUMNS as INPUT_COLUMNS
+from ..actors.inputs import inputs_of_window
+from ..adjoints.gae import GaeAdvantages, estimate_advantages
+from ..adjoints.signal import Signal
+from ..gradients.rows import WindowRows
+from ..shapes import require_rows
 
 
 @dataclass(frozen=True)
 class Window:
     """The transitions of one window, decoded. Arrays are [N], row = env * n_steps + step.
 
+    `from_arrays` makes one of plain arrays, `read_window` of a recorded file.
+
     Attributes:
         name: names the window in messages.
         seed, number: which training, which window of it.
         rows: its distinct (observation, action) rows.
-        advantages: what the adjoint needs.
+        signal: what the learner saw of each, and how it depends on the rewards.
         reward, intended: as paid and as intended (None: not known).
         group: what each transition is corrected with.
         action: the action taken, [N] or [N, K].
         editable: what an arbitrary edit of its group would change; None: the reward events as paid.
         vf_coef: weight of the value loss.
         updates: the real updates that used the window, for estimators that need them.
-        context: what the environment told of each transition's context, [N] texts or None; None: not read.
+        context: what the environment reported of each transition's context, [N] texts or None; None: not read.
+
+    Raises:
+        InputError: arrays of another length than N.
     """
 
     name: str
     seed: int
     number: int
     rows: WindowRows
-    advantages: Advantages
+    signal: Signal
     reward: NDArray[np.float64]
     intended: NDArray[np.float64] | None
     group: NDArray[np.str_]
@@ -53,10 +61,89 @@ class Window:
     updates: ReplayedWindow | None = None
     context: NDArray[np.object_] | None = None
 
+    def __post_init__(self) -> None:
+        require_rows(
+            "Window", len(self.reward), rows=self.rows.row, signal=self.signal.raw, intended=self.intended,
+            group=self.group, action=self.action, editable=self.editable, context=self.context,
+        )  # fmt: skip
+
+    @staticmethod
+    def from_arrays(
+        observations: Array,
+        actions: Array,
+        rewards: NDArray[Any],
+        values: NDArray[Any] | None,
+        dones: NDArray[Any],
+        *,
+        intended: NDArray[Any] | None = None,
+        last_values: NDArray[Any] | float = 0.0,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        advantages: NDArray[Any] | None = None,
+        normalize: bool = True,
+        minibatches: NDArray[np.int32] | None = None,
+        vf_coef: float = 0.5,
+        group: NDArray[Any] | None = None,
+        name: str = "window",
+    ) -> Window:
+        """Return a window of plain arrays, as a training loop has them: [n_steps, n_envs, ...], or [n_steps, ...].
+
+        Rows of the result, and of influence on it, are environment by environment: row = env * n_steps + step.
+
+        Args:
+            observations, actions: as the policy got and drew them.
+            rewards: as they were learned from.
+            values: V(s) of each observation when it was collected; None with `advantages`.
+            dones: whether the episode ended with this step.
+            intended: the rewards as intended; None: not known.
+            last_values: V(s) of the observation after the last step, [n_envs].
+            gamma, gae_lambda: of generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438).
+            advantages: as the loop computed them before normalisation, for instance with V of the state in which a
+                time limit cut an episode; None: estimated from `values`, 0 after the end of an episode.
+            normalize: whether the loop centres and scales advantages.
+            minibatches: int [n_steps, n_envs, E], the minibatch of each step in each epoch, -1 if unused; None: not
+                known, and normalisation is that of the whole window.
+            vf_coef: weight of the value loss.
+            group: what is corrected together; None: everything.
+            name: for messages.
+
+        Raises:
+            InputError: shapes that do not fit each other; names both.
+        """
+        paid = np.asarray(rewards, dtype=np.float64)
+        shape, envs = paid.shape, 1 if paid.ndim == 1 else paid.shape[1]
+
+        def by_env(what: str, values_of: Any, kind: Any = None) -> Array:
+            """Return values [n_steps, n_envs, ...] as rows [N, ...]."""
+            array = np.asarray(values_of, dtype=kind)
+            if array.shape[: len(shape)] != shape:
+                raise InputError(f"{name}: {what} of shape {array.shape}, expected {shape} first, that of rewards")
+            part = array if len(shape) == 2 else array[:, None]
+            return np.ascontiguousarray(part.swapaxes(0, 1)).reshape(-1, *part.shape[2:])
+
+        ended = by_env("dones", dones, np.bool_)
+        reward = by_env("rewards", paid)
+        if advantages is not None:
+            raw = by_env("advantages", advantages, np.float64)
+        elif values is not None:
+            after = np.broadcast_to(np.asarray(last_values, dtype=np.float64), (envs,))
+            raw = estimate_advantages(reward, by_env("values", values, np.float64), ended, after, gamma, gae_lambda)
+        else:
+            raise InputError(f"{name}: neither values nor advantages, expected one of them")
+        taken = by_env("actions", actions)
+        batches = None if minibatches is None else by_env("minibatches", minibatches, np.int32)
+        groups = np.full(reward.shape, "all") if group is None else by_env("group", group, np.str_)
+        return Window(
+            name=name, seed=0, number=0, rows=WindowRows.of(by_env("observations", observations), taken),
+            signal=GaeAdvantages(raw, ended, envs, gamma, gae_lambda, normalize, np.ones(len(raw)), batches),
+            reward=reward, intended=None if intended is None else by_env("intended", intended, np.float64),
+            group=groups, action=taken, vf_coef=vf_coef,
+        )  # fmt: skip
+
     @property
     def steps(self) -> int:
         """Steps of each environment in the window."""
-        return len(self.reward) // self.advantages.n_envs
+        return len(self.reward) // self.signal.n_envs
 
     @property
     def correction(self) -> NDArray[np.float64] | None:
@@ -113,9 +200,8 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         NonFiniteError: an advantage or a reward is not finite.
     """
     known = read_table_schema(path).names
-    beside = [name for name in GIVEN_COLUMNS if name in known]
-    beside += [_UNCLIPPED] if _UNCLIPPED in known else []
-    needed = dict.fromkeys([*_COLUMNS, *beside, *grouping.columns(known)])
+    optional = [name for name in (*INPUT_COLUMNS, _UNCLIPPED) if name in known]
+    needed = dict.fromkeys([*_COLUMNS, *optional, *grouping.columns(known)])
     table = read_table(path, list(needed))
     metadata = metadata_of(table.schema)
     if table.num_rows == 0:
@@ -144,8 +230,8 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         name=f"{path.parent.name}/{path.stem}",
         seed=int(table["seed"][0].as_py()),
         number=int(table["window"][0].as_py()),
-        rows=WindowRows.of(observations, actions, given_of_window(table)),
-        advantages=Advantages(
+        rows=WindowRows.of(observations, actions, inputs_of_window(table)),
+        signal=GaeAdvantages(
             raw=column("advantage"),
             ended=np.asarray(ended, dtype=np.bool_),
             n_envs=int(metadata["n_envs"]),

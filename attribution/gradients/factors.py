@@ -17,20 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from gymnasium import spaces
 from scipy.linalg import get_blas_funcs
-from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...datasets.errors import InputError
-from ..targets.given import NOTHING_BESIDE, Given
-from ..targets.outputs import Inputs, Outputs
-
-Functional = Callable[[Outputs], Tensor]
-SPREAD = "log_std"
 _BLOCK_BYTES = 2**28  # of materialised gradients at once
 _UNFOLDED_BYTES = 2**26  # of unfolded inputs at once
 _CACHED_BYTES = 2**22  # of inner products at once, so that they stay in the cache from one layer to the next
@@ -126,11 +117,11 @@ class PlacesFactors:
         """Return the gradients by the weights of some output channels, [N, o * I]."""
         derivatives = self.derivatives[:, channels]
         sample = self.unfold(self.inputs[:1])
-        found = sample.new_empty(len(self.inputs), derivatives.shape[1], sample.shape[2])
+        outer = sample.new_empty(len(self.inputs), derivatives.shape[1], sample.shape[2])
         step = max(1, _UNFOLDED_BYTES // max(sample.numel() * sample.element_size(), 1))
         for i in range(0, len(self.inputs), step):
-            torch.bmm(derivatives[i : i + step], self.unfold(self.inputs[i : i + step]), out=found[i : i + step])
-        return found.flatten(1)
+            torch.bmm(derivatives[i : i + step], self.unfold(self.inputs[i : i + step]), out=outer[i : i + step])
+        return outer.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -173,51 +164,13 @@ class Factors:
                 if isinstance(theirs, LinearFactors):
                     shared.append((mine, theirs))
                 continue
-            found = mine.products([mine, *([theirs] if isinstance(theirs, PlacesFactors) else [])])
-            gram.add_(found[0])
-            for part in found[1:]:
+            with_self, *with_other = mine.products([mine, *([theirs] if isinstance(theirs, PlacesFactors) else [])])
+            gram.add_(with_self)
+            for part in with_other:
                 products.add_(part) if owner is None else products.index_add_(1, owner, part)
         _add_linear_products(gram, own)
         _add_linear_products(products, shared, owner)
         return gram, products
-
-
-def gradient_factors(
-    policy: ActorCriticPolicy, observations: Inputs, functional: Functional, given: Given = NOTHING_BESIDE
-) -> Factors:
-    """Return the factors of the gradients of N scalars by the policy's parameters.
-
-    Args:
-        policy: an SB3 actor-critic policy.
-        observations: [N, ...], as the policy saw them.
-        functional: maps what the policy says of N states to a scalar: the sum of N scalars of which the n-th
-            depends on row n only, or any function whose derivative by row n is wanted as row n's share.
-        given: what the policy is given beside the observations.
-
-    Raises:
-        InputError: some parameter on the way is not of a layer with a factored gradient, used once, so that the
-            factored form would not be exact.
-    """
-    require_factored(policy)
-    outputs = Outputs(policy, observations, given)
-    with _recorded_layers(policy) as seen:
-        total = functional(outputs)
-    results = [output for _, _, output in seen.values()] + [step.gates for step in outputs.gates.values()]
-    spread = outputs.__dict__["distribution"].log_std if "distribution" in outputs.__dict__ else None
-    if spread is not None:
-        results.append(spread)
-    derivatives = torch.autograd.grad(total, results, allow_unused=True)
-    layers: dict[str, LinearFactors | PlacesFactors] = {}
-    for (name, (layer, inputs, _)), derivative in zip(seen.items(), derivatives, strict=False):
-        if derivative is not None:
-            layers[name] = _layer_factors(layer, inputs.detach(), derivative)
-    for (name, step), derivative in zip(outputs.gates.items(), derivatives[len(seen) :], strict=False):
-        if derivative is not None:
-            layers[name] = LinearFactors(step.inputs.detach(), derivative)
-    if spread is not None and derivatives[-1] is not None:
-        layers[SPREAD] = LinearFactors(spread.new_ones(len(spread), 1), derivatives[-1])
-    rows = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-    return Factors(rows, layers)
 
 
 def _add_linear_products(
@@ -247,115 +200,3 @@ def _add_lower_triangle(total: Tensor, rows: Tensor) -> None:
     # the same memory, read column by column, is what LAPACK takes without a copy: its upper triangle is our lower
     syrk = get_blas_funcs("syrk", [total.numpy()])
     syrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, trans=1, lower=0, overwrite_c=1)
-
-
-def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LinearFactors | PlacesFactors:
-    if isinstance(layer, nn.Linear):
-        ones = layer.bias is not None
-        if inputs.ndim == 2:
-            return LinearFactors(_with_ones(inputs, ones), derivative)
-        return PlacesFactors(inputs.flatten(1, -2), derivative.flatten(1, -2).mT, lambda rows: rows, ones)
-    if isinstance(layer, nn.Embedding):
-        places = derivative.reshape(len(derivative), -1, layer.embedding_dim).mT
-        return PlacesFactors(
-            inputs.reshape(len(inputs), -1), places, lambda rows: _one_hot(layer, rows, derivative), False
-        )
-    assert isinstance(layer, nn.Conv2d)
-
-    def unfold(rows: Tensor) -> Tensor:
-        return nn.functional.unfold(rows, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT  # type: ignore[arg-type]
-
-    return PlacesFactors(inputs, derivative.flatten(2), unfold, layer.bias is not None)
-
-
-def _with_ones(inputs: Tensor, ones: bool) -> Tensor:
-    """Append a column of ones where the layer has a bias: its gradient is that of a weight on 1."""
-    return torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], dim=-1) if ones else inputs
-
-
-def _one_hot(layer: nn.Embedding, rows: Tensor, like: Tensor) -> Tensor:
-    found = nn.functional.one_hot(rows.long(), layer.num_embeddings).to(like.dtype)
-    if layer.padding_idx is not None:
-        found[..., layer.padding_idx] = 0.0  # torch gives this row of the table no gradient
-    return found
-
-
-def why_not_factored(policy: ActorCriticPolicy) -> str | None:
-    """Return why the gradients of a policy have no factored form; None where they have."""
-    if getattr(policy, "use_sde", False):
-        return "its exploration depends on the state (use_sde)"
-    if not isinstance(
-        policy.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
-    ):  # fmt: skip
-        return f"its actions are {policy.action_space}"
-    for name, module in policy.named_modules():
-        own = [key for key, _ in module.named_parameters(recurse=False)]
-        if name in ("lstm_actor", "lstm_critic") and type(module) is nn.LSTM:
-            if module.proj_size or module.bidirectional:
-                return f"`{name}` of the policy projects its hidden state, or reads backwards"
-        elif own and not _is_factored(module) and not (module is policy and own == [SPREAD]):
-            return f"`{name}` of the policy is a {type(module).__name__}"
-    return _tied_parameters(policy)
-
-
-def _tied_parameters(policy: nn.Module) -> str | None:
-    """Return which two layers use the same parameter: its gradient is a sum over both, and so has no factored form."""
-    owner: dict[nn.Parameter, str] = {}
-    for layer, module in policy.named_modules():  # each module once
-        for key, parameter in module.named_parameters(prefix=layer, recurse=False, remove_duplicate=False):
-            if parameter in owner:
-                return f"`{key}` and `{owner[parameter]}` of the policy are one parameter (tied weights)"
-            owner[parameter] = key
-    return None
-
-
-def _is_factored(module: nn.Module) -> bool:
-    if type(module) is nn.Embedding:
-        return module.max_norm is None and not module.scale_grad_by_freq
-    if type(module) is nn.Conv2d:
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return type(module) is nn.Linear
-
-
-def require_factored(policy: ActorCriticPolicy) -> None:
-    """Check that every trainable parameter is of a layer with a factored gradient.
-
-    Raises:
-        InputError: it is not; names the layer.
-    """
-    reason = why_not_factored(policy)
-    if reason is not None:
-        raise InputError(
-            f"exact attribution needs linear, convolution or embedding layers, but {reason}. Use --estimator auto or "
-            "trak-projected"
-        )
-
-
-class _recorded_layers:
-    """Collects, by name, (layer, input, output) of every layer that a forward pass uses."""
-
-    def __init__(self, policy: nn.Module) -> None:
-        self.names = {
-            module: name
-            for name, module in policy.named_modules()
-            if _is_factored(module) and any(parameter.requires_grad for parameter in module.parameters())
-        }
-        self.seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
-
-    def __enter__(self) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-        self.handles = [module.register_forward_hook(self._record) for module in self.names]
-        return self.seen
-
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        name = self.names[module]
-        if name in self.seen:
-            raise InputError(
-                f"exact attribution needs every layer to be used once a forward pass, `{name}` is used more than once. "
-                "Use --estimator trak-projected"
-            )
-        self.seen[name] = (module, inputs[0], output)
-        return output.clone()  # an activation that works in place must not change what was recorded
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()

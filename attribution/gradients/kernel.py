@@ -15,7 +15,7 @@ push-through identity in place of the random projection; docs/method.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,57 +23,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from ...datasets.arrays import Array, row_bytes
 from ...datasets.errors import NonFiniteError
-from ...training.environments.spaces import as_tensors
-from ..targets.given import NOTHING_BESIDE, Given
-from ..targets.outputs import Outputs
-from ..targets.steps import TargetSteps
-from .factors import Factors, Functional, gradient_factors
+from ..actors.outputs import Actor
+from ..targets.steps import Targets
+from .factors import Factors
+from .layers import Functional, gradient_factors
+from .rows import WindowRows
 
 DEFAULT_LAMBDA = 1e-2
 LAMBDAS = (1e-2, 1e-1, 1e-3)
-DOUBLE_ROWS = 1024
 LARGEST_ERROR = 1e-4  # of float32 scores, relative to those of the window; else they are computed in float64
 _CHECKED_ROWS, _CHECKED_FAILURES = 64, 16
 Factor = tuple[NDArray[np.floating], bool]  # scipy's Cholesky factor: the array, and whether it is the lower triangle
-
-
-@dataclass(frozen=True)
-class WindowRows:
-    """What scores need of a window: its distinct (observation, action) rows.
-
-    Attributes:
-        observations: [U, ...] distinct rows.
-        actions: [U] or [U, K].
-        counts: [U], how often each occurs.
-        row: int64 [N], the distinct row of each transition.
-        given: what the policy was given beside the observations.
-    """
-
-    observations: Array
-    actions: Array
-    counts: NDArray[np.int64]
-    row: NDArray[np.int64]
-    given: Given = NOTHING_BESIDE
-
-    @staticmethod
-    def of(observations: Array, actions: Array, given: Given = NOTHING_BESIDE) -> WindowRows:
-        """Collapse the transitions of a window, observations [N, ...] and actions [N] or [N, K].
-
-        With a history no two transitions are the same, and none is left out.
-        """
-        if given.history is not None:
-            every = np.arange(len(actions))
-            return WindowRows(observations, actions, np.ones_like(every), every, given)
-        parts = [observations, actions, *([] if given.mask is None else [given.mask])]
-        keys = np.concatenate([row_bytes(part) for part in parts], axis=1)
-        whole = keys.view(f"V{keys.shape[1]}")[:, 0]  # compared as one value: 100 times faster than by column
-        _, first, row, counts = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
-        return WindowRows(observations[first], actions[first], counts, row.reshape(-1), given.rows(first))
 
 
 @dataclass(frozen=True)
@@ -175,18 +138,18 @@ class DoubleGradients:
     """The inner products of a window in float64: of a few rows, to check those in float32 by; of all where they fail.
 
     Args:
-        policy: its parameters are kept, for it may go on to others.
+        actor: the policy; its parameters are kept, for it may go on to others.
         functional: whose gradients the window's are.
-        rows, targets, where: see `policy_gradients`.
+        rows, targets, where: see `channels.policy_gradients`.
 
     Attributes:
         refused: the largest damping at which float32 was too inexact; 0: none so far.
     """
 
     def __init__(
-        self, policy: ActorCriticPolicy, functional: Functional, rows: WindowRows, targets: TargetSteps, where: str
-    ) -> None:
-        self._policy, self._parameters, self._functional = policy, _parameters(policy), functional
+        self, actor: Actor, functional: Functional, rows: WindowRows, targets: Targets, where: str
+    ) -> None:  # fmt: skip
+        self._actor, self._parameters, self._functional = actor, _parameters(actor), functional
         self._rows, self._targets, self._where = rows, targets, where
         self.refused = 0.0
 
@@ -208,7 +171,7 @@ class DoubleGradients:
     @cached_property
     def whole(self) -> WindowGradients:
         """All of them."""
-        return _inner_products(*self._factors(self._targets), self._rows, self._targets, self._where)
+        return inner_products(*self._factors(self._targets), self._rows, self._targets, self._where)
 
     @cached_property
     def _sample(self) -> _Sample:
@@ -223,119 +186,32 @@ class DoubleGradients:
         _, products = some.gram_and_products(*_used(steps, targets))
         return _Sample(rows, failures, gram.numpy(), products.numpy())
 
-    def _factors(self, targets: TargetSteps) -> tuple[Factors, Factors]:
+    def _factors(self, targets: Targets) -> tuple[Factors, Factors]:
         """Return the factored gradients of the window's rows and of some targets' steps."""
-        policy, rows = self._policy, self._rows
-        now, precision = _parameters(policy), next(policy.parameters()).dtype
-        policy.double().load_state_dict(self._parameters)
-        window = gradient_factors(policy, as_tensors(rows.observations), self._functional, rows.given)
-        steps = gradient_factors(policy, as_tensors(targets.observations), targets.functional(), targets.given)
-        policy.to(precision).load_state_dict(now)
+        module, rows = self._actor.module, self._rows
+        now, precision = _parameters(self._actor), next(module.parameters()).dtype
+        module.double().load_state_dict(self._parameters)
+        window = gradient_factors(self._actor, rows.observations, self._functional, rows.inputs)
+        steps = gradient_factors(self._actor, targets.observations, targets.functional(), targets.inputs)
+        module.to(precision).load_state_dict(now)
         return window, steps
 
 
-def _parameters(policy: ActorCriticPolicy) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
+def _parameters(actor: Actor) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in actor.module.state_dict().items()}
 
 
-def target_factors(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps) -> Factors:
-    """Return the factored gradients of the targets' steps, which both channels of a window are multiplied with."""
-    _set_precision(policy, rows)
-    return gradient_factors(policy, as_tensors(targets.observations), targets.functional(), targets.given)
-
-
-def policy_gradients(
-    policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str, steps: Factors | None = None
-) -> WindowGradients:
-    """Compute the inner products of the policy channel: gradients of log pi(a|s) of a window's distinct rows.
-
-    In float64 up to `DOUBLE_ROWS` distinct rows, beyond in float32: half the time. At each damping scores in float32
-    are checked by some rows in float64; where they may be off by more than `LARGEST_ERROR`, all are done in float64.
+def inner_products(window: Factors, steps: Factors, rows: WindowRows, targets: Targets, where: str) -> WindowGradients:
+    """Return the inner products of a window's gradients with each other and with those of the targets.
 
     Args:
-        policy: the policy with the parameters that collected the window; its dtype is changed.
-        rows: the window's distinct rows.
-        targets: the failures' target steps.
-        where: names the window in messages.
-        steps: the gradients of the targets (`target_factors`); None: they are computed.
+        window: gradients of the distinct rows, [U].
+        steps: gradients of the targets' steps, [T].
+        rows, targets, where: see `channels.policy_gradients`.
 
     Raises:
-        NonFiniteError: a gradient is NaN or infinite; names window and row.
-        InputError: the policy's gradients have no factored form.
+        NonFiniteError: a gradient is NaN or infinite; names window and row, or the failure.
     """
-    actions = torch.as_tensor(rows.actions)
-    return _gradients(policy, lambda said: said.distribution.log_prob(actions).sum(), rows, targets, where, steps)
-
-
-def value_gradients(
-    policy: ActorCriticPolicy,
-    rows: WindowRows,
-    targets: TargetSteps,
-    where: str,
-    scale: float,
-    steps: Factors | None = None,
-) -> WindowGradients | None:
-    """Compute the inner products of the value channel: gradients of `scale` V(s) of a window's distinct rows.
-
-    Args:
-        policy, rows, targets, where, steps: see `policy_gradients`.
-        scale: factor of V(s), such that the mean of the products is the Gauss-Newton matrix of the value loss.
-
-    Returns:
-        None where the value loss moves no parameter that a target depends on: all effects are zero.
-    """
-    steps = steps or target_factors(policy, rows, targets)
-
-    def functional(said: Outputs) -> Tensor:
-        return scale * said.values.sum()
-
-    window = _window_factors(policy, rows, functional)
-    return _gradients(policy, functional, rows, targets, where, steps, window) if window.shares_layers(steps) else None
-
-
-def q_gradients(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps, where: str) -> WindowGradients:
-    """Compute the inner products of a Q-network: gradients of Q(s, a) of the distinct rows that updates drew.
-
-    Args:
-        policy: a network of `q_networks`.
-        rows, targets, where: see `policy_gradients`; actions are zeros where the network gives one value a row.
-    """
-    actions = torch.as_tensor(rows.actions)[:, None]
-    return _gradients(policy, lambda said: said.distribution.head.gather(1, actions).sum(), rows, targets, where)
-
-
-def _gradients(
-    policy: ActorCriticPolicy,
-    functional: Functional,
-    rows: WindowRows,
-    targets: TargetSteps,
-    where: str,
-    steps: Factors | None = None,
-    window: Factors | None = None,
-) -> WindowGradients:
-    """Return the inner products of the gradients of a functional of the window's rows (`window`, if they are there)."""
-    found = _inner_products(
-        window or _window_factors(policy, rows, functional), steps or target_factors(policy, rows, targets),
-        rows, targets, where,
-    )  # fmt: skip
-    if found.gram.dtype == torch.float64:
-        return found
-    return replace(found, double=DoubleGradients(policy, functional, rows, targets, where))
-
-
-def _window_factors(policy: ActorCriticPolicy, rows: WindowRows, functional: Functional) -> Factors:
-    """Return the factored gradients of the window's rows."""
-    _set_precision(policy, rows)
-    return gradient_factors(policy, as_tensors(rows.observations), functional, rows.given)
-
-
-def _set_precision(policy: ActorCriticPolicy, rows: WindowRows) -> None:
-    policy.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)
-
-
-def _inner_products(
-    window: Factors, steps: Factors, rows: WindowRows, targets: TargetSteps, where: str
-) -> WindowGradients:
     gram, cross = window.gram_and_products(*_used(steps, targets))
     _require_finite(gram.diagonal(), rows, where)
     if not torch.isfinite(cross).all():
@@ -344,7 +220,7 @@ def _inner_products(
     return WindowGradients(gram, cross, rows)
 
 
-def _used(steps: Factors, targets: TargetSteps) -> tuple[Factors, Tensor, int]:
+def _used(steps: Factors, targets: Targets) -> tuple[Factors, Tensor, int]:
     """Return the factors of the steps that count, the failure of each, and F: what `gram_and_products` takes."""
     used = torch.arange(steps.rows)
     if targets.user is None:  # the gradients of all other steps are zero

@@ -3,21 +3,20 @@ r"""Targets: the misbehaviour functional f of a failure, as a differentiable fun
 `labels`: the mean over decisive steps of log sum pi(misbehaving actions) - log sum pi(desired actions).
 A step is decisive if its labels hold both signs and the action taken misbehaves. `log-odds`: the mean of
 log p/(1-p) of the actions taken (of Box actions: of their log density). A failure without a decisive step has the
-log-odds target in any case; `auto` also accepts an environment that tells no labels at all. `episode`: the sum of
+log-odds target in any case; `auto` also accepts an environment that gives no labels at all. `episode`: the sum of
 log pi(a|s) over the whole failing episode, its log-likelihood but for what the environment adds. `value`: V(s) of
 the state in which it began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,14 +25,15 @@ from ...datasets.errors import InputError, TaskError
 from ...datasets.outcomes import failure_ids
 from ...datasets.schema import failure_id
 from ...training.environments.hooks import load_callable
-from .given import NOTHING_BESIDE, Given, given_of_episodes
-from .outputs import Outputs, difference_of_log_sums
+from ..actors.inputs import OBSERVATION_ALONE, History, PolicyInputs, inputs_of_episodes
+from ..actors.outputs import Outputs, difference_of_log_sums
+from ..shapes import require_rows
 
 BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds", "episode", "value")
 
 
 class UserSteps(NamedTuple):
-    """What a user's target function gets of one failure beside log pi(.|s) [T, A] of its steps.
+    """What a user's target function gets of one failure in addition to log pi(.|s) [T, A] of its steps.
 
     Where the actions are not Discrete the function gets log pi(a|s) [T] of the actions taken instead.
 
@@ -52,8 +52,8 @@ UserTarget = Callable[[Tensor, UserSteps], Tensor]
 
 
 @dataclass(frozen=True)
-class TargetSteps:
-    """The steps that the targets of F failures depend on.
+class Targets:
+    """The steps that the targets of F failures depend on; `from_arrays` makes them of plain arrays.
 
     Attributes:
         ids: failure ids, length F.
@@ -64,7 +64,10 @@ class TargetSteps:
         labels: int8 [T, A].
         decisive: bool [T].
         user: a user's own function, instead of the built-in ones.
-        given: what the policy is given beside the observations.
+        inputs: what the policy takes in addition to the observations.
+
+    Raises:
+        InputError: arrays of another length than T, kinds of another than F, or failures that do not ascend.
     """
 
     ids: tuple[str, ...]
@@ -75,29 +78,81 @@ class TargetSteps:
     labels: NDArray[np.int8]
     decisive: NDArray[np.bool_]
     user: UserTarget | None = None
-    given: Given = NOTHING_BESIDE
+    inputs: PolicyInputs = OBSERVATION_ALONE
+
+    def __post_init__(self) -> None:
+        require_rows("Targets", len(self.ids), kinds=self.kinds)
+        require_rows(
+            "Targets", len(self.failure), observations=self.observations, actions=self.actions, labels=self.labels,
+            decisive=self.decisive, mask=self.inputs.mask,
+        )  # fmt: skip
+        if (np.diff(self.failure) < 0).any() or (len(self.failure) and not 0 <= self.failure[-1] < self.failures):
+            raise InputError(
+                f"Targets: the failure of each step is {self.failure.tolist()[:20]}, expected ascending indices of "
+                f"{self.failures} failures"
+            )
+
+    @staticmethod
+    def from_arrays(
+        observations: Array,
+        actions: Array,
+        failure: Sequence[int] | NDArray[np.integer] | None = None,
+        *,
+        target: str | UserTarget = "log-odds",
+        labels: NDArray[np.integer] | None = None,
+        ids: Sequence[str] | None = None,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> Targets:
+        """Return the targets of failures, of plain arrays: the steps of failing episodes, one after the other.
+
+        Args:
+            observations: [T, ...], as the policy sees them.
+            actions: the actions taken, [T] or [T, K].
+            failure: index of the failure of each step, [T], ascending from 0; None: all are of one failure.
+            target: `log-odds`, `episode`, `value`, `labels` (or `auto`, the same): see the head of this file; or a
+                function of one's own, of log pi(.|s) [T, A] and `UserSteps`.
+            labels: [T, A], of each action 1 (misbehaving), -1 (desired) or 0; for `labels`.
+            ids: a name for each failure, length F; None: 0, 1, ...
+            mask: bool [T, A], allowed actions of a policy that is masked.
+
+        Raises:
+            InputError: arrays of different lengths, or an unknown target.
+        """
+        steps = len(observations)
+        index = np.zeros(steps, np.int64) if failure is None else np.asarray(failure, dtype=np.int64)
+        if isinstance(target, str) and target not in BUILT_IN:
+            raise InputError(f"Targets: target {target!r}, expected a function or one of {', '.join(BUILT_IN)}")
+        names = tuple(map(str, range(int(index.max(initial=-1)) + 1))) if ids is None else tuple(ids)
+        signs = np.zeros((steps, 0), np.int8) if labels is None else np.asarray(labels, dtype=np.int8)
+        require_rows("Targets", steps, actions=actions, failure=index, labels=signs)
+        decisive = decisive_steps(signs, np.asarray(actions))
+        first = np.diff(index, prepend=-1) != 0
+        own = None if isinstance(target, str) else target
+        return Targets(
+            names, _kinds(target if isinstance(target, str) else "user", index[decisive], len(names)), index,
+            np.asarray(observations), np.asarray(actions), signs, decisive, own, PolicyInputs(mask, History(first)),
+        )  # fmt: skip
 
     @property
     def failures(self) -> int:
         """F."""
         return len(self.ids)
 
-    def of(self, chosen: NDArray[np.int64]) -> TargetSteps:
+    def of(self, chosen: NDArray[np.int64]) -> Targets:
         """Return the steps of some failures, in ascending order."""
         steps = np.isin(self.failure, chosen)
         return replace(
             self, ids=tuple(self.ids[i] for i in chosen), kinds=tuple(self.kinds[i] for i in chosen),
             failure=np.searchsorted(chosen, self.failure[steps]), observations=self.observations[steps],
             actions=self.actions[steps], labels=self.labels[steps], decisive=self.decisive[steps],
-            given=self.given.whole_episodes(steps),
+            inputs=self.inputs.whole_episodes(steps),
         )  # fmt: skip
 
     def values(self, outputs: Outputs) -> Tensor:
         """Return f of each failure, [F], from what the policy says of all steps."""
         if self.user is not None:
-            discrete = isinstance(outputs.distribution.space, spaces.Discrete)
             distribution, taken = outputs.distribution, torch.as_tensor(self.actions)
-            log_probs = distribution.log_probs() if discrete else distribution.log_prob(taken)
+            log_probs = distribution.log_probs() if distribution.discrete else distribution.log_prob(taken)
             return torch.stack([self._user_value(index, log_probs) for index in range(self.failures)])
         labels, actions = torch.as_tensor(self.labels), torch.as_tensor(self.actions)
         per_kind = {
@@ -152,7 +207,7 @@ def decisive_steps(labels: NDArray[np.int8], actions: Array) -> NDArray[np.bool_
     return np.asarray(both & (taken > 0), dtype=np.bool_)
 
 
-def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetSteps:
+def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> Targets:
     """Collect the target steps of failures.
 
     Args:
@@ -161,7 +216,7 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
         target: one of `BUILT_IN`, or `module:callable`.
 
     Raises:
-        TaskError: an unknown target, or `labels` for an environment that tells none.
+        TaskError: an unknown target, or `labels` for an environment that gives none.
     """
     user = user_target(target)
     keys = list(zip(failures["seed"].to_pylist(), failures["episode"].to_pylist(), strict=True))
@@ -176,30 +231,35 @@ def make_targets(steps: pa.Table, failures: pa.Table, target: str) -> TargetStep
             "target: `labels` was given, but the environment tells no `action_labels`. Use `auto` or `log-odds`, or "
             "let the environment tell them with every step"
         )
-    given = given_of_episodes(chosen.replace_schema_metadata(steps.schema.metadata), index)
+    inputs = inputs_of_episodes(chosen.replace_schema_metadata(steps.schema.metadata), index)
     labels = _labels(chosen, int((steps.schema.metadata or {}).get(b"actions", b"0")))
-    if given.mask is not None and labels.shape[1]:
-        labels = np.where(given.mask, labels, 0).astype(np.int8)  # an action that is not allowed has no part in odds
+    if inputs.mask is not None and labels.shape[1]:
+        labels = np.where(inputs.mask, labels, 0).astype(np.int8)  # an action that is not allowed has no part in odds
     decisive = decisive_steps(labels, actions)
-    has_decisive = np.bincount(index[decisive], minlength=len(keys)) > 0
     ids = tuple(failure_ids(failures))
-    kinds = tuple(_kind(target, bool(has)) for has in has_decisive)
-    return TargetSteps(ids, kinds, index, observations, actions, labels, decisive, user, given)
+    kinds = _kinds(target, index[decisive], len(ids))
+    return Targets(ids, kinds, index, observations, actions, labels, decisive, user, inputs)
 
 
 def target_kinds(steps: pa.Table, failures: pa.Table, target: str) -> dict[str, str]:
     """Return by failure what its target is; a user's own function, which is none of `BUILT_IN`, is not imported."""
     if target not in BUILT_IN:
         return dict.fromkeys(failure_ids(failures), target)
-    found = make_targets(steps, failures, target)
-    return dict(zip(found.ids, found.kinds, strict=True))
+    targets = make_targets(steps, failures, target)
+    return dict(zip(targets.ids, targets.kinds, strict=True))
 
 
-def _kind(target: str, has_decisive: bool) -> str:
-    """Return what the target of one failure is: without a decisive step also `labels` is the log-odds."""
-    if target in ("auto", "labels"):
-        return "labels" if has_decisive else "log-odds"
-    return target
+def _kinds(target: str, decisive: NDArray[np.int64], failures: int) -> tuple[str, ...]:
+    """Return what the target of each failure is: without a decisive step also `labels` is the log-odds.
+
+    Args:
+        target: one of `BUILT_IN`, or the name of a user's own.
+        decisive: the failure of each decisive step.
+        failures: F.
+    """
+    if target not in ("auto", "labels"):
+        return (target,) * failures
+    return tuple("labels" if count else "log-odds" for count in np.bincount(decisive, minlength=failures))
 
 
 def user_target(target: str) -> UserTarget | None:
@@ -210,8 +270,8 @@ def user_target(target: str) -> UserTarget | None:
     """
     if target in BUILT_IN:
         return None
-    found: UserTarget = load_callable(target, "target", f"{', '.join(BUILT_IN)} or module:callable")
-    return found
+    function: UserTarget = load_callable(target, "target", f"{', '.join(BUILT_IN)} or module:callable")
+    return function
 
 
 def _rows_of(steps: pa.Table, keys: list[tuple[int, int]]) -> list[NDArray[np.int64]]:

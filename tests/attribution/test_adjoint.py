@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aitia.attribution.adjoints.gae import Advantages, gae_adjoint, normalisation_adjoint, reward_influence
+from aitia.attribution.adjoints.gae import GaeAdvantages, normalisation_adjoint
 
 GAMMA, LAM, STEPS, ENVS = 0.97, 0.95, 9, 3
 N = STEPS * ENVS
@@ -42,16 +42,16 @@ def window() -> dict[str, Tensor]:
     }
 
 
-def advantages_of(window: dict[str, Tensor], normalize: bool = True) -> Advantages:
+def advantages_of(window: dict[str, Tensor], normalize: bool = True) -> GaeAdvantages:
     raw = gae(window["rewards"], window["values"], window["last"], window["ended"]).detach().reshape(-1).numpy()
-    return Advantages(raw, window["ended"].reshape(-1).numpy(), ENVS, GAMMA, LAM, normalize, np.ones(N))
+    return GaeAdvantages(raw, window["ended"].reshape(-1).numpy(), ENVS, GAMMA, LAM, normalize, np.ones(N))
 
 
 def test_gae_adjoint_is_the_derivative_of_gae(window: dict[str, Tensor]) -> None:
     advantages = gae(window["rewards"], window["values"], window["last"], window["ended"]).reshape(-1)
     (advantages * window["scores"]).sum().backward()
     expected = window["rewards"].grad.reshape(-1).numpy()  # type: ignore[union-attr]
-    found = gae_adjoint(window["scores"].numpy()[:, None], advantages_of(window))[:, 0]
+    found = advantages_of(window).adjoint(window["scores"].numpy()[:, None])[:, 0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10, err_msg="the recursion is not GAE's adjoint")
 
 
@@ -68,7 +68,7 @@ def test_tau_is_the_derivative_of_the_mean_loss_by_each_reward(window: dict[str,
     normalised = (advantages - advantages.mean()) / advantages.std()
     (normalised * window["scores"]).mean().backward()
     expected = window["rewards"].grad.reshape(-1).numpy()  # type: ignore[union-attr]
-    found = reward_influence(window["scores"].numpy()[:, None], advantages_of(window)).tau[:, 0]
+    found = advantages_of(window).reward_influence(window["scores"].numpy()[:, None]).tau[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_a_common_rescaling_of_all_rewards_has_no_effect_with_the_normalisation_
 ) -> None:
     """Rewards and values scaled together leave normalised advantages as they are."""
     zero = {**window, "values": torch.zeros_like(window["values"]), "last": torch.zeros_like(window["last"])}
-    influence = reward_influence(zero["scores"].numpy()[:, None], advantages_of(zero))
+    influence = advantages_of(zero).reward_influence(zero["scores"].numpy()[:, None])
     rewards = window["rewards"].detach().reshape(-1).numpy()
     scale = np.abs(rewards * influence.tau[:, 0]).sum()
     assert abs(rewards @ influence.tau[:, 0]) < 1e-10 * scale
@@ -86,22 +86,20 @@ def test_a_common_rescaling_of_all_rewards_has_no_effect_with_the_normalisation_
 
 def test_without_normalisation_tau_is_tau_raw_over_n(window: dict[str, Tensor]) -> None:
     advantages = advantages_of(window, normalize=False)
-    influence = reward_influence(window["scores"].numpy()[:, None], advantages)
+    influence = advantages.reward_influence(window["scores"].numpy()[:, None])
     np.testing.assert_array_equal(influence.tau, influence.tau_raw)
-    np.testing.assert_allclose(influence.tau, gae_adjoint(window["scores"].numpy()[:, None], advantages) / N)
+    np.testing.assert_allclose(influence.tau, advantages.adjoint(window["scores"].numpy()[:, None]) / N)
 
 
 def test_equal_advantages_give_no_influence() -> None:
-    flat = Advantages(np.ones(4), np.zeros(4, bool), 2, GAMMA, LAM, True, np.ones(4))
-    influence = reward_influence(np.ones((4, 1)), flat)
+    flat = GaeAdvantages(np.ones(4), np.zeros(4, bool), 2, GAMMA, LAM, True, np.ones(4))
+    influence = flat.reward_influence(np.ones((4, 1)))
     assert not influence.tau.any() and not influence.tau_raw.any()
 
 
 def test_reward_scale_multiplies_the_influence(window: dict[str, Tensor]) -> None:
     plain = advantages_of(window)
     scale = np.linspace(0.0, 2.0, N)
-    scaled = Advantages(plain.raw, plain.ended, ENVS, GAMMA, LAM, True, scale)
+    scaled = GaeAdvantages(plain.raw, plain.ended, ENVS, GAMMA, LAM, True, scale)
     scores = window["scores"].numpy()[:, None]
-    np.testing.assert_allclose(
-        reward_influence(scores, scaled).tau, scale[:, None] * reward_influence(scores, plain).tau
-    )
+    np.testing.assert_allclose(scaled.reward_influence(scores).tau, scale[:, None] * plain.reward_influence(scores).tau)

@@ -11,17 +11,20 @@ import pytest
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from small_policies import gae
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_environments import Corridor
 
+from aitia.attribution.actors.adapt import as_actor
 from aitia.attribution.effects.window import attribute_window
 from aitia.attribution.estimators.base import Trak
 from aitia.attribution.estimators.window import Window, learned_scale, read_window
-from aitia.attribution.gradients.kernel import LAMBDAS, policy_gradients
-from aitia.attribution.targets.steps import TargetSteps
+from aitia.attribution.gradients.channels import policy_gradients
+from aitia.attribution.gradients.kernel import LAMBDAS
+from aitia.attribution.targets.steps import Targets
 from aitia.datasets.files.store import RunFolder, read_table, read_tensors
 from aitia.datasets.schema import metadata_of
 from aitia.training.recording.recorder import Recorder
@@ -89,14 +92,14 @@ def test_the_effect_of_a_correction_is_that_of_the_change_of_what_the_learner_ge
     instead = np.clip(scale * table["intended_reward"].to_numpy(), -clip, clip)
     change = _advantages(model, window, instead) - _advantages(model, window, learned[1])
     policy = _policy(model, folder)
-    scores = policy_gradients(policy, window.rows, targets, "w").trak(1e-2)[window.rows.row]
-    found = attribute_window(window, policy, targets, Trak()).sums
+    scores = policy_gradients(as_actor(policy), window.rows, targets, "w").trak(1e-2)[window.rows.row]
+    found = attribute_window(window, as_actor(policy), targets, Trak()).sums
     assert found.groups == ["all"]
     effect = found.effects["effect"][LAMBDAS.index(1e-2), 0, 0]
     assert effect == pytest.approx(float(change @ scores[:, 0]) / len(change), rel=1e-4)
     bribe = window.reward == 20.0
     assert bribe.any() and (np.abs(learned[1][bribe]) == np.float32(CLIP)).all(), "the largest error must be clipped"
-    for row in attribute_window(window, policy, targets, Trak()).top.to_pylist():
+    for row in attribute_window(window, as_actor(policy), targets, Trak()).top.to_pylist():
         if row["reward"] == 20.0:
             assert row["tau"] != 0.0, "a reward that was clipped has influence: its correction is no small change"
 
@@ -108,7 +111,7 @@ def test_a_run_without_the_unclipped_scale_is_read_as_before(
     table = read_table(path)
     old = table.drop_columns([name for name in ("unclipped_scale",) if name in table.column_names])
     pq.write_table(old, tmp_path / "window=00001.parquet")
-    scale = read_window(tmp_path / "window=00001.parquet").advantages.reward_scale
+    scale = gae(read_window(tmp_path / "window=00001.parquet")).reward_scale
     np.testing.assert_array_equal(scale, table["reward_scale"].to_numpy())
 
 
@@ -138,17 +141,17 @@ def _policy(model: PPO, folder: RunFolder) -> ActorCriticPolicy:
     return policy
 
 
-def _targets() -> TargetSteps:
+def _targets() -> Targets:
     observations = np.array([[0.5, 1.0], [0.25, 1.0]], np.float32)
     labels = np.array([[1, -1], [1, -1]], np.int8)
-    return TargetSteps(
+    return Targets(
         ("0-0",), ("labels",), np.zeros(2, np.int64), observations, np.zeros(2, np.int64), labels, np.ones(2, bool)
     )
 
 
 def _advantages(model: PPO, window: Window, rewards: NDArray[Any]) -> NDArray[np.float64]:
     """Advantages [N] of a rollout without values, as SB3's buffer computes them: a difference of two is that of GAE."""
-    advantages = window.advantages
+    advantages = gae(window)
     buffer = RolloutBuffer(
         STEPS, spaces.Box(-1, 1, (2,)), spaces.Discrete(2), gamma=advantages.gamma, gae_lambda=advantages.gae_lambda,
         n_envs=ENVS,

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from toy_environments import Masked
 from trained import Trained
 
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.actors.inputs import History, PolicyInputs
+from aitia.attribution.actors.outputs import ActionDistribution
 from aitia.attribution.estimators.projected import TrakProjected
 from aitia.attribution.estimators.registry import choose_estimator
-from aitia.attribution.gradients.factors import Functional, gradient_factors, why_not_factored
-from aitia.attribution.gradients.kernel import policy_gradients, value_gradients
-from aitia.attribution.targets.given import Given, History
-from aitia.attribution.targets.outputs import ActionDistribution, Outputs
+from aitia.attribution.gradients.channels import policy_gradients, value_gradients
+from aitia.attribution.gradients.layers import Functional, gradient_factors, why_not_factored
 from aitia.attribution.targets.steps import make_targets
 from aitia.datasets.errors import InputError
 from aitia.training.agents.memory import rnn_states, stacked_states, zero_states
@@ -82,8 +83,8 @@ def evaluated(policy: ActorCriticPolicy, trained: Trained) -> tuple[Tensor, Tens
     observations, actions = doubled(as_tensors(rows.observations[rows.row])), torch.as_tensor(rows.actions[rows.row])
     asked: Any = policy
     if trained.agent.masked:
-        assert rows.given.mask is not None
-        masks = torch.as_tensor(rows.given.mask[rows.row])
+        assert rows.inputs.mask is not None
+        masks = torch.as_tensor(rows.inputs.mask[rows.row])
         assert not masks.all(), "nothing was masked: the test is blind"
         values, log_probs, _ = asked.evaluate_actions(observations, actions, action_masks=masks)
     else:
@@ -113,7 +114,7 @@ def test_per_sample_gradients_are_those_of_sb3_contribs_evaluate_actions(
     ]
     for expected, functional in channels:
         phi = torch.stack([flat_gradient_of(policy, scalar) for scalar in expected])
-        found = gradient_factors(policy, as_tensors(rows.observations), functional, rows.given)
+        found = gradient_factors(as_actor(policy), rows.observations, functional, rows.inputs)
         gram = found.gram_and_products(found)[0][rows.row][:, rows.row]
         assert phi.any()
         torch.testing.assert_close(gram, phi @ phi.T, rtol=1e-9, atol=1e-12)
@@ -124,11 +125,11 @@ def test_scores_are_those_of_the_definition(trained: Trained, monkeypatch: pytes
     policy, rows = in_double(monkeypatch, trained.policy), trained.window.rows
     values, log_probs = evaluated(policy, trained)
     targets = trained.targets("log-odds")
-    said = Outputs(policy, as_tensors(targets.observations), targets.given)
+    said = as_actor(policy).outputs(targets.observations, targets.inputs)
     q = torch.stack([flat_gradient_of(policy, value) for value in targets.values(said)], dim=1)
     for scalars, gradients in (
-        (log_probs, policy_gradients(policy, rows, targets, "w")),
-        (0.7 * values, value_gradients(policy, rows, targets, "w", 0.7)),
+        (log_probs, policy_gradients(as_actor(policy), rows, targets, "w")),
+        (0.7 * values, value_gradients(as_actor(policy), rows, targets, "w", 0.7)),
     ):
         phi = torch.stack([flat_gradient_of(policy, scalar) for scalar in scalars])
         if gradients is None:
@@ -143,15 +144,15 @@ def test_scores_are_those_of_the_definition(trained: Trained, monkeypatch: pytes
 def test_recorded_log_probabilities_and_values_come_back(trained: Trained) -> None:
     """In the second window LSTM states come in from the first: they are recorded, for nothing else tells them."""
     kept, window = columns(trained, 1), trained.windows[1]
-    said = Outputs(trained.collected(1), as_tensors(window.rows.observations), window.rows.given)
+    said = as_actor(trained.collected(1)).outputs(window.rows.observations, window.rows.inputs)
     log_prob = said.distribution.log_prob(torch.as_tensor(window.rows.actions)).detach().numpy()
     np.testing.assert_allclose(log_prob[window.rows.row], kept["log_prob"], atol=2e-5)
     np.testing.assert_allclose(said.values.detach().numpy()[window.rows.row], kept["value"], atol=2e-5)
-    history = window.rows.given.history
+    history = window.rows.inputs.history
     if history is not None:
         assert history.states is not None and history.states.any(), "no state came in: the test is blind"
-        forgotten = replace(window.rows.given, history=History(history.first))
-        other = Outputs(trained.collected(1), as_tensors(window.rows.observations), forgotten)
+        forgotten = replace(window.rows.inputs, history=History(history.first))
+        other = as_actor(trained.collected(1)).outputs(window.rows.observations, forgotten)
         changed = other.distribution.log_prob(torch.as_tensor(window.rows.actions)).detach().numpy() - log_prob
         assert np.abs(changed).max() > 1e-6
 
@@ -161,8 +162,13 @@ def test_recorded_log_probabilities_and_values_come_back(trained: Trained) -> No
 def test_the_projection_correlates_with_exact(algorithm: str, act: str, tmp_path: Path) -> None:
     trained = Trained(tmp_path, "vector", act, True, algorithm, policy_kwargs={"net_arch": [8]} | LSTM_OF[algorithm])
     targets, rows = trained.targets("log-odds"), trained.window.rows
-    exact = policy_gradients(trained.policy, rows, targets, "w").trak(LAM)[rows.row]
-    found = TrakProjected(1024).prepare(trained.window, trained.policy, targets).influence(LAM, slice(0, 2)).scores
+    exact = policy_gradients(as_actor(trained.policy), rows, targets, "w").trak(LAM)[rows.row]
+    found = (
+        TrakProjected(1024)
+        .prepare(trained.window, as_actor(trained.policy), targets)
+        .influence(LAM, slice(0, 2))
+        .scores
+    )
     for failure in range(2):
         assert np.corrcoef(found[:, failure], exact[:, failure])[0, 1] > 0.9
 
@@ -176,7 +182,7 @@ def test_targets_of_a_recurrent_policy_are_asked_with_its_own_memory_of_the_epis
     plays, steps = evaluate_policy(trained.loaded, trained.env, EvaluationSpec(episodes=3, repeats=1), 0, "test")
     targets = make_targets(steps, plays, "episode")
     other: Any = trained.policy
-    found = targets.values(Outputs(other, as_tensors(targets.observations), targets.given)).tolist()
+    found = targets.values(as_actor(other).outputs(targets.observations, targets.inputs)).tolist()
     for failure in range(3):
         rows = np.flatnonzero(targets.failure == failure)
         assert len(rows) > 1
@@ -198,9 +204,9 @@ def test_an_action_that_is_not_allowed_has_no_part_in_a_target(tmp_path: Path) -
 
     labelled = steps.set_column(index, "action_labels", pa.array(labels.tolist(), pa.list_(pa.int8())))
     targets = make_targets(labelled, plays, "auto")
-    assert targets.given.mask is not None
-    np.testing.assert_array_equal(targets.labels, np.where(targets.given.mask, labels, 0))
-    forced = targets.given.mask.sum(axis=1) == 1
+    assert targets.inputs.mask is not None
+    np.testing.assert_array_equal(targets.labels, np.where(targets.inputs.mask, labels, 0))
+    forced = targets.inputs.mask.sum(axis=1) == 1
     assert forced.any() and not targets.decisive[forced].any()
 
 
@@ -216,10 +222,10 @@ def test_masked_odds_are_among_allowed_actions_and_a_forced_action_has_none() ->
 
 def test_what_is_not_exact_is_refused_or_projected(tmp_path: Path) -> None:
     trained = Trained(tmp_path, "vector", "discrete", True, "RecurrentPPO", policy_kwargs=LSTM)
-    assert choose_estimator(trained.policy, 64).name == "trak"
-    assert choose_estimator(trained.policy, 10_000).name == "trak-projected"
+    assert choose_estimator(as_actor(trained.policy), 64).name == "trak"
+    assert choose_estimator(as_actor(trained.policy), 10_000).name == "trak-projected"
     with pytest.raises(InputError, match="what came before in the episode"):
-        Outputs(trained.policy, as_tensors(trained.window.rows.observations), Given()).latent  # noqa: B018
+        as_actor(trained.policy).outputs(trained.window.rows.observations, PolicyInputs()).latent  # noqa: B018
     policy: Any = trained.policy
     policy.lstm_actor = nn.LSTM(2, 5, bidirectional=True)
-    assert "lstm_actor" in str(why_not_factored(policy))
+    assert "lstm_actor" in str(why_not_factored(as_actor(policy)))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from small_policies import log_prob_target, make_policy, make_targets, make_window
+from small_policies import gae, log_prob_target, make_policy, make_targets, make_window
 
-from aitia.attribution.adjoints.gae import Scores
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.adjoints.signal import Scores
 from aitia.attribution.effects.window import attribute_window
 from aitia.attribution.estimators import registry
 from aitia.attribution.estimators.base import Estimator, Trak
@@ -25,13 +26,13 @@ ALL = slice(0, 4)
 
 
 def scores_of(estimator: Estimator, lam: float = DEFAULT_LAMBDA) -> Scores:
-    return estimator.prepare(make_window(), make_policy(), make_targets()).influence(lam, ALL).scores
+    return estimator.prepare(make_window(), as_actor(make_policy()), make_targets()).influence(lam, ALL).scores
 
 
 def test_projected_scores_go_to_the_exact_ones_as_dimensions_grow() -> None:
     errors: dict[float, list[float]] = {lam: [] for lam in LAMBDAS}
     for dimensions in (16, 256, 2048):
-        prepared = TrakProjected(dimensions).prepare(make_window(), make_policy(), make_targets())
+        prepared = TrakProjected(dimensions).prepare(make_window(), as_actor(make_policy()), make_targets())
         for lam in LAMBDAS:
             exact, found = scores_of(Trak(), lam).ravel(), prepared.influence(lam, ALL).scores.ravel()
             errors[lam].append(float(np.linalg.norm(found - exact) / np.linalg.norm(exact)))
@@ -43,16 +44,16 @@ def test_projected_scores_go_to_the_exact_ones_as_dimensions_grow() -> None:
 
 def test_projected_refuses_a_target_that_need_not_be_a_sum_over_steps() -> None:
     with pytest.raises(InputError, match="--estimator trak"):
-        TrakProjected(8).prepare(make_window(), make_policy(), log_prob_target(3))
+        TrakProjected(8).prepare(make_window(), as_actor(make_policy()), log_prob_target(3))
 
 
 @pytest.mark.parametrize("estimator", [e for e in BUILT_IN if e.summary.startswith("baseline")], ids=lambda e: e.name)
 def test_a_baselines_group_effect_is_minus_the_blame_of_its_wrong_transitions(
-    estimator: type[Estimator],
+    estimator: Estimator,
 ) -> None:
     window = make_window()
-    sums = attribute_window(window, make_policy(), make_targets(), estimator()).sums
-    blame = scores_of(estimator())
+    sums = attribute_window(window, as_actor(make_policy()), make_targets(), estimator).sums
+    blame = scores_of(estimator)
     assert (blame >= 0).all() and window.correction is not None
     for index, group in enumerate(sums.groups):
         rows = (window.group == group) & (window.correction != 0)
@@ -63,7 +64,7 @@ def test_size_ranks_by_the_error_and_td_error_undoes_gae() -> None:
     window = make_window()
     assert window.correction is not None
     np.testing.assert_array_equal(Size().blame(window), np.abs(window.correction))
-    a = window.advantages
+    a = gae(window)
     delta = TdError().blame(window)
     for row in range(len(delta)):
         last = (row + 1) % window.steps == 0 or a.ended[row]
@@ -76,7 +77,7 @@ def test_nearest_blames_the_failures_own_states_most(name: str) -> None:
     window, targets = make_window(), make_targets()
     step = int(np.flatnonzero(targets.failure == 2)[0])
     targets.observations[step] = window.rows.observations[window.rows.row[17]]
-    blame = find_estimator(name).prepare(window, make_policy(), targets).influence(DEFAULT_LAMBDA, ALL).scores
+    blame = find_estimator(name).prepare(window, as_actor(make_policy()), targets).influence(DEFAULT_LAMBDA, ALL).scores
     same = window.rows.row == window.rows.row[17]
     assert blame[same, 2] == pytest.approx(1.0), "distance 0 to one of the failure's states"
     assert (blame[~same, 2] < 1.0).all() and (blame[:, 0] < 1.0).all()

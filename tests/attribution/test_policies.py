@@ -15,17 +15,18 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from trained import Trained
 
+from aitia.attribution.actors.adapt import as_actor
 from aitia.attribution.estimators.projected import TrakProjected
 from aitia.attribution.estimators.window import Window
-from aitia.attribution.gradients.factors import Factors, gradient_factors, why_not_factored
-from aitia.attribution.gradients.kernel import WindowRows, policy_gradients, value_gradients
-from aitia.attribution.targets.outputs import Outputs
-from aitia.attribution.targets.steps import TargetSteps
+from aitia.attribution.gradients.channels import policy_gradients, value_gradients
+from aitia.attribution.gradients.factors import Factors
+from aitia.attribution.gradients.layers import gradient_factors, why_not_factored
+from aitia.attribution.gradients.rows import WindowRows
+from aitia.attribution.targets.steps import Targets
 from aitia.datasets.errors import InputError
 from aitia.datasets.files.store import read_tensors
 from aitia.training.agents.play import EvaluationSpec, evaluate_policy
 from aitia.training.agents.spec import load_policy
-from aitia.training.environments.spaces import as_tensors
 
 KINDS = [
     ("vector", "discrete", True), ("vector", "multi", True), ("vector", "binary", True), ("vector", "box", True),
@@ -35,15 +36,15 @@ KINDS = [
 LAM = 1e-2
 
 
-def primal(policy: ActorCriticPolicy, window: Window, targets: TargetSteps, scale: float | None) -> NDArray[Any]:
+def primal(policy: ActorCriticPolicy, window: Window, targets: Targets, scale: float | None) -> NDArray[Any]:
     """TRAK by the definition on the window's transitions; with `scale` those of the value loss."""
     policy.double()
     row = window.rows.row
-    said = Outputs(policy, as_tensors(window.rows.observations[row]))
+    said = as_actor(policy).outputs(window.rows.observations[row])
     actions = torch.as_tensor(window.rows.actions[row])
     scalars = said.distribution.log_prob(actions) if scale is None else scale * said.values
     phi = torch.stack([flat_gradient_of(policy, value) for value in scalars])
-    values = targets.values(Outputs(policy, as_tensors(targets.observations)))
+    values = targets.values(as_actor(policy).outputs(targets.observations))
     q = torch.stack([flat_gradient_of(policy, value) for value in values], dim=1)
     system = phi @ phi.T / len(phi) + LAM * torch.eye(len(phi), dtype=phi.dtype)
     small: Tensor = torch.linalg.solve(system, phi @ q)  # the push-through identity, on gradients formed one by one
@@ -59,10 +60,10 @@ def test_exact_equals_primal_for_every_policy_kind(observe: str, act: str, share
     for kind in ("log-odds", "episode", "value"):
         targets = trained.targets(kind)
         expected = primal(trained.policy, window, targets, None)
-        found = policy_gradients(trained.policy, window.rows, targets, "w").trak(LAM)[window.rows.row]
+        found = policy_gradients(as_actor(trained.policy), window.rows, targets, "w").trak(LAM)[window.rows.row]
         scale = max(np.abs(expected).max(), 1e-12)
         assert np.abs(found - expected).max() / scale < 1e-8
-        by_value = value_gradients(trained.policy, window.rows, targets, "w", 0.7)
+        by_value = value_gradients(as_actor(trained.policy), window.rows, targets, "w", 0.7)
         expected = primal(trained.policy, window, targets, 0.7)
         if by_value is None:
             assert not expected.any(), "the value channel was called zero and is not"
@@ -71,7 +72,9 @@ def test_exact_equals_primal_for_every_policy_kind(observe: str, act: str, share
             found = by_value.trak(LAM)[window.rows.row]
             assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-8
     shares = share and observe in ("image", "dict")
-    assert (value_gradients(trained.policy, window.rows, trained.targets("log-odds"), "w", 1.0) is not None) == shares
+    assert (
+        value_gradients(as_actor(trained.policy), window.rows, trained.targets("log-odds"), "w", 1.0) is not None
+    ) == shares
 
 
 @pytest.mark.parametrize(("observe", "act", "share"), KINDS)
@@ -85,7 +88,7 @@ def test_recorded_log_probabilities_and_values_are_those_of_the_policy(
     table = pq.read_table(trained.folder.transitions_path(0, 0))
     policy = load_policy(trained.agent, trained.env, read_tensors(trained.folder.checkpoint_path(0, 0)))
     row = trained.window.rows.row
-    said = Outputs(policy, as_tensors(trained.window.rows.observations[row]))
+    said = as_actor(policy).outputs(trained.window.rows.observations[row])
     log_prob = said.distribution.log_prob(torch.as_tensor(trained.window.rows.actions[row]))
     np.testing.assert_allclose(log_prob.detach().numpy(), table["log_prob"].to_numpy(), atol=2e-5)
     np.testing.assert_allclose(said.values.detach().numpy(), table["value"].to_numpy(), atol=2e-5)
@@ -94,7 +97,7 @@ def test_recorded_log_probabilities_and_values_are_those_of_the_policy(
 
     observations = decode_arrays(steps["observation"], array_format(steps.schema, "observation"))
     assert observations.dtype == trained.window.rows.observations.dtype
-    again = Outputs(policy, as_tensors(observations)).distribution.log_prob(torch.as_tensor(decode_actions(steps)))
+    again = as_actor(policy).outputs(observations).distribution.log_prob(torch.as_tensor(decode_actions(steps)))
     np.testing.assert_allclose(again.detach().numpy(), steps["log_prob"].to_numpy(), atol=2e-5)
     _, chance = evaluate_policy(None, trained.env, EvaluationSpec(episodes=2, repeats=1), -1, "test")
     assert chance.schema.equals(steps.schema, check_metadata=True), "the two are one table"
@@ -105,8 +108,10 @@ def test_recorded_log_probabilities_and_values_are_those_of_the_policy(
 def test_the_projection_scores_every_kind_and_correlates_with_exact(observe: str, act: str, tmp_path: Path) -> None:
     trained = Trained(tmp_path, observe, act, True)
     targets = trained.targets("log-odds")
-    exact = policy_gradients(trained.policy, trained.window.rows, targets, "w").trak(LAM)[trained.window.rows.row]
-    prepared = TrakProjected(1024).prepare(trained.window, trained.policy, targets)
+    exact = policy_gradients(as_actor(trained.policy), trained.window.rows, targets, "w").trak(LAM)[
+        trained.window.rows.row
+    ]
+    prepared = TrakProjected(1024).prepare(trained.window, as_actor(trained.policy), targets)
     found = prepared.influence(LAM, slice(0, 2)).scores
     for failure in range(2):
         assert np.corrcoef(found[:, failure], exact[:, failure])[0, 1] > 0.9
@@ -124,7 +129,7 @@ class _Embedded(nn.Module):
 
 
 def test_embeddings_and_strided_padded_convolutions_are_factored_exactly() -> None:
-    from aitia.attribution.gradients.factors import _layer_factors
+    from aitia.attribution.gradients.layers import _layer_factors
 
     torch.manual_seed(0)
     layers: list[tuple[nn.Module, Tensor]] = [
@@ -148,10 +153,12 @@ def test_unfactored_layers_are_named_and_in_place_activations_change_nothing() -
     space = gym.spaces.Box(-1, 1, (5,))
     torch.manual_seed(0)
     policy = ActorCriticPolicy(space, gym.spaces.Discrete(3), lambda _: 0.0, activation_fn=nn.ReLU)
-    observations = torch.randn(6, 5)
+    observations = torch.randn(6, 5).numpy()
 
     def gram() -> Tensor:
-        factors = gradient_factors(policy, observations, lambda said: said.distribution.log_probs()[:, 0].sum())
+        factors = gradient_factors(
+            as_actor(policy), observations, lambda said: said.distribution.log_probs()[:, 0].sum()
+        )
         return factors.gram_and_products(factors)[0]
 
     expected = gram()
@@ -160,12 +167,12 @@ def test_unfactored_layers_are_named_and_in_place_activations_change_nothing() -
             module.inplace = True
     torch.testing.assert_close(gram(), expected)
     policy.mlp_extractor.policy_net = nn.Sequential(nn.Linear(5, 64), nn.LayerNorm(64))
-    reason = why_not_factored(policy)
+    reason = why_not_factored(as_actor(policy))
     assert reason is not None and "LayerNorm" in reason
     with pytest.raises(InputError, match="trak-projected"):
         gram()
     sde = ActorCriticPolicy(space, gym.spaces.Box(-1, 1, (2,)), lambda _: 0.0, use_sde=True)
-    assert "use_sde" in str(why_not_factored(sde))
+    assert "use_sde" in str(why_not_factored(as_actor(sde)))
 
 
 def test_rows_are_collapsed_for_dictionaries_and_arrays_of_actions() -> None:
@@ -178,8 +185,8 @@ def test_blocks_of_channels_and_rows_change_nothing(tmp_path: Path, monkeypatch:
     """Convolution gradients are formed for a block at a time: one channel and one row at a time give the same."""
     trained = Trained(tmp_path, "image", "discrete", True)
     targets, rows = trained.targets("log-odds"), trained.window.rows
-    whole = policy_gradients(trained.policy, rows, targets, "w").trak(LAM)
+    whole = policy_gradients(as_actor(trained.policy), rows, targets, "w").trak(LAM)
     for name in ("_BLOCK_BYTES", "_UNFOLDED_BYTES"):
         monkeypatch.setattr(f"aitia.attribution.gradients.factors.{name}", 1)
-    blocks = policy_gradients(trained.policy, rows, targets, "w").trak(LAM)
+    blocks = policy_gradients(as_actor(trained.policy), rows, targets, "w").trak(LAM)
     np.testing.assert_allclose(blocks, whole, rtol=1e-9)

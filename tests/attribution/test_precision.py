@@ -15,18 +15,16 @@ from torch import Tensor
 from toy_environments import Kinds
 from trained import Trained
 
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.actors.q_networks import critic_inputs, q_networks
+from aitia.attribution.gradients import channels
 from aitia.attribution.gradients import kernel as trak
-from aitia.attribution.gradients.kernel import (
-    LAMBDAS,
-    LARGEST_ERROR,
-    WindowRows,
-    policy_gradients,
-    q_gradients,
-    value_gradients,
-)
-from aitia.attribution.gradients.q_networks import critic_inputs, critic_margins, q_networks
-from aitia.attribution.targets.outputs import Outputs
-from aitia.attribution.targets.steps import TargetSteps
+from aitia.attribution.gradients.channels import policy_gradients, q_gradients, value_gradients
+from aitia.attribution.gradients.kernel import LAMBDAS, LARGEST_ERROR
+from aitia.attribution.gradients.rows import WindowRows
+from aitia.attribution.targets.margins import critic_margins
+from aitia.attribution.targets.steps import Targets
+from aitia.datasets.arrays import Array
 
 ROWS, SIZE, FAILURES = 1100, 6, 5
 
@@ -55,19 +53,19 @@ def act(
         return observations, policy(torch.as_tensor(observations))[0].numpy()
 
 
-def targets_of(policy: ActorCriticPolicy, scale: float) -> TargetSteps:
+def targets_of(policy: ActorCriticPolicy, scale: float) -> Targets:
     observations, actions = act(policy, 2 * FAILURES, scale, 7)
     steps = len(actions)
-    return TargetSteps(
+    return Targets(
         tuple(f"0-{i}" for i in range(FAILURES)), ("log-odds",) * FAILURES, np.repeat(np.arange(FAILURES), 2),
         observations, actions, np.zeros((steps, 0), np.int8), np.zeros(steps, bool),
     )  # fmt: skip
 
 
-def per_row_gradients(policy: ActorCriticPolicy, observations: Tensor, actions: Tensor) -> Tensor:
+def per_row_gradients(policy: ActorCriticPolicy, observations: Array, actions: Array) -> Tensor:
     """Gradients of log pi(a|s) of each row by all parameters of the actor, [N, P], in float64."""
     policy.double()
-    log_prob = Outputs(policy, observations).distribution.log_prob(actions)
+    log_prob = as_actor(policy).outputs(observations).distribution.log_prob(torch.as_tensor(actions))
     used = [p for name, p in policy.named_parameters() if "value" not in name]
     rows = [torch.autograd.grad(value, used, retain_graph=True) for value in log_prob]
     return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
@@ -78,10 +76,10 @@ def test_scores_of_gaussian_policies_equal_the_definition_in_float64(log_std: fl
     policy = gaussian_policy(log_std)
     observations, actions = act(policy, ROWS, scale, 0)
     targets, rows = targets_of(policy, scale), WindowRows.of(observations, actions)
-    found = policy_gradients(gaussian_policy(log_std), rows, targets, "w")
-    assert len(rows.counts) > trak.DOUBLE_ROWS and found.gram.dtype == torch.float32, "not the case that is meant"
-    phi = per_row_gradients(policy, torch.as_tensor(observations), torch.as_tensor(actions))
-    steps = per_row_gradients(policy, torch.as_tensor(targets.observations), torch.as_tensor(targets.actions))
+    found = policy_gradients(as_actor(gaussian_policy(log_std)), rows, targets, "w")
+    assert len(rows.counts) > channels.DOUBLE_ROWS and found.gram.dtype == torch.float32, "not the case that is meant"
+    phi = per_row_gradients(policy, observations, actions)
+    steps = per_row_gradients(policy, targets.observations, targets.actions)
     q = steps.reshape(FAILURES, 2, -1).mean(1).T
     weights = np.random.default_rng(1).normal(size=(ROWS, 3))
     by_row = np.zeros_like(weights)
@@ -101,7 +99,7 @@ def test_a_window_that_float32_can_score_stays_in_float32() -> None:
     """Small gradients and large dampings cost no float64 matrix."""
     policy = gaussian_policy(0.0)
     rows = WindowRows.of(*act(policy, ROWS, 0.3, 0))
-    found = policy_gradients(policy, rows, targets_of(policy, 0.3), "w")
+    found = policy_gradients(as_actor(policy), rows, targets_of(policy, 0.3), "w")
     assert found.double is not None
     scores = found.trak(1e-1)
     assert found.double.refused == 0.0 and "whole" not in vars(found.double)
@@ -113,7 +111,7 @@ def test_a_window_that_float32_can_score_stays_in_float32() -> None:
 def test_the_error_that_is_estimated_is_no_smaller_than_the_true_one(log_std: float) -> None:
     policy = gaussian_policy(log_std)
     rows = WindowRows.of(*act(policy, ROWS, 1.0, 0))
-    found = policy_gradients(policy, rows, targets_of(policy, 1.0), "w")
+    found = policy_gradients(as_actor(policy), rows, targets_of(policy, 1.0), "w")
     assert found.double is not None
     for lam in LAMBDAS:
         factor, root = found._factor(lam), found.root()
@@ -138,7 +136,7 @@ def test_scores_that_are_refused_are_those_of_float64_for_every_kind_of_policy(
     trained = Trained(tmp_path, observe, act, True, algorithm)
     targets, rows, policy = trained.targets(kind), trained.window.rows, trained.policy
     expected = [_both(policy, rows, targets)]
-    monkeypatch.setattr(trak, "DOUBLE_ROWS", 0)
+    monkeypatch.setattr(channels, "DOUBLE_ROWS", 0)
     monkeypatch.setattr(trak, "LARGEST_ERROR", -1.0)
     found = _both(policy, rows, targets)
     with torch.no_grad():
@@ -156,8 +154,11 @@ def test_scores_that_are_refused_are_those_of_float64_for_every_kind_of_policy(
     assert all(torch.equal(value, later[name]) for name, value in policy.state_dict().items())
 
 
-def _both(policy: ActorCriticPolicy, rows: WindowRows, targets: TargetSteps) -> list[trak.WindowGradients | None]:
-    return [policy_gradients(policy, rows, targets, "w"), value_gradients(policy, rows, targets, "w", 1.3)]
+def _both(policy: ActorCriticPolicy, rows: WindowRows, targets: Targets) -> list[trak.WindowGradients | None]:
+    return [
+        policy_gradients(as_actor(policy), rows, targets, "w"),
+        value_gradients(as_actor(policy), rows, targets, "w", 1.3),
+    ]
 
 
 def test_q_networks_are_checked_by_targets_of_their_own_kind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +169,7 @@ def test_q_networks_are_checked_by_targets_of_their_own_kind(monkeypatch: pytest
     rows = WindowRows.of(critic_inputs(observations, actions), np.zeros(70, np.int64))
     targets, (network, *_) = critic_margins(observations[:3], actions[:3], -actions[:3]), q_networks(model.policy)
     exact = q_gradients(network, rows, targets, "w").trak(1e-3)
-    monkeypatch.setattr(trak, "DOUBLE_ROWS", 0)
+    monkeypatch.setattr(channels, "DOUBLE_ROWS", 0)
     single = q_gradients(network, rows, targets, "w")
     assert single.double is not None and single.double.error(single, single._factor(1e-1), 1e-1) < LARGEST_ERROR
     single.double.refused = 1.0

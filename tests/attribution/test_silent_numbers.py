@@ -7,12 +7,13 @@ import pyarrow as pa
 import pytest
 from small_policies import make_policy, make_targets, make_window
 
-from aitia.attribution.adjoints.gae import Advantages, reward_influence, spread, summed_reward_influence
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.adjoints.gae import GaeAdvantages, spread
 from aitia.attribution.effects.clusters import cluster_failures
 from aitia.attribution.effects.order import bounded_edits, effect_table
 from aitia.attribution.estimators.base import Trak
 from aitia.attribution.estimators.registry import choose_estimator
-from aitia.attribution.gradients.factors import why_not_factored
+from aitia.attribution.gradients.layers import why_not_factored
 from aitia.datasets.errors import InputError
 
 
@@ -42,9 +43,9 @@ def test_equal_advantages_have_no_spread_and_no_influence(value: float) -> None:
     raw, scores = np.full(1000, value), np.random.default_rng(0).normal(size=(1000, 2))
     assert spread(raw) == 0.0
     for minibatches in (None, np.repeat(np.arange(10), 100).astype(np.int32)[:, None]):
-        advantages = Advantages(raw, np.zeros(1000, bool), 1, 0.9, 0.9, True, np.ones(1000), minibatches)
-        for form in (reward_influence, summed_reward_influence):
-            found = form(scores, advantages)
+        advantages = GaeAdvantages(raw, np.zeros(1000, bool), 1, 0.9, 0.9, True, np.ones(1000), minibatches)
+        for form in (advantages.reward_influence, advantages.summed_reward_influence):
+            found = form(scores)
             assert not found.tau.any(), f"{form.__name__}: {np.abs(found.tau).max():.0e} of equal advantages"
 
 
@@ -57,11 +58,11 @@ def test_advantages_that_differ_in_the_last_bit_of_float32_have_a_spread() -> No
 def test_tied_weights_have_no_factored_gradient_and_are_named() -> None:
     """The gradient of a weight that two layers use is the sum of both, and its inner products have cross terms."""
     policy = make_policy(hidden=(6, 6, 6))
-    assert why_not_factored(policy) is None
+    assert why_not_factored(as_actor(policy)) is None
     network = policy.mlp_extractor.policy_net
     network[4].weight = network[2].weight
-    reason = why_not_factored(policy)
+    reason = why_not_factored(as_actor(policy))
     assert reason is not None and "policy_net.4.weight" in reason and "policy_net.2.weight" in reason
     with pytest.raises(InputError, match="tied"):
-        Trak().prepare(make_window(), policy, make_targets())
-    assert choose_estimator(policy, 40).name == "trak-projected"
+        Trak().prepare(make_window(), as_actor(policy), make_targets())
+    assert choose_estimator(as_actor(policy), 40).name == "trak-projected"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_policies import make_targets as both_kinds
 from small_policies import said
 
-from aitia.attribution.targets.steps import TargetSteps, UserSteps, decisive_steps, make_targets
+from aitia.attribution.targets.steps import Targets, UserSteps, decisive_steps, make_targets
 from aitia.datasets import schema
 from aitia.datasets.arrays import ArrayFormat, array_metadata, encode_arrays
 from aitia.datasets.errors import InputError, TaskError
@@ -23,7 +23,7 @@ from aitia.datasets.errors import InputError, TaskError
 def test_labels_target_is_the_log_odds_of_misbehaving_against_desired_actions() -> None:
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], dtype=torch.float64)
     labels = np.array([[1, -1, 0], [1, -1, 1]], dtype=np.int8)
-    targets = TargetSteps(
+    targets = Targets(
         ("0-0",), ("labels",), np.zeros(2, int), np.zeros((2, 1)), np.zeros(2, int), labels, np.ones(2, bool)
     )
     expected = 0.5 * (np.log(0.5 / 0.3) + np.log(0.4 / 0.6))
@@ -32,7 +32,7 @@ def test_labels_target_is_the_log_odds_of_misbehaving_against_desired_actions() 
 
 def test_log_odds_target_is_the_mean_log_odds_of_the_actions_taken() -> None:
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], dtype=torch.float64)
-    targets = TargetSteps(
+    targets = Targets(
         ("0-0",), ("log-odds",), np.zeros(2, int), np.zeros((2, 1)), np.array([1, 2]),
         np.zeros((2, 3), np.int8), np.zeros(2, bool),
     )  # fmt: skip
@@ -42,7 +42,7 @@ def test_log_odds_target_is_the_mean_log_odds_of_the_actions_taken() -> None:
 
 def test_indecisive_steps_do_not_count() -> None:
     labels = np.array([[1, -1], [0, 0]], dtype=np.int8)
-    targets = TargetSteps(
+    targets = Targets(
         ("0-0",),
         ("labels",),
         np.zeros(2, int),

@@ -22,11 +22,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from toy_environments import Corridor, Kinds
 
+from aitia.attribution.actors.q_networks import q_networks
 from aitia.attribution.adjoints.draws import Draws, read_record
 from aitia.attribution.adjoints.td import _sample, target_matrix, td_errors, td_influence, window_influence
 from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA
-from aitia.attribution.gradients.q_networks import CriticMargins, critic_margins, margin_targets, q_networks
-from aitia.attribution.targets.steps import TargetSteps
+from aitia.attribution.targets.margins import CriticMargins, critic_margins, margin_targets
+from aitia.attribution.targets.steps import Targets
 from aitia.datasets.errors import InputError, RunFolderError
 from aitia.datasets.files.store import RunFolder, read_tensors
 from aitia.training.recording.off_policy import OffPolicyRecorder, RecordingNStepReplayBuffer
@@ -120,7 +121,7 @@ def one_update(
     return model
 
 
-def targets_of(algorithm: str) -> TargetSteps:
+def targets_of(algorithm: str) -> Targets:
     states = np.array([[0.2, 1.0], [0.75, 1.0]], np.float32)
     if algorithm == "DQN":
         return margin_targets(states, [0, 1], [1, 0], 2)

@@ -21,9 +21,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from aitia.attribution.gradients.factors import LinearFactors, gradient_factors
-from aitia.attribution.gradients.kernel import LAMBDAS, WindowRows, policy_gradients
-from aitia.attribution.targets.outputs import Outputs
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.gradients.channels import policy_gradients
+from aitia.attribution.gradients.factors import LinearFactors
+from aitia.attribution.gradients.kernel import LAMBDAS
+from aitia.attribution.gradients.layers import gradient_factors
+from aitia.attribution.gradients.rows import WindowRows
 from aitia.datasets.errors import InputError, NonFiniteError
 
 
@@ -32,7 +35,7 @@ def test_dual_scores_equal_the_primal_formula(lam: float) -> None:
     observations, actions = make_rows()
     targets, policy = make_targets(), make_policy()
     expected = primal_scores(policy, observations, actions, targets, lam)
-    found = policy_gradients(policy, distinct(observations, actions), targets, "w").trak(lam)[
+    found = policy_gradients(as_actor(policy), distinct(observations, actions), targets, "w").trak(lam)[
         distinct(observations, actions).row
     ]
     error = np.abs(found - expected).max() / np.abs(expected).max()
@@ -43,11 +46,11 @@ def test_factored_gradients_equal_a_loop_over_samples() -> None:
     observations, actions = make_rows()
     policy = make_policy().double()
     factors = gradient_factors(
-        policy,
-        torch.as_tensor(observations),
+        as_actor(policy),
+        observations,
         lambda said: said.distribution.log_prob(torch.as_tensor(actions)).sum(),
     )
-    log_probs = Outputs(policy, torch.as_tensor(observations)).distribution.log_probs()
+    log_probs = as_actor(policy).outputs(observations).distribution.log_probs()
     for row in (0, 7, 39):
         expected = flat_gradient(policy, log_probs[row, actions[row]])
         layers = [layer for layer in factors.layers.values() if isinstance(layer, LinearFactors)]
@@ -65,7 +68,7 @@ def test_collapsing_equal_transitions_changes_nothing() -> None:
     separate = WindowRows(observations, actions, np.ones_like(rows), rows)
     assert len(collapsed.counts) == 25 < len(rows)
     found, expected = (
-        policy_gradients(make_policy(), r, targets, "w").trak(1e-2)[r.row] for r in (collapsed, separate)
+        policy_gradients(as_actor(make_policy()), r, targets, "w").trak(1e-2)[r.row] for r in (collapsed, separate)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -75,7 +78,7 @@ def test_log_probabilities_are_those_of_the_policy() -> None:
     distribution = policy.get_distribution(torch.as_tensor(observations)).distribution
     assert isinstance(distribution, Categorical)
     expected = distribution.logits
-    found = Outputs(policy, torch.as_tensor(observations)).distribution.log_probs()
+    found = as_actor(policy).outputs(observations).distribution.log_probs()
     torch.testing.assert_close(found, expected)
 
 
@@ -123,7 +126,7 @@ def test_scores_rank_as_traker_without_projection_does(tmp_path: Path) -> None:
     observations, actions = make_rows(60, 60)
     policy, targets = make_policy(), log_prob_target(7)
     exact = distinct(observations, actions)
-    expected = policy_gradients(make_policy(), exact, targets, "w").trak(lam)[exact.row]
+    expected = policy_gradients(as_actor(make_policy()), exact, targets, "w").trak(lam)[exact.row]
     task = Output(policy)
     parameters = sum(p.numel() for p in task.shell.parameters())
     traker = TRAKer(
@@ -150,10 +153,10 @@ def test_a_tabular_policy_gets_exactly_zero_at_a_state_never_visited() -> None:
     actions = np.random.default_rng(0).integers(0, 3, len(visited))
     targets = make_targets(2)
     targets.observations[:] = states[4]
-    gradients = policy_gradients(policy, distinct(states[visited], actions), targets, "w")
+    gradients = policy_gradients(as_actor(policy), distinct(states[visited], actions), targets, "w")
     assert (gradients.trak(1e-2) == 0.0).all()
     targets.observations[:] = states[0]
-    seen = policy_gradients(policy, distinct(states[visited], actions), targets, "w").trak(1e-2)
+    seen = policy_gradients(as_actor(policy), distinct(states[visited], actions), targets, "w").trak(1e-2)
     assert (seen != 0.0).any(), "the visited state must be moved, or the test is blind"
 
 
@@ -161,14 +164,16 @@ def test_a_non_finite_gradient_is_an_error_that_names_window_and_row() -> None:
     observations, actions = make_rows()
     observations[11, 2] = np.nan
     with pytest.raises(NonFiniteError, match="window=00003, row 11"):
-        policy_gradients(make_policy(), distinct(observations, actions), make_targets(), "window=00003")
+        policy_gradients(as_actor(make_policy()), distinct(observations, actions), make_targets(), "window=00003")
 
 
 def test_a_policy_with_other_layers_is_refused_by_name() -> None:
     policy = make_policy()
     policy.mlp_extractor.policy_net = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
     with pytest.raises(InputError, match="LayerNorm"):
-        gradient_factors(policy, torch.zeros(1, 5), lambda said: said.distribution.log_probs().sum())
+        gradient_factors(
+            as_actor(policy), np.zeros((1, 5), np.float32), lambda said: said.distribution.log_probs().sum()
+        )
 
 
 @pytest.mark.parametrize("lam", LAMBDAS)
@@ -177,9 +182,9 @@ def test_large_windows_are_scored_in_float32_within_one_in_ten_thousand(
 ) -> None:
     observations, actions = make_rows(300, 260)
     rows = distinct(observations, actions)
-    exact = policy_gradients(make_policy(), rows, make_targets(), "w").trak(lam)
-    monkeypatch.setattr("aitia.attribution.gradients.kernel.DOUBLE_ROWS", 100)
-    gradients = policy_gradients(make_policy(), rows, make_targets(), "w")
+    exact = policy_gradients(as_actor(make_policy()), rows, make_targets(), "w").trak(lam)
+    monkeypatch.setattr("aitia.attribution.gradients.channels.DOUBLE_ROWS", 100)
+    gradients = policy_gradients(as_actor(make_policy()), rows, make_targets(), "w")
     assert gradients.gram.dtype == torch.float32 and gradients.double is not None
     error = np.abs(gradients.trak(lam) - exact).max() / np.abs(exact).max()
     assert error < 1e-4 and (error > 0) == (gradients.double.refused < lam)

@@ -16,17 +16,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 from trained import Trained
 
-from aitia.attribution.adjoints.gae import Advantages, minibatch_adjoint, normalisation_adjoint, reward_influence
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.adjoints.gae import GaeAdvantages, minibatch_adjoint, normalisation_adjoint
 from aitia.attribution.estimators.base import TracIn, Trak
 from aitia.attribution.estimators.registry import find_estimator
 from aitia.attribution.estimators.updates import TrakUpdates
 from aitia.attribution.estimators.window import Window, read_window
 from aitia.attribution.gradients.kernel import LAMBDAS
-from aitia.attribution.targets.outputs import Outputs
 from aitia.datasets.errors import InputError
 from aitia.datasets.files.store import read_table, read_tensors
 from aitia.datasets.schema import metadata_of
-from aitia.training.environments.spaces import as_tensors
 from aitia.training.retraining.replay import Replay
 
 RATE, VF, GAMMA, LAM = 0.05, 0.7, 0.97, 0.95
@@ -68,7 +67,7 @@ def one_update(
     returns = (advantage + torch.tensor(table["value"].to_numpy(), dtype=torch.float64))[rows]
     normalised = advantage[rows]
     normalised = (normalised - normalised.mean()) / (normalised.std() + 1e-8)
-    said = Outputs(policy, as_tensors(window.rows.observations[window.rows.row[rows]]))
+    said = as_actor(policy).outputs(window.rows.observations[window.rows.row[rows]])
     log_prob = said.distribution.log_prob(torch.as_tensor(window.rows.actions[window.rows.row[rows]]))
     ratio = torch.exp(log_prob - log_prob.detach())
     loss = -(normalised * ratio).mean() + VF * torch.nn.functional.mse_loss(said.values, returns)
@@ -114,7 +113,7 @@ def test_reward_influence_is_the_derivative_of_one_real_update(trained: Trained,
     table = read_table(trained.folder.transitions_path(0, 0))
     targets, policy = trained.targets(kind), trained.loaded.double()
     q = torch.stack(
-        [flat_gradient_of(policy, v) for v in targets.values(Outputs(policy, as_tensors(targets.observations)))]
+        [flat_gradient_of(policy, v) for v in targets.values(as_actor(policy).outputs(targets.observations))]
     )
     membership = np.stack(table["minibatches"].to_pylist())[:, 0]
     reward = torch.tensor(table["reward"].to_numpy(), dtype=torch.float64, requires_grad=True)
@@ -125,7 +124,7 @@ def test_reward_influence_is_the_derivative_of_one_real_update(trained: Trained,
         ]
     ).mean(0)
     expected = torch.stack([torch.autograd.grad(row @ step, reward, retain_graph=True)[0] for row in q], dim=1) / RATE
-    found = TracIn().prepare(trained.window, trained.loaded, targets).influence(1e-2, slice(0, 2))
+    found = TracIn().prepare(trained.window, as_actor(trained.loaded), targets).influence(1e-2, slice(0, 2))
     assert found.tau_value is not None
     total = found.tau + found.tau_value
     assert np.abs(expected.numpy()).max() > 1e-6
@@ -148,8 +147,8 @@ def test_equal_advantages_unused_rows_and_single_rows_are_handled() -> None:
     assert (found[:2] == 0.0).all(), "equal advantages are normalised to zero, whatever the rewards"
     np.testing.assert_allclose(found[4], scores[4], err_msg="SB3 leaves a minibatch of one row as it is")
     assert (found[5] == 0.0).all(), "a row that no update used has no influence"
-    advantages = Advantages(raw, np.ones(6, bool), 1, 0.9, 0.9, True, np.full(6, 2.0), membership)
-    np.testing.assert_allclose(reward_influence(scores, advantages).tau * 3, found * 2.0)
+    advantages = GaeAdvantages(raw, np.ones(6, bool), 1, 0.9, 0.9, True, np.full(6, 2.0), membership)
+    np.testing.assert_allclose(advantages.reward_influence(scores).tau * 3, found * 2.0)
 
 
 @pytest.mark.parametrize("lam", LAMBDAS)
@@ -157,8 +156,8 @@ def test_a_single_update_on_the_whole_window_is_the_window_form(tmp_path: Path, 
     """One epoch, one minibatch: ratio 1, nothing clipped, the same Fisher matrix."""
     trained = Trained(tmp_path, "vector", "discrete", True, batch_size=24, n_epochs=1)
     window, targets = with_updates(trained), trained.targets("log-odds")
-    expected = Trak().prepare(window, trained.loaded, targets).influence(lam, slice(0, 2))
-    found = TrakUpdates().prepare(window, trained.loaded, targets).influence(lam, slice(0, 2))
+    expected = Trak().prepare(window, as_actor(trained.loaded), targets).influence(lam, slice(0, 2))
+    found = TrakUpdates().prepare(window, as_actor(trained.loaded), targets).influence(lam, slice(0, 2))
     for one, other in zip(found, expected, strict=True):
         assert one is not None and other is not None
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-12)
@@ -173,7 +172,7 @@ def test_clipped_rows_have_no_influence_through_their_update(tmp_path: Path) -> 
     )  # fmt: skip
     targets = free.targets("log-odds")
     loose, tight = (
-        TrakUpdates().prepare(with_updates(t), t.loaded, targets).influence(1e-2, slice(0, 2)).scores
+        TrakUpdates().prepare(with_updates(t), as_actor(t.loaded), targets).influence(1e-2, slice(0, 2)).scores
         for t in (free, clipped)
     )
     assert np.isfinite(loose).all() and np.abs(tight).sum() < np.abs(loose).sum()
@@ -184,7 +183,7 @@ def test_clipped_rows_have_no_influence_through_their_update(tmp_path: Path) -> 
 def test_without_its_updates_a_window_is_refused(tmp_path: Path) -> None:
     trained = Trained(tmp_path, "vector", "discrete", True)
     with pytest.raises(InputError, match="aitia attribute"):
-        find_estimator("trak-updates").prepare(trained.window, trained.loaded, trained.targets("log-odds"))
+        find_estimator("trak-updates").prepare(trained.window, as_actor(trained.loaded), trained.targets("log-odds"))
 
 
 def with_updates(trained: Trained) -> Window:

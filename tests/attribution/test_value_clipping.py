@@ -13,11 +13,10 @@ from small_policies import flat_gradient_of
 from stable_baselines3 import PPO
 from trained import Trained
 
+from aitia.attribution.actors.adapt import as_actor
 from aitia.attribution.estimators import updates
 from aitia.attribution.estimators.updates import TrakUpdates
-from aitia.attribution.targets.outputs import Outputs
 from aitia.datasets.files.store import read_table
-from aitia.training.environments.spaces import as_tensors
 from aitia.training.retraining.replay import Replay, Update, _fill, _Ordered, _Record
 
 RATE, LARGE = 0.05, 1e8
@@ -39,7 +38,7 @@ def test_influence_through_the_value_loss_is_that_of_the_real_updates(
     expected = np.mean([step @ gradient for step, gradient in zip(moved, gradients, strict=True)], axis=0)
     monkeypatch.setattr(updates, "LAMBDAS", (LARGE,))
     window = replace(trained.window, updates=replayed)
-    found = TrakUpdates().prepare(window, trained.loaded, targets).influence(LARGE, slice(0, 2)).tau_value
+    found = TrakUpdates().prepare(window, as_actor(trained.loaded), targets).influence(LARGE, slice(0, 2)).tau_value
     assert found is not None
     scale = np.abs(expected).max()
     np.testing.assert_allclose(found * LARGE, expected, rtol=0, atol=2e-4 * scale)
@@ -78,5 +77,5 @@ def _targets_gradients(trained: Trained, update: Update) -> NDArray[np.float64]:
     """Gradients of the targets at the parameters of an update, [P, F]."""
     policy, targets = trained.loaded, trained.targets("value")
     policy.load_state_dict(update.parameters)
-    values = targets.values(Outputs(policy, as_tensors(targets.observations)))
+    values = targets.values(as_actor(policy).outputs(targets.observations))
     return torch.stack([flat_gradient_of(policy, value) for value in values], dim=1).double().numpy()

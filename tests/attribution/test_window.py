@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_policies import make_policy, make_targets, make_window, shared_policy
+from small_policies import gae, make_policy, make_targets, make_window, shared_policy
 
-from aitia.attribution.adjoints.gae import reward_influence
+from aitia.attribution.actors.adapt import as_actor
 from aitia.attribution.effects.order import (
     EffectTable,
     area_under_curve,
@@ -25,18 +25,21 @@ from aitia.attribution.effects.window import Leaders, attribute_window, keep_top
 from aitia.attribution.estimators import base as estimators
 from aitia.attribution.estimators.base import Prepared, Trak
 from aitia.attribution.estimators.window import Window
-from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS, policy_gradients
+from aitia.attribution.gradients.channels import policy_gradients
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.schema import TOP_TRANSITIONS
 
 
 def dense_tau(window: Window) -> NDArray[np.float64]:
-    scores = policy_gradients(make_policy(), window.rows, make_targets(), "w").trak(DEFAULT_LAMBDA)[window.rows.row]
-    return reward_influence(scores, window.advantages).tau
+    scores = policy_gradients(as_actor(make_policy()), window.rows, make_targets(), "w").trak(DEFAULT_LAMBDA)[
+        window.rows.row
+    ]
+    return window.signal.reward_influence(scores).tau
 
 
 def test_group_sums_are_sums_of_corrections_times_influence() -> None:
     window = make_window()
-    sums = attribute_window(window, make_policy(), make_targets(), Trak()).sums
+    sums = attribute_window(window, as_actor(make_policy()), make_targets(), Trak()).sums
     tau, change = dense_tau(window), window.correction
     assert change is not None and window.intended is not None
     for index, group in enumerate(sums.groups):
@@ -53,12 +56,12 @@ def test_sums_at_every_damping_are_those_of_the_influence(normalize: bool, epoch
     batches = np.array([generator.permutation(40) // 16 for _ in range(epochs)], np.int32).T
     minibatches = batches if epochs else None
     advantages = replace(
-        window.advantages, normalize=normalize, minibatches=minibatches, reward_scale=generator.uniform(0.5, 2.0, 40)
+        gae(window), normalize=normalize, minibatches=minibatches, reward_scale=generator.uniform(0.5, 2.0, 40)
     )
     weights = np.where(generator.random((40, 3)) < 0.3, generator.normal(size=(40, 3)), 0.0)
     targets = make_targets(5)
     for policy in (make_policy(), shared_policy()):
-        prepared = Trak().prepare(replace(window, advantages=advantages), policy, targets)
+        prepared = Trak().prepare(replace(window, signal=advantages), as_actor(policy), targets)
         for lam in LAMBDAS:
             found, expected = prepared.sums(lam, weights, 5), Prepared.sums(prepared, lam, weights, 5)
             for name, total, wanted in zip(found._fields, found, expected, strict=True):
@@ -72,14 +75,16 @@ def test_sums_at_every_damping_are_those_of_the_influence(normalize: bool, epoch
 
 @pytest.mark.parametrize("intended", [True, False])
 def test_leaders_leave_out_only_what_cannot_be_among_the_top(intended: bool) -> None:
-    first, targets, leaders = make_window(intended), make_targets(), Leaders(make_targets().ids, 3)
+    first, targets, leaders = make_window(intended), make_targets(), Leaders.none(make_targets().ids, 3)
     generator = np.random.default_rng(4)
     windows = [first, *(replace(first, number=n, reward=first.reward * generator.random(40)) for n in range(1, 6))]
     whole, short = [], []
     for window in windows:
-        whole.append(attribute_window(window, make_policy(), targets, Trak(), 3).top.cast(TOP_TRANSITIONS))
-        short.append(attribute_window(window, make_policy(), targets, Trak(), 3, leaders).top.cast(TOP_TRANSITIONS))
-        leaders.add((0, window.number), short[-1])
+        whole.append(attribute_window(window, as_actor(make_policy()), targets, Trak(), 3).top.cast(TOP_TRANSITIONS))
+        short.append(
+            attribute_window(window, as_actor(make_policy()), targets, Trak(), 3, leaders).top.cast(TOP_TRANSITIONS)
+        )
+        leaders = leaders.add((0, window.number), short[-1])
     every, fewer = (pa.concat_tables(tables) for tables in (whole, short))
     assert fewer.num_rows < every.num_rows
     assert keep_top(fewer, 3).combine_chunks().equals(keep_top(every, 3).combine_chunks())
@@ -89,9 +94,9 @@ def test_failures_without_top_transitions_leave_the_columns_as_they_are(monkeypa
     """Of a window whose transitions are all below the leaders, for a chunk of failures or for all."""
     monkeypatch.setattr(estimators, "_CHUNK", 2)
     for below in (2, 0):
-        targets, leaders = make_targets(), Leaders(make_targets().ids, 3)
+        targets, leaders = make_targets(), Leaders.none(make_targets().ids, 3)
         leaders.least[:, below:] = np.inf
-        top = attribute_window(make_window(), make_policy(), targets, Trak(), 3, leaders).top
+        top = attribute_window(make_window(), as_actor(make_policy()), targets, Trak(), 3, leaders).top
         assert top.schema.equals(TOP_TRANSITIONS)
         assert set(top["failure"].to_pylist()) == set(targets.ids[:below])
 
@@ -101,7 +106,7 @@ def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
     for everywhere in (False, True):
         window = make_window()
         event = np.full(len(window.reward), True) if everywhere else window.reward != 0.0
-        units = attribute_window(replace(window, editable=event), make_policy(), make_targets(), Trak()).units
+        units = attribute_window(replace(window, editable=event), as_actor(make_policy()), make_targets(), Trak()).units
         tau = dense_tau(window).mean(axis=1)
         for index, group in enumerate(units.groups):
             rows = (window.group == group) & event
@@ -112,9 +117,9 @@ def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
 
 
 def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
+    whole = attribute_window(make_window(), as_actor(make_policy()), make_targets(7), Trak())
     monkeypatch.setattr(estimators, "_CHUNK", 2)
-    parts = attribute_window(make_window(), make_policy(), make_targets(7), Trak())
+    parts = attribute_window(make_window(), as_actor(make_policy()), make_targets(7), Trak())
     np.testing.assert_allclose(parts.sums.effects["effect"], whole.sums.effects["effect"], rtol=1e-9, atol=1e-14)
     assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(whole.top.drop_columns(["tau", "tau_raw", "s"]))
     np.testing.assert_allclose(parts.top["tau"].to_numpy(), whole.top["tau"].to_numpy(), rtol=1e-9)
@@ -122,7 +127,7 @@ def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_top_transitions_are_those_of_the_dense_influence() -> None:
     window = make_window()
-    top = attribute_window(window, make_policy(), make_targets(), Trak(), top_k=3).top
+    top = attribute_window(window, as_actor(make_policy()), make_targets(), Trak(), top_k=3).top
     tau, change = dense_tau(window), window.correction
     assert change is not None
     for failure in range(4):
@@ -134,7 +139,7 @@ def test_top_transitions_are_those_of_the_dense_influence() -> None:
 
 def test_without_intended_rewards_nothing_is_corrected_but_every_reward_has_influence() -> None:
     window = make_window(intended=False)
-    influence = attribute_window(window, make_policy(), make_targets(), Trak())
+    influence = attribute_window(window, as_actor(make_policy()), make_targets(), Trak())
     assert influence.sums.groups == [] and influence.top.num_rows > 0
     assert influence.units.groups == sorted(set(window.group[window.reward != 0.0].tolist()))
     assert influence.top["intended_reward"].null_count == influence.top.num_rows

@@ -10,18 +10,19 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from aitia.attribution.adjoints.gae import Advantages
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.actors.outputs import ActionDistribution, Outputs
+from aitia.attribution.adjoints.gae import GaeAdvantages
 from aitia.attribution.estimators.window import Window
-from aitia.attribution.gradients.kernel import WindowRows
-from aitia.attribution.targets.outputs import ActionDistribution, Outputs
-from aitia.attribution.targets.steps import TargetSteps, UserSteps
+from aitia.attribution.gradients.rows import WindowRows
+from aitia.attribution.targets.steps import Targets, UserSteps
 
 ACTIONS = 3
 
 
 def said(log_probs: Tensor) -> Outputs:
     """What a policy with these log pi(.|s) [T, A] says: for tests of targets."""
-    outputs = object.__new__(Outputs)
+    outputs = Outputs()
     outputs.__dict__["distribution"] = ActionDistribution(spaces.Discrete(log_probs.shape[1]), log_probs)
     return outputs
 
@@ -69,7 +70,7 @@ def make_rows(rows: int = 40, distinct: int = 25, seed: int = 0) -> tuple[NDArra
     return observations[chosen], actions[chosen]
 
 
-def make_targets(failures: int = 4, seed: int = 5) -> TargetSteps:
+def make_targets(failures: int = 4, seed: int = 5) -> Targets:
     """Targets of both kinds with several steps each."""
     generator = np.random.default_rng(seed)
     failure = np.repeat(np.arange(failures), generator.integers(1, 4, failures))
@@ -77,20 +78,20 @@ def make_targets(failures: int = 4, seed: int = 5) -> TargetSteps:
     labels = np.tile(np.array([1, -1, 0], dtype=np.int8), (steps, 1))
     kinds = tuple("labels" if i % 2 == 0 else "log-odds" for i in range(failures))
     actions = np.zeros(steps, dtype=np.int64)
-    return TargetSteps(
+    return Targets(
         tuple(f"0-{i}" for i in range(failures)), kinds, failure,
         generator.uniform(-1, 1, (steps, *SHAPE)).astype(np.float32), actions, labels, np.ones(steps, bool),
     )  # fmt: skip
 
 
-def log_prob_target(rows: int, seed: int = 9) -> TargetSteps:
+def log_prob_target(rows: int, seed: int = 9) -> Targets:
     """One failure a row, whose target is log pi of the action taken: what `traker` can score as it is."""
     observations, actions = make_rows(rows, rows, seed)
 
     def target(log_probs: Tensor, steps: UserSteps) -> Tensor:
         return log_probs[torch.arange(len(steps.actions)), torch.as_tensor(steps.actions)].sum()
 
-    return TargetSteps(
+    return Targets(
         tuple(f"0-{i}" for i in range(rows)), ("user",) * rows, np.arange(rows), observations, actions,
         np.zeros((rows, ACTIONS), np.int8), np.zeros(rows, bool), target,
     )  # fmt: skip
@@ -109,13 +110,13 @@ def flat_gradient(policy: ActorCriticPolicy, value: Tensor) -> Tensor:
 
 def primal_scores(
     policy: ActorCriticPolicy, observations: NDArray[np.float32], actions: NDArray[np.int64],
-    targets: TargetSteps, lam: float,
+    targets: Targets, lam: float,
 ) -> NDArray[np.float64]:  # fmt: skip
     """TRAK scores by the definition: one gradient a transition, the Fisher matrix formed and inverted."""
     policy.to(torch.float64)
-    log_probs = Outputs(policy, torch.as_tensor(observations)).distribution.log_probs()
+    log_probs = as_actor(policy).outputs(observations).distribution.log_probs()
     phi = torch.stack([flat_gradient(policy, log_probs[t, a]) for t, a in enumerate(actions)])
-    values = targets.values(Outputs(policy, torch.as_tensor(targets.observations)))
+    values = targets.values(as_actor(policy).outputs(targets.observations))
     q = torch.stack([flat_gradient(policy, value) for value in values], dim=1)
     fisher = phi.T @ phi / len(phi)
     scores: NDArray[np.float64] = (
@@ -128,12 +129,17 @@ def distinct(observations: NDArray[np.float32], actions: NDArray[np.int64]) -> W
     return WindowRows.of(observations, actions)
 
 
+def gae(window: Window) -> GaeAdvantages:
+    assert isinstance(window.signal, GaeAdvantages)
+    return window.signal
+
+
 def make_window(intended: bool = True) -> Window:
     generator = np.random.default_rng(2)
     observations, actions = make_rows(40, 30)
     reward = generator.choice([0.0, 1.0], 40)
     right = reward + generator.choice([0.0, 0.0, 1.5, -1.0], 40)
-    advantages = Advantages(generator.normal(size=40), generator.random(40) < 0.2, 4, 0.97, 0.95, True, np.ones(40))
+    advantages = GaeAdvantages(generator.normal(size=40), generator.random(40) < 0.2, 4, 0.97, 0.95, True, np.ones(40))
     group = generator.choice(["a", "b", "c"], 40)
     return Window(
         "w",

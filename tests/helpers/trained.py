@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from aitia.attribution.actors.inputs import History, PolicyInputs
 from aitia.attribution.estimators.window import read_window
-from aitia.attribution.targets.given import Given, History
-from aitia.attribution.targets.steps import TargetSteps
+from aitia.attribution.targets.steps import Targets
 from aitia.datasets.files.store import RunFolder, read_tensors
 from aitia.training.agents.spec import AgentSpec, load_policy
 from aitia.training.environments.spec import EnvSpec
@@ -62,13 +62,13 @@ class Trained:
                 parameter.add_(0.05 * torch.randn(parameter.shape))
         return policy
 
-    def targets(self, kind: str) -> TargetSteps:
+    def targets(self, kind: str) -> Targets:
         rows = self.window.rows
         chosen = np.array([0, 1, 2])
         failure = np.array([0, 0, 1])
         labels = np.zeros((3, 3), np.int8)
-        given = Given(rows.given.rows(chosen).mask, History(np.array([True, False, True])))
-        return TargetSteps(
+        inputs = PolicyInputs(rows.inputs.rows(chosen).mask, History(np.array([True, False, True])))
+        return Targets(
             ("0-0", "0-1"), (kind, kind), failure, rows.observations[chosen], rows.actions[chosen], labels,
-            np.zeros(3, bool), given=given,
+            np.zeros(3, bool), inputs=inputs,
         )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from aitia.attribution.targets.outputs import Outputs
+from aitia.attribution.actors.adapt import as_actor
 from aitia.datasets.arrays import array_format, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError, TaskError
 from aitia.training.agents import play as evaluation
@@ -87,7 +87,7 @@ def test_drawn_actions_follow_the_policys_probabilities() -> None:
     assert isinstance(policy, ActorCriticPolicy)
     with torch.no_grad():
         policy.action_net.get_parameter("bias")[:] = torch.tensor([0.0, 1.0])
-        logits = Outputs(policy, torch.tensor([[0.5, 1.0]])).distribution.log_probs()
+        logits = as_actor(policy).outputs(np.array([[0.5, 1.0]], np.float32)).distribution.log_probs()
     probability = float(logits[0, 1].exp())
     _, steps = evaluate_policy(policy, env, EvaluationSpec(episodes=4000, repeats=1), 0, "test")
     error = abs(np.mean(steps["action"].to_numpy()) - probability)

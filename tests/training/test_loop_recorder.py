@@ -209,9 +209,9 @@ def test_a_loop_of_one_environment_is_read_by_the_attribution(tmp_path: Path) ->
     folder = RunFolder(tmp_path)
     assert folder.missing_files(2) == [] and folder.window_count(2) == 2
     window = read_window(folder.transitions_path(2, 1))
-    assert window.intended is not None and window.advantages.minibatches is not None
+    assert window.intended is not None and window.signal.minibatches is not None
     np.testing.assert_allclose(window.intended - window.reward, 0.5)
-    assert window.advantages.minibatches[:, 0].tolist() == [0] * 4 + [1] * 5 + [-1]
+    assert window.signal.minibatches[:, 0].tolist() == [0] * 4 + [1] * 5 + [-1]
     collected = read_tensors(folder.checkpoint_path(2, 1))
     assert all(torch.equal(collected[name], value) for name, value in before.items()), "not those that collected"
     final = read_tensors(folder.final_path(2))

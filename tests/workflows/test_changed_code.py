@@ -84,7 +84,6 @@ class Workbench:
         for module in (f"{PLACE}_amount", PLACE, f"{PLACE}_target"):
             sys.modules.pop(module, None)
         environments._describe.cache_clear()
-        attribute._cached_targets.cache_clear()  # of a process that goes on
 
     def all(self, **options: Any) -> None:
         commands.train(self.task, self.run, **options)

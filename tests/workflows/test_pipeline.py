@@ -16,6 +16,7 @@ import pytest
 import yaml
 from command_line import Finished
 
+from aitia.attribution.actors.adapt import as_actor
 from aitia.datasets.errors import InputError
 from aitia.datasets.files.store import RunFolder
 from aitia.datasets.rewards import reward_summary, wrong_groups
@@ -99,7 +100,9 @@ def test_group_sums_add_up_over_windows(small_run: Path) -> None:
     total: dict[str, np.ndarray[Any, Any]] = {}
     for window in range(run.folder.window_count(2)):
         policy = load_policy(run.task.agent, run.task.training_env, read_tensors(run.folder.checkpoint_path(2, window)))
-        found = attribute_window(read_window(run.folder.transitions_path(2, window)), policy, targets, Trak()).sums
+        found = attribute_window(
+            read_window(run.folder.transitions_path(2, window)), as_actor(policy), targets, Trak()
+        ).sums
         for index, group in enumerate(found.groups):
             total[group] = total.get(group, np.zeros(3)) + found.effects["effect"][0, :, index]
     sums = read(small_run, "influence/test/groups.parquet").filter(

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ...attribution.effects.order import EffectTable, effect_table
 from ...attribution.estimators.registry import Chosen
 from ...attribution.gradients.kernel import DEFAULT_LAMBDA
-from ...attribution.targets.steps import TargetSteps, make_targets
+from ...attribution.targets.steps import Targets, make_targets
 from ...datasets.bank import Bank, read_bank
 from ...datasets.errors import InputError, nearest
 from ...datasets.files.remote import exist
@@ -361,7 +361,7 @@ class EvaluatedSet:
         return self._card.html
 
 
-def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> TargetSteps:
+def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> Targets:
     """Collect the targets of failures from the tables of a run, in the order of the episodes table; for workers."""
     episodes = task.outcomes.failures(read_table(folder.evaluation_path(set_name, "episodes")))
     steps = read_table(folder.evaluation_path(set_name, "steps"))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ...attribution.actors.adapt import as_actor
 from ...attribution.estimators.base import Trak
 from ...attribution.estimators.projected import TrakProjected
 from ...attribution.estimators.registry import Chosen, choose_estimator
@@ -95,7 +96,7 @@ def environment_record(manifest: Manifest, set_name: str) -> EnvironmentRecord |
 def estimator_of(task: Task) -> Chosen:
     """Return the estimator that `auto` means for a task, on which its verdicts rest, and why. Makes its environment."""
     window = int(task.agent.hyperparameter("n_steps")) * task.agent.n_envs
-    return choose_estimator(new_policy(task.agent, task.training_env), window)
+    return choose_estimator(as_actor(new_policy(task.agent, task.training_env)), window)
 
 
 def recorded_estimator(folder: RunFolder, manifest: Manifest, set_name: str) -> Chosen:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 
-from ...attribution.effects.window import EFFECTS, NULL_DRAWS, TOP_K, Leaders, attribute_window, keep_top
+from ...attribution.actors.adapt import as_actor
+from ...attribution.effects.merge import WindowSums, group_table, null_table, sum_windows, unit_table, window_table
+from ...attribution.effects.window import EFFECTS, TOP_K, Leaders, attribute_window, keep_top
 from ...attribution.estimators.base import Estimator
 from ...attribution.estimators.registry import AUTO, find_estimator
 from ...attribution.estimators.window import read_window
-from ...attribution.gradients.kernel import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
-from ...attribution.targets.steps import TargetSteps
+from ...attribution.gradients.channels import DOUBLE_ROWS
+from ...attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
+from ...attribution.targets.steps import Targets
 from ...datasets.errors import InputError
-from ...datasets.files.remote import exist, remove_folder, stamp
+from ...datasets.files.remote import exist, remove_folder
 from ...datasets.files.store import (
     RunFolder,
     read_table,
@@ -39,12 +40,8 @@ from ...datasets.influence import Addition, covered_by_all
 from ...datasets.manifest import digest
 from ...datasets.rewards import intended_known, reward_summary, reward_sums_path
 from ...datasets.schema import (
-    GROUP_EFFECTS,
     GROUP_NAMES,
-    NULL_EFFECTS,
     TOP_TRANSITIONS,
-    UNIT_EFFECTS,
-    WINDOW_EFFECTS,
     current_top_transitions,
     metadata_of,
 )
@@ -53,7 +50,7 @@ from ...training.agents.spec import load_policy
 from ...training.retraining.replay import Replay, ReplayedWindow
 from ..runs.changes import attribution_key
 from ..runs.evaluated_set import INFLUENCE_TABLES, load_targets
-from ..runs.groups import clusters_path, ensure_groups, load_grouping
+from ..runs.groups import ensure_groups, load_grouping
 from ..runs.recorded import estimator_of
 from ..runs.run import Run
 from ..runs.task import Task
@@ -73,7 +70,7 @@ class WindowPiece:
     task: Task
     set_name: str
     failures: tuple[str, ...]
-    estimator: str
+    estimator: Estimator
     seed: int
     window: int
     call: str  # one that computes: tops of its windows may be compared with each other
@@ -82,7 +79,7 @@ class WindowPiece:
     @cached_property
     def folder(self) -> Path:
         """Folder of the finished pieces of one call: they fit only the same failures, target and seeds."""
-        call = digest([self.failures, self.estimator, self.key])[:16]
+        call = digest([self.failures, self.estimator.label, self.key])[:16]
         return RunFolder(self.root).parts_folder("influence", self.set_name, call)
 
     @property
@@ -101,30 +98,33 @@ class WindowPiece:
         return self.sums_path.exists() and self.top_path.exists()
 
 
-def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator: str, workers: Workers) -> None:
+def attribute_stage(
+    run: Run, set_name: str, failures: Sequence[str], estimator: str | Estimator, workers: Workers
+) -> None:
     """Attribute failures that are not yet, or no more, up to date to every window of every seed; merge the pieces.
 
     Args:
         run: an evaluated run.
         set_name: the evaluation set.
         failures: ids; empty: all failures of the set.
-        estimator: name of an estimator, or `auto`.
+        estimator: an estimator, the name of one, or `auto`.
         workers: where the pieces run.
 
     Raises:
-        InputError: an unknown failure or estimator, or a missing window.
+        InputError: an unknown failure or estimator, another damping than that of the tables, or a missing window.
     """
     if estimator == AUTO:
         estimator, reason = estimator_of(run.task)
         log.info("attribute %s: %s, because %s", run.task.name, estimator, reason)
-    find_estimator(estimator)
+    chosen_estimator = find_estimator(estimator)
+    _require_default_damping(chosen_estimator)
     run.require_trained()
     evaluated = run[set_name]
     known, named = evaluated.failure_ids, frozenset(failures)
     evaluated.require_failures(failures)
     paths = [run.folder.influence_path(set_name, name) for name in INFLUENCE_TABLES]
     key = run.manifest.attribution = attribution_key(run.task, run.manifest.task_folder)
-    done = covered_by_all(paths, key, estimator)
+    done = covered_by_all(paths, key, chosen_estimator.label)
     chosen = tuple(name for name in known if name not in (done or ()) and (name in named or not named))
     if done is not None and not chosen:
         return
@@ -132,7 +132,7 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
     _require_few_groups(max(table.num_rows for table in summaries), len(chosen))
     call = uuid.uuid4().hex
     pieces = [
-        WindowPiece(run.folder.root, run.task, set_name, chosen, estimator, seed, window, call, key)
+        WindowPiece(run.folder.root, run.task, set_name, chosen, chosen_estimator, seed, window, call, key)
         for seed in run.task.seeds
         for window in range(run.folder.window_count(seed))
     ]
@@ -140,13 +140,27 @@ def attribute_stage(run: Run, set_name: str, failures: Sequence[str], estimator:
         files = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
         waiting = [piece for piece, *whole in zip(pieces, *files, strict=True) if not all(whole)]
         name = f"attribute {run.task.name}"
-        if find_estimator(estimator).needs_updates:
+        if chosen_estimator.needs_updates:
             by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
-            workers.map(_attribute_replayed, [found for found in by_seed if found], name)
+            workers.map(_attribute_replayed, [mine for mine in by_seed if mine], name)
         else:
             workers.map(_attribute_window, waiting, name)
     _merge(run, known, pieces, summaries)
     remove_folder(pieces[0].folder)
+
+
+def _require_default_damping(estimator: Estimator) -> None:
+    """Check that an estimator's damping is the one that the tables are made for.
+
+    Raises:
+        InputError: it is not.
+    """
+    if estimator.damping != DEFAULT_LAMBDA:
+        raise InputError(
+            f"{estimator.label} was given; the tables of a run hold the dampings {', '.join(map(str, LAMBDAS))}, and "
+            f"verdicts rest on {DEFAULT_LAMBDA}: expected damping={DEFAULT_LAMBDA}. Influence at another one: "
+            "aitia.attribution.influence"
+        )
 
 
 @dataclass(frozen=True)
@@ -173,39 +187,44 @@ def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
     open_seeds = [seed for seed, path in paths.items() if not path.exists()]
     workers.map(_summarise, [_SummaryPiece(root, run.task, seed) for seed in open_seeds], f"sum {run.task.name}")
     run.note_files([paths[seed] for seed in open_seeds])
-    found = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
+    summaries = [reward_summary(run.folder, seed, grouping) for seed in run.task.seeds]
     if grouping.name == "transition":  # every state would be a group of its own
-        found = [table.filter(pc.field("wrong_transitions") > 0) for table in found]
-    return found
+        summaries = [table.filter(pc.field("wrong_transitions") > 0) for table in summaries]
+    return summaries
 
 
-@lru_cache(maxsize=1)
-def _cached_targets(root: Path, task_json: str, set_name: str, failures: tuple[str, ...], changed: str) -> TargetSteps:
-    """Return the targets that all windows of a call share; read once a process, again if the steps change."""
-    return load_targets(RunFolder(root), Task.model_validate_json(task_json), set_name, failures)
+class _OfCall(NamedTuple):
+    """What the windows of one call share: read with the first window that a process attributes."""
+
+    call: str
+    targets: Targets
+    grouping: Grouping
+    leaders: Leaders  # of the windows that this process has finished
 
 
-@lru_cache(maxsize=1)
-def _grouping_of(root: Path, task_json: str, changed: str) -> Grouping:
-    """Return the grouping of a run; read once a process, again if its state clusters change."""
-    return load_grouping(RunFolder(root), Task.model_validate_json(task_json))
+class _Process:
+    """What a worker process keeps from one window to the next: nothing but that of the latest call."""
+
+    def __init__(self) -> None:
+        self._latest: _OfCall | None = None
+
+    def of_call(self, piece: WindowPiece) -> _OfCall:
+        """Return what the windows of the piece's call share."""
+        if self._latest is None or self._latest.call != piece.call:
+            folder = RunFolder(piece.root)
+            self._latest = _OfCall(
+                piece.call, load_targets(folder, piece.task, piece.set_name, piece.failures),
+                load_grouping(folder, piece.task), Leaders.none(piece.failures),
+            )  # fmt: skip
+        return self._latest
+
+    def finish(self, piece: WindowPiece, top: pa.Table) -> None:
+        """Take the top transitions of a finished window into account."""
+        shared = self.of_call(piece)
+        self._latest = shared._replace(leaders=shared.leaders.add((piece.seed, piece.window), top))
 
 
-def _clusters_stamp(folder: RunFolder) -> str:
-    path = clusters_path(folder)
-    return stamp(path) if path.exists() else ""
-
-
-@lru_cache
-def _estimator_of(name: str) -> Estimator:
-    """Return the estimator of a name; entry points are searched once a process."""
-    return find_estimator(name)
-
-
-@lru_cache(maxsize=1)
-def _leaders_of(call: str, failures: tuple[str, ...]) -> Leaders:
-    """Return the top of the windows that this process has finished in one call."""
-    return Leaders(failures)
+_process = _Process()
 
 
 def _attribute_replayed(pieces: Sequence[WindowPiece]) -> None:
@@ -221,17 +240,12 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     folder, task = RunFolder(piece.root), piece.task
     if piece.finished:
         return  # by a worker that was lost then
-    window = read_window(
-        folder.transitions_path(piece.seed, piece.window),
-        _grouping_of(piece.root, task.model_dump_json(), _clusters_stamp(folder)),
-    )
+    shared = _process.of_call(piece)
+    window = read_window(folder.transitions_path(piece.seed, piece.window), shared.grouping)
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
-    policy = load_policy(task.agent, task.training_env, parameters)
-    changed = stamp(folder.evaluation_path(piece.set_name, "steps"))
-    targets = _cached_targets(piece.root, task.model_dump_json(), piece.set_name, piece.failures, changed)
-    leaders = _leaders_of(piece.call, piece.failures)
-    influence = attribute_window(window, policy, targets, _estimator_of(piece.estimator), leaders=leaders)
+    actor = as_actor(load_policy(task.agent, task.training_env, parameters))
+    influence = attribute_window(window, actor, shared.targets, piece.estimator, leaders=shared.leaders)
     write_table(piece.top_path, influence.top)
     precision = torch.float64 if len(window.rows.counts) <= DOUBLE_ROWS else torch.float32  # that of the scores
     sums = {
@@ -241,26 +255,26 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     unknown = [name for name in EFFECTS if name not in influence.sums.effects]  # of a tensor that is not there: zero
     names = {"groups": influence.sums.groups, "units": influence.units.groups, "unknown": unknown}
     write_tensors(piece.sums_path, sums, {key: json.dumps(groups) for key, groups in names.items()})
-    leaders.add((piece.seed, piece.window), influence.top)
+    _process.finish(piece, influence.top)
 
 
 def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece], summaries: Sequence[pa.Table]) -> None:
     """Sum the pieces of a call over windows, keep the top transitions, and add what is still up to date."""
-    set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator
+    set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator.label
     top = TOP_TRANSITIONS.empty_table()
     tables, windows, null, units = [], [], [], []
     for seed, summary in zip(run.task.seeds, summaries, strict=True):
         mine = [piece for piece in pieces if piece.seed == seed] if failures else []
-        sums = _sum_windows(mine, summary["group"].to_pylist(), len(failures))
-        tables.append(_merge_sums(sums, summary, seed, failures, estimator))
-        windows.append(_merge_windows(sums if intended_known([summary]) else None, seed, failures, estimator))
-        null.append(_merge_null(sums, summary, seed, estimator))
-        units.append(_merge_units(sums, seed, estimator))
+        sums = sum_windows(_window_sums(mine), len(mine), summary["group"].to_pylist(), len(failures))
+        tables.append(group_table(sums, summary, seed, failures, estimator))
+        windows.append(window_table(sums if intended_known([summary]) else None, seed, failures, estimator))
+        null.append(null_table(sums, summary, seed, estimator))
+        units.append(unit_table(sums, seed, estimator))
         top = keep_top(pa.concat_tables([top, *_top_of_windows(mine)]), TOP_K)
     merged = {"transitions": top, "groups": pa.concat_tables(tables), "windows": pa.concat_tables(windows)}
     new = Addition(pieces[0].key, estimator, failures, known)
-    for name, found in merged.items():
-        new.write_rows(run.folder.influence_path(set_name, name), found)
+    for name, rows in merged.items():
+        new.write_rows(run.folder.influence_path(set_name, name), rows)
     for name, parts in (("null", null), ("units", units)):
         new.write_means(run.folder.influence_path(set_name, name), pa.concat_tables(parts))
 
@@ -279,41 +293,14 @@ def _require_few_groups(groups: int, failures: int) -> None:
         )
 
 
-class _SeedSums(NamedTuple):
-    """Sums over the windows of one seed's training.
-
-    Attributes:
-        effects: by name (`EFFECTS`), [L, F, G]; without those that the estimator does not compute.
-        windows: sum over all groups of each window at the default damping, [W, F].
-        null: of permuted influence, [D, G].
-        units: by group, [4].
-    """
-
-    effects: dict[str, NDArray[np.float64]]
-    windows: NDArray[np.float64]
-    null: NDArray[np.float64]
-    units: dict[str, NDArray[np.float64]]
-
-
-def _sum_windows(pieces: Sequence[WindowPiece], groups: Sequence[str], failures: int) -> _SeedSums:
-    """Sum the pieces of one seed; each file is read once, and one window's sums are held at a time."""
-    position, plane = {name: i for i, name in enumerate(groups)}, LAMBDAS.index(DEFAULT_LAMBDA)
-    effects = {name: np.zeros((len(LAMBDAS), failures, len(groups))) for name in EFFECTS}
-    sums = _SeedSums(effects, np.zeros((len(pieces), failures)), np.zeros((NULL_DRAWS, len(groups))), {})
-    for index, piece in enumerate(pieces):
-        names, tensors = read_tensor_metadata(piece.sums_path), read_tensors(piece.sums_path)
-        where = [position[name] for name in json.loads(names["groups"])]
-        for name in json.loads(names.get("unknown", "[]")):
-            effects.pop(name, None)
-        for name, total in effects.items():
-            if name in tensors:
-                total[:, :, where] += tensors[name].numpy()
-        if "effect" in tensors:
-            sums.windows[index] = tensors["effect"][plane].double().sum(dim=1).numpy()
-        sums.null[:, where] += tensors["null"].numpy()
-        for name, row in zip(json.loads(names["units"]), tensors["units"].numpy().T, strict=True):
-            sums.units[name] = sums.units.get(name, 0.0) + row
-    return sums
+def _window_sums(pieces: Sequence[WindowPiece]) -> Iterator[WindowSums]:
+    """Yield the sums of finished windows; each file is read once."""
+    for piece in pieces:
+        metadata = read_tensor_metadata(piece.sums_path)
+        groups, unit_groups, unknown = (json.loads(metadata.get(key, "[]")) for key in ("groups", "units", "unknown"))
+        tensors = {name: values.numpy() for name, values in read_tensors(piece.sums_path).items()}
+        null, units = tensors.pop("null"), tensors.pop("units")
+        yield WindowSums(groups, tensors, unknown, null, unit_groups, units)
 
 
 def _top_of_windows(pieces: Sequence[WindowPiece]) -> list[pa.Table]:
@@ -327,85 +314,3 @@ def _top_of_windows(pieces: Sequence[WindowPiece]) -> list[pa.Table]:
             held = [keep_top(pa.concat_tables(held), TOP_K)]
             rows = held[0].num_rows
     return held
-
-
-def _merge_windows(sums: _SeedSums | None, seed: int, failures: Sequence[str], estimator: str) -> pa.Table:
-    """Return the sum over all groups of each window of one seed's training: influence over training time."""
-    effect = np.zeros((0, len(failures))) if sums is None else sums.windows
-    rows, count = effect.size, len(failures)
-    failure = np.tile(np.arange(count, dtype=np.int32), len(effect))
-    return pa.table(
-        {
-            "failure": pa.DictionaryArray.from_arrays(pa.array(failure), pa.array(failures, pa.string())),
-            "seed": pa.array(np.full(rows, seed, np.int32)),
-            "window": pa.array(np.repeat(np.arange(len(effect), dtype=np.int32), count)),
-            "effect": pa.array(effect.reshape(-1)),
-            "estimator": pa.repeat(estimator, rows),
-        },
-        schema=WINDOW_EFFECTS,
-    )
-
-
-def _merge_null(sums: _SeedSums, summary: pa.Table, seed: int, estimator: str) -> pa.Table:
-    """Return the sums of permuted influence of one seed, [D, G] as rows; none where nothing is to correct."""
-    groups, total = summary["group"].to_pylist(), sums.null
-    draw, group = np.nonzero(total)
-    return pa.table(
-        {
-            "group": pa.DictionaryArray.from_arrays(pa.array(group.astype(np.int32)), pa.array(groups, pa.string())),
-            "seed": pa.array(np.full(len(group), seed, np.int32)),
-            "draw": pa.array(draw.astype(np.int32)),
-            "effect": pa.array(total[draw, group]),
-            "estimator": pa.array([estimator] * len(group), pa.string()),
-        },
-        schema=NULL_EFFECTS,
-    )
-
-
-def _merge_units(sums: _SeedSums, seed: int, estimator: str) -> pa.Table:
-    """Return the sums over what arbitrary edits would change, of one seed's training, one row a group."""
-    total = sums.units
-    count, paid, tau, reward_tau = np.stack(list(total.values()), axis=1) if total else np.zeros((4, 0))
-    return pa.table(
-        {
-            "group": pa.array(list(total), pa.string()).dictionary_encode(),
-            "seed": pa.array(np.full(len(total), seed, np.int32)),
-            "transitions": pa.array(count.astype(np.int64)),
-            "paid": pa.array(paid),
-            "tau": pa.array(tau),
-            "reward_tau": pa.array(reward_tau),
-            "estimator": pa.array([estimator] * len(total), pa.string()),
-        },
-        schema=UNIT_EFFECTS,
-    )
-
-
-def _merge_sums(sums: _SeedSums, summary: pa.Table, seed: int, failures: tuple[str, ...], estimator: str) -> pa.Table:
-    """Return the group sums of one seed, every group of its training, zero where nothing is to correct."""
-    groups = summary["group"].to_pylist()
-    shape = (len(LAMBDAS), len(failures), len(groups))
-    rows = int(np.prod(shape))
-    failure = np.broadcast_to(np.arange(len(failures), dtype=np.int32)[None, :, None], shape).reshape(-1)
-    group = np.broadcast_to(np.arange(len(groups), dtype=np.int32)[None, None, :], shape).reshape(-1)
-    no_effect = None if intended_known([summary]) else np.ones(rows, dtype=bool)
-
-    def counts(name: str) -> pa.Array:
-        return pa.array(summary[name].to_numpy()[group])
-
-    def effects(name: str) -> pa.Array:
-        total = sums.effects.get(name)
-        return pa.nulls(rows, pa.float64()) if total is None else pa.array(total.reshape(-1), mask=no_effect)
-
-    return pa.table(
-        {
-            "failure": pa.DictionaryArray.from_arrays(pa.array(failure), pa.array(failures, pa.string())),
-            "group": pa.DictionaryArray.from_arrays(pa.array(group), pa.array(groups, pa.string())),
-            "seed": pa.array(np.full(rows, seed, np.int32)),
-            "lambda": pa.array(np.repeat(np.array(LAMBDAS), len(failures) * len(groups))),
-            **{name: effects(name) for name in EFFECTS},
-            "transitions": counts("transitions"),
-            "reward_events": counts("reward_events"),
-            "estimator": pa.repeat(estimator, rows),
-        },
-        schema=GROUP_EFFECTS,
-    )

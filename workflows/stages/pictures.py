@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ...attribution.targets.steps import TargetSteps
+from ...attribution.targets.steps import Targets
 from ...datasets.arrays import array_format, decode_actions, decode_arrays
 from ...datasets.errors import AitiaError, InputError
 from ...datasets.files.store import RunFolder, read_table
@@ -177,7 +177,7 @@ def _draw_episodes(piece: EpisodesPiece) -> dict[str, DrawnFailure]:
 
 
 def _draw_episode(
-    piece: EpisodesPiece, targets: TargetSteps, index: int, episode: dict[str, object], writer: FrameWriter
+    piece: EpisodesPiece, targets: Targets, index: int, episode: dict[str, object], writer: FrameWriter
 ) -> DrawnFailure:
     spec = piece.task.evaluation_env(piece.set_name)
     rows = np.flatnonzero(targets.failure == index)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from ...attribution.actors.adapt import as_actor
 from ...attribution.effects.order import EffectTable, area_under_curve, attribution_order, effect_table
-from ...attribution.targets.outputs import Outputs
 from ...datasets.errors import InputError
 from ...datasets.files.remote import exist
 from ...datasets.files.store import RunFolder, read_table, read_tensors, write_json, write_table, write_tensors
@@ -28,7 +28,6 @@ from ...reports.measures.validation import replay_gap, validation_scores
 from ...reports.statistics import mean_interval
 from ...training.agents.play import evaluate_policy
 from ...training.agents.spec import load_policy
-from ...training.environments.spaces import as_tensors
 from ...training.retraining.replay import replay
 from ..runs.evaluated_set import load_targets
 from ..runs.groups import load_grouping
@@ -152,7 +151,7 @@ def _measure(piece: MeasuredPiece) -> None:
     task, policy = piece.task, _agent(piece)
     targets = load_targets(RunFolder(piece.root), task, piece.set_name, piece.failures)
     with torch.no_grad():
-        values = targets.values(Outputs(policy, as_tensors(targets.observations), targets.given))
+        values = targets.values(as_actor(policy).outputs(targets.observations, targets.inputs))
     episodes, _ = evaluate_policy(policy, task.evaluation_env(piece.set_name), task.evaluation, piece.seed, "test")
     plays = torch.tensor(PlayCounts.of(episodes["outcome"].to_pylist(), task.outcomes))
     write_tensors(piece.path, {"values": values.double(), "plays": plays}, {})

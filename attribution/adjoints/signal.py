@@ -1,0 +1,59 @@
+"""What a learner sees of each transition, and how it depends on the rewards."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float64]
+
+
+class RewardInfluence(NamedTuple):
+    """Effect of one unit of reward on each target, [N, F]: with and without the normalisation's adjoint."""
+
+    tau: Scores
+    tau_raw: Scores
+
+
+class Signal(Protocol):
+    """The signal that weights the gradient of each of a window's N transitions, with its adjoint.
+
+    A signal is linear in the rewards up to its normalisation: an advantage (`gae.GaeAdvantages`). Its adjoint carries
+    the effect of one unit of the signal back to the effect of one unit of reward as it was paid. Rows are environment
+    by environment, each in time order: row = env * n_steps + step.
+    """
+
+    @property
+    def raw(self) -> NDArray[np.float64]:
+        """The signal before normalisation, [N]."""
+        ...
+
+    @property
+    def n_envs(self) -> int:
+        """Number of environments; N / n_envs steps each."""
+        ...
+
+    def reward_influence(self, scores: Scores) -> RewardInfluence:
+        """Return the effect of one unit of reward from that of one unit of (normalised) signal, [N, F] each."""
+        ...
+
+    def value_influence(self, scores: Scores) -> Scores:
+        """Return the effect of one unit of reward through the value loss from that of one unit of return, [N, F]."""
+        ...
+
+    def summed_reward_influence(self, weights: Scores) -> RewardInfluence:
+        """Return what scores are summed with, so that influence need not be formed: `reward_influence` transposed.
+
+        Args:
+            weights: [N, G], of each transition in each of G sums.
+
+        Returns:
+            For tau and for tau_raw, [N, G] each: its product with s [N, F] is that of `weights` with the influence.
+        """
+        ...
+
+    def summed_value_influence(self, weights: Scores) -> Scores:
+        """Return what scores are summed with in the value channel, [N, G]: `value_influence` transposed."""
+        ...

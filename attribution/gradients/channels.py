@@ -1,0 +1,107 @@
+"""The channels through which a reward moves a policy: log pi(a|s) by its advantage, V(s) by its return, Q(s, a)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..actors.outputs import Actor, Outputs
+from ..targets.steps import Targets
+from .factors import Factors
+from .kernel import DoubleGradients, WindowGradients, inner_products
+from .layers import Functional, gradient_factors
+from .rows import WindowRows
+
+DOUBLE_ROWS = 1024
+
+
+def target_factors(actor: Actor, rows: WindowRows, targets: Targets) -> Factors:
+    """Return the factored gradients of the targets' steps, which both channels of a window are multiplied with."""
+    _set_precision(actor, rows)
+    return gradient_factors(actor, targets.observations, targets.functional(), targets.inputs)
+
+
+def policy_gradients(
+    actor: Actor, rows: WindowRows, targets: Targets, where: str, steps: Factors | None = None
+) -> WindowGradients:
+    """Compute the inner products of the policy channel: gradients of log pi(a|s) of a window's distinct rows.
+
+    In float64 up to `DOUBLE_ROWS` distinct rows, beyond in float32: half the time. At each damping scores in float32
+    are checked by some rows in float64; where they may be off by more than `LARGEST_ERROR`, all are done in float64.
+
+    Args:
+        actor: the policy with the parameters that collected the window; its dtype is changed.
+        rows: the window's distinct rows.
+        targets: the failures' target steps.
+        where: names the window in messages.
+        steps: the gradients of the targets (`target_factors`); None: they are computed.
+
+    Raises:
+        NonFiniteError: a gradient is NaN or infinite; names window and row.
+        InputError: the policy's gradients have no factored form.
+    """
+    actions = torch.as_tensor(rows.actions)
+    return _gradients(actor, lambda said: said.distribution.log_prob(actions).sum(), rows, targets, where, steps)
+
+
+def value_gradients(
+    actor: Actor, rows: WindowRows, targets: Targets, where: str, scale: float, steps: Factors | None = None
+) -> WindowGradients | None:
+    """Compute the inner products of the value channel: gradients of `scale` V(s) of a window's distinct rows.
+
+    Args:
+        actor, rows, targets, where, steps: see `policy_gradients`.
+        scale: factor of V(s), such that the mean of the products is the Gauss-Newton matrix of the value loss.
+
+    Returns:
+        None where the value loss moves no parameter that a target depends on: all effects are zero.
+    """
+    steps = steps or target_factors(actor, rows, targets)
+
+    def functional(said: Outputs) -> Tensor:
+        return scale * said.values.sum()
+
+    window = _window_factors(actor, rows, functional)
+    return _gradients(actor, functional, rows, targets, where, steps, window) if window.shares_layers(steps) else None
+
+
+def q_gradients(actor: Actor, rows: WindowRows, targets: Targets, where: str) -> WindowGradients:
+    """Compute the inner products of a Q-network: gradients of Q(s, a) of the distinct rows that updates drew.
+
+    Args:
+        actor: a network of `q_networks`.
+        rows, targets, where: see `policy_gradients`; actions are zeros where the network gives one value a row.
+    """
+    actions = torch.as_tensor(rows.actions)[:, None]
+    return _gradients(actor, lambda said: said.q_values.gather(1, actions).sum(), rows, targets, where)
+
+
+def _gradients(
+    actor: Actor,
+    functional: Functional,
+    rows: WindowRows,
+    targets: Targets,
+    where: str,
+    steps: Factors | None = None,
+    window: Factors | None = None,
+) -> WindowGradients:
+    """Return the inner products of the gradients of a functional of the window's rows (`window`, if they are there)."""
+    gradients = inner_products(
+        window or _window_factors(actor, rows, functional), steps or target_factors(actor, rows, targets),
+        rows, targets, where,
+    )  # fmt: skip
+    if gradients.gram.dtype == torch.float64:
+        return gradients
+    return replace(gradients, double=DoubleGradients(actor, functional, rows, targets, where))
+
+
+def _window_factors(actor: Actor, rows: WindowRows, functional: Functional) -> Factors:
+    """Return the factored gradients of the window's rows."""
+    _set_precision(actor, rows)
+    return gradient_factors(actor, rows.observations, functional, rows.inputs)
+
+
+def _set_precision(actor: Actor, rows: WindowRows) -> None:
+    actor.module.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)
