@@ -298,6 +298,39 @@ def test_projections_of_another_seed_are_other_projections() -> None:
     assert np.abs(one - other).max() > 0.0
 
 
+class Normed(Recorded):
+    """One with a layer that has no factored gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(ACTIONS)
+
+    def log_prob(self, observations: dict[str, Tensor], actions: Tensor) -> Tensor:
+        logits = self.norm(self.module(observations)[0])
+        return Categorical(logits=logits).log_prob(actions)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_without_a_factored_gradient_are_projected() -> None:
+    torch.manual_seed(5)
+    module, window, targets = Normed(), as_window(), as_targets()
+    with pytest.raises(InputError, match=r"`norm` of the policy is a LayerNorm.*trak-projected"):
+        influence(window, module, targets)
+    found = influence(window, module, targets, TrakProjected(dimension=64))
+    assert np.abs(found.tau).max() > 0.0 and found.tau_value is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", ["log-odds", "labels"])
+def test_the_projection_of_a_module_of_ones_own_correlates_with_exact(target: str) -> None:
+    torch.manual_seed(4)
+    labels = np.tile(np.array([1, 1, -1], np.int8), (5, 1)) if target == "labels" else None
+    module, window, targets = Telling(), as_window(), as_targets(target, labels)
+    exact, found = (influence(window, module, targets, e).scores for e in (Trak(), TrakProjected(dimension=1024)))
+    for failure in range(2):
+        assert np.corrcoef(found[:, failure], exact[:, failure])[0, 1] > 0.9
+
+
 def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
     with pytest.raises(InputError, match=r"dones of shape \(11, 3\), expected \(12, 3\)"):
         as_window(dones=np.zeros((STEPS - 1, ENVS), bool))
