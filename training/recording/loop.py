@@ -28,7 +28,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from ...datasets.arrays import Array, pack
+from ...datasets.arrays import Array
 from ...datasets.errors import InputError
 from ...datasets.files.store import RunFolder
 from ...datasets.words import counted
@@ -39,7 +39,7 @@ from .buffers import UNUSED_ROW
 from .provenance import EarlierTraining
 from .recorder import learner_metadata
 from .task_file import write_task
-from .window import Collected, Learned, Step, as_rows, stacked
+from .window import Collected, Learned, Step, as_rows, at, each, packed, stacked
 from .writer import WindowWriter, parameters_of
 
 log = logging.getLogger("aitia")
@@ -196,8 +196,8 @@ class LoopRecorder:
         for env in range(self._n_envs):
             said = env_info(info, env) if isinstance(info, Mapping) else dict(info[env])
             if ended[env]:
-                shown = said["final_obs"] if "final_obs" in said else _of_env(next_observation, env)
-                last[env] = _of_env(self._observed(_one(shown)), 0)
+                shown = said["final_obs"] if "final_obs" in said else at(next_observation, env)
+                last[env] = at(self._observed(_one(shown)), 0)
                 said = dict(said.get("final_info", said))
             infos.append(said)
         scale = np.array(np.broadcast_to(np.asarray(reward_scale, dtype=np.float64), paid.shape))
@@ -218,13 +218,16 @@ class LoopRecorder:
 
     def _observed(self, observation: Any) -> Any:
         """Return observations [n_envs, ...]; floats in the precision of the policy's parameters."""
-        if isinstance(observation, Mapping):
-            return {key: self._observed(part) for key, part in observation.items()}
-        observed = _array(observation)
-        if not np.issubdtype(observed.dtype, np.floating):
-            return observed.astype(np.int8) if observed.dtype == bool else observed
         parameter = next(self._policy.parameters(), torch.empty(0))
-        return observed.astype(torch.empty(0, dtype=parameter.dtype).numpy().dtype)
+        precision = torch.empty(0, dtype=parameter.dtype).numpy().dtype
+
+        def kept(part: Any) -> Array:
+            values = _array(part)
+            if np.issubdtype(values.dtype, np.floating):
+                return values.astype(precision)
+            return values.astype(np.int8) if values.dtype == bool else values
+
+        return each(kept, observation)
 
     def update(self, minibatches: Minibatches = (), advantages: Any = None, returns: Any = None) -> None:
         """End a window: check it, and write it with the parameters that collected it.
@@ -286,10 +289,10 @@ class LoopRecorder:
         rewards = np.stack([step.reward * step.scale for step in window.steps]).astype(np.float32)
         limits = [(t, env) for t, step in enumerate(window.steps) for env in np.flatnonzero(step.truncated).tolist()]
         if limits:
-            after = values(policy, _packed(stacked([window.steps[t].last[env] for t, env in limits])))
+            after = values(policy, packed(stacked([window.steps[t].last[env] for t, env in limits])))
             for place, value_after in zip(limits, after, strict=True):
                 rewards[place] += self._gamma * value_after
-        following = values(policy, _packed(self._last)).astype(np.float32)
+        following = values(policy, packed(self._last)).astype(np.float32)
         ended = np.stack([step.ended for step in window.steps])
         return generalised_advantages(rewards, value, ended, following, self._gamma, self._gae_lambda)
 
@@ -358,19 +361,7 @@ def _array(value: Any) -> Array:
 
 def _one(value: Any) -> Any:
     """Return the value of one environment as that of a vector of one."""
-    if isinstance(value, Mapping):
-        return {key: _one(part) for key, part in value.items()}
-    return _array(value)[None]
-
-
-def _of_env(value: Any, index: int) -> Any:
-    if isinstance(value, Mapping):
-        return {key: part[index] for key, part in value.items()}
-    return value[index]
-
-
-def _packed(observed: Any) -> Array:
-    return pack(observed) if isinstance(observed, dict) else observed
+    return each(lambda part: _array(part)[None], value)
 
 
 def _members(epoch: Sequence[Any], steps: int, n_envs: int) -> NDArray[np.int32]:

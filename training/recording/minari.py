@@ -14,7 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from ..environments.contract import Told
 from ..environments.spaces import ObservationForm, Space, env_action, policy_observation_space, require_action_space
 from ..environments.spec import EnvSpec
 from .provenance import EarlierTraining
-from .window import Collected, Learned, Step, stacked
+from .window import Collected, Learned, Step, at, stacked
 from .writer import WindowWriter
 
 log = logging.getLogger("aitia")
@@ -220,13 +220,11 @@ def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows
     writer.begin(1, EarlierTraining())
     known: set[str] = set()
     try:
-        steps = _steps(dataset, ObservationForm(space), known)
-        while read := list(itertools.islice(steps, rows)):
-            window = Collected(
-                [one.step for one in read], stacked([one.observation for one in read]),
-                np.stack([one.action for one in read]), read[-1].after, about={"algorithm": "imported"},
-            )  # fmt: skip
-            writer.write(window, Learned(), None)
+        reading = _steps(dataset, ObservationForm(space), known)
+        while some := list(itertools.islice(reading, rows)):
+            steps, seen, actions, after = zip(*some, strict=True)
+            about = {"algorithm": "imported"}
+            writer.write(Collected(steps, stacked(seen), np.stack(actions), after[-1], about=about), Learned(), None)
         if not writer.windows:
             raise InputError(f"{where} holds no steps, expected some")
     except BaseException:
@@ -241,52 +239,32 @@ def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows
     return writer.windows
 
 
-class _Read(NamedTuple):
-    """A step of a dataset, and the observations [1, ...] before and after it."""
+def _steps(dataset: Any, form: ObservationForm, known: set[str]) -> Iterator[tuple[Step, Any, Array, Any]]:
+    """Yield every step of a dataset, one episode after another; add the names of what it tells to `known`.
 
-    step: Step
-    observation: Any
-    action: Array
-    after: Any
-
-
-def _steps(dataset: Any, form: ObservationForm, known: set[str]) -> Iterator[_Read]:
-    """Yield every step of a dataset, one episode after another; add the names of what it tells to `known`."""
+    Yields:
+        The step, the observation before it [1, ...], its action [1, ...] and the observation after it [1, ...].
+    """
     for episode in dataset.iterate_episodes():
-        kept = form.batch(_values(episode.observations, len(episode) + 1))
-        told = _told(episode.infos or {}, len(episode))
+        length = len(episode)
+        kept = form.batch([at(episode.observations, number) for number in range(length + 1)])
+        seen = fields(kept) or kept
+        told = _told(episode.infos or {}, length)
         known |= {key for key in Told._fields if told and getattr(told[-1], key) is not None}
         actions = np.asarray(episode.actions)
-        for number in range(len(episode)):
-            reward = np.array([episode.rewards[number]], dtype=np.float64)
+        for number in range(length):
+            here, then = slice(number, number + 1), slice(number + 1, number + 2)
+            reward = np.asarray(episode.rewards[here], dtype=np.float64)
             if not np.isfinite(reward[0]):
                 raise InputError(
                     f"episode {episode.id}, step {number}: the reward is {reward[0]}, expected a finite number"
                 )
-            terminated, truncated = bool(episode.terminations[number]), bool(episode.truncations[number])
-            truncated |= number == len(episode) - 1  # an episode of the dataset ends with its last step
-            ended, after = terminated or truncated, _row(kept, number + 1)
-            step = Step(
-                reward, np.array([ended]), np.array([ended and not terminated]), [told[number]],
-                {0: _single(after)} if ended else {}, np.ones(1),
-            )  # fmt: skip
-            yield _Read(step, _row(kept, number), actions[number : number + 1], after)
-
-
-def _values(observations: Any, count: int) -> list[Any]:
-    if isinstance(observations, Mapping):
-        parts = {key: _values(part, count) for key, part in observations.items()}
-        return [{key: part[step] for key, part in parts.items()} for step in range(count)]
-    return [observations[step] for step in range(count)]
-
-
-def _row(kept: Array, step: int) -> Any:
-    rows = kept[step : step + 1]
-    return fields(rows) or rows
-
-
-def _single(rows: Any) -> Any:
-    return {key: part[0] for key, part in rows.items()} if isinstance(rows, dict) else rows[0]
+            terminated = np.asarray(episode.terminations[here], dtype=bool)
+            ended = terminated | np.asarray(episode.truncations[here], dtype=bool)
+            ended |= number == length - 1  # an episode of the dataset ends with its last step
+            last = {0: at(seen, number + 1)} if ended[0] else {}
+            step = Step(reward, ended, ended & ~terminated, [told[number]], last, np.ones(1))
+            yield step, at(seen, here), actions[here], at(seen, then)
 
 
 def _told(infos: Mapping[str, Any], steps: int) -> list[Told]:

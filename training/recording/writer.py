@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...datasets.arrays import Array
@@ -26,7 +27,7 @@ from ...datasets.files.store import RunFolder, begin_folder, publish_folder, wri
 from ..edits.edit import CORRECTED, UNEDITED
 from ..environments.contract import InfoReader, Told
 from .provenance import SCRIPT, EarlierTraining
-from .window import Collected, Episodes, Learned, Step
+from .window import Collected, Learned, Step
 
 log = logging.getLogger("aitia")
 _HELD = ".held"  # beside the folder aside: held while a script records
@@ -147,7 +148,7 @@ class WindowWriter:
         """
         if not self._aside.exists():
             raise AitiaError(f"{self._aside} was removed while seed {self.seed} was training; it is given up")
-        table = window.table(self.seed, self.windows, learned, self._episodes(window.steps), self._earlier)
+        table = window.table(self.seed, self.windows, learned, self._earlier, *self._episodes(window.steps))
         write_table(self._staged.transitions_path(self.seed, self.windows), table)
         if parameters is not None:
             about = {"seed": str(self.seed), "window": str(self.windows)}
@@ -156,8 +157,8 @@ class WindowWriter:
             write_table(self._staged.replay_path(self.seed, self.windows), draws)
         self.windows += 1
 
-    def _episodes(self, steps: Sequence[Step]) -> Episodes:
-        """Return the episodes of the next steps."""
+    def _episodes(self, steps: Sequence[Step]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the next steps' episodes, unique within a training, and the steps since they began."""
         numbers, ages = [], []
         for step in steps:
             numbers.append(self._episode.copy())
@@ -166,7 +167,7 @@ class WindowWriter:
             for env in np.flatnonzero(step.ended):
                 self._t[env], self._episode[env] = 0, self._next_episode
                 self._next_episode += 1
-        return Episodes(np.stack(numbers), np.stack(ages))
+        return np.stack(numbers), np.stack(ages)
 
     def publish(self, parameters: Mapping[str, Tensor] | None, about: Mapping[str, str] | None = None) -> None:
         """Move the files to their places.
