@@ -69,7 +69,7 @@ def test_importing_aitia_loads_nothing_heavy_and_every_command_is_a_function() -
     import aitia
     from aitia.workflows.cli import cli
 
-    assert set(names) == {"__version__", *cli.commands}
+    assert set(names) == {"__version__", "Recorder", "LoopRecorder", *cli.commands}
     assert all(callable(getattr(aitia, name)) for name in names if name != "__version__")
 
 
