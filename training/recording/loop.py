@@ -80,22 +80,11 @@ class LoopRecorder:
     """
 
     def __init__(
-        self,
-        out: str | Path | RunFolder,
-        seed: int = 0,
-        *,
-        policy: nn.Module,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        n_envs: int = 1,
-        normalize_advantage: bool = True,
-        vf_coef: float = 0.5,
-        algorithm: str = "loop",
-        first_timestep: int = 0,
-    ) -> None:
-        if not isinstance(policy, nn.Module) or not (
-            _says(policy, "log_prob") or isinstance(policy, ActorCriticPolicy)
-        ):
+        self, out: str | Path | RunFolder, seed: int = 0, *, policy: nn.Module, gamma: float = 0.99,
+        gae_lambda: float = 0.95, n_envs: int = 1, normalize_advantage: bool = True, vf_coef: float = 0.5,
+        algorithm: str = "loop", first_timestep: int = 0,
+    ) -> None:  # fmt: skip
+        if not isinstance(policy, nn.Module) or not _says(policy, "log_prob"):
             raise InputError(
                 f"policy: {type(policy).__name__} was given, expected a torch.nn.Module with the methods "
                 f"log_prob(observations, actions) -> [N] and value(observations) -> [N]. {_HOW}"
@@ -148,19 +137,9 @@ class LoopRecorder:
         return loop_block(self._algorithm, self._policy, self._n_envs, known)
 
     def step(
-        self,
-        observation: Any,
-        action: Any,
-        reward: Any,
-        terminated: Any,
-        truncated: Any,
-        info: Any,
-        next_observation: Any,
-        *,
-        log_prob: Any,
-        value: Any = None,
-        reward_scale: Any = 1.0,
-    ) -> None:
+        self, observation: Any, action: Any, reward: Any, terminated: Any, truncated: Any, info: Any,
+        next_observation: Any, *, log_prob: Any, value: Any = None, reward_scale: Any = 1.0,
+    ) -> None:  # fmt: skip
         """Record one step.
 
         Args:
@@ -177,18 +156,16 @@ class LoopRecorder:
         """
         if np.ndim(_array(reward)) == 0:
             observation, next_observation = _one(observation), _one(next_observation)
-            action, reward, terminated, truncated, log_prob = map(
-                _one, (action, reward, terminated, truncated, log_prob)
-            )
-            value, info = None if value is None else _one(value), [info]
+            action, reward, log_prob = _one(action), _one(reward), _one(log_prob)
+            terminated, truncated, info = _one(terminated), _one(truncated), [info]
         paid = _array(reward).astype(np.float32)  # as it is learned from, and as SB3's environments pay
         terminal, cut = _array(terminated).astype(bool), _array(truncated).astype(bool)
-        drawn, drawn_log_prob = _array(action), _array(log_prob).astype(np.float32)
-        numbers = {"reward": paid, "terminated": terminal, "truncated": cut, "log_prob": drawn_log_prob}
-        for name, values_of_step in numbers.items():
-            if values_of_step.shape != (self._n_envs,):
+        log_prob = _array(log_prob).astype(np.float32)
+        numbers = {"reward": paid, "terminated": terminal, "truncated": cut, "log_prob": log_prob}
+        for name, of_envs in numbers.items():
+            if of_envs.shape != (self._n_envs,):
                 raise InputError(
-                    f"step: {name} of shape {values_of_step.shape} was given, expected n_envs={self._n_envs} numbers"
+                    f"step: {name} of shape {of_envs.shape} was given, expected n_envs={self._n_envs} numbers"
                 )
         if not self._steps:
             self._begin_window()
@@ -200,13 +177,12 @@ class LoopRecorder:
                 last[env] = at(self._observed(_one(shown)), 0)
                 said = dict(said.get("final_info", said))
             infos.append(said)
-        scale = np.array(np.broadcast_to(np.asarray(reward_scale, dtype=np.float64), paid.shape))
         told = self._writer.read(len(self._steps), infos, paid.astype(np.float64), ended)
-        observed = self._observed(observation)
+        scale = np.broadcast_to(np.array(reward_scale, dtype=np.float64), paid.shape)
         self._steps.append(Step(paid, ended, cut & ~terminal, told, last, scale))
-        self._observations.append(observed)
-        self._actions.append(drawn)
-        self._log_probs.append(drawn_log_prob)
+        self._observations.append(self._observed(observation))
+        self._actions.append(_array(action))
+        self._log_probs.append(log_prob)
         self._values.append(None if value is None else _array(value).astype(np.float32).reshape(self._n_envs))
         self._last = self._observed(next_observation)
 
@@ -281,7 +257,7 @@ class LoopRecorder:
 
     def _estimated(self, window: Collected, policy: nn.Module, value: Any) -> NDArray[np.float32]:
         """Return advantages as Stable-Baselines3 has them: V(last observation) is added at time limits."""
-        if not (_says(policy, "value") or isinstance(policy, ActorCriticPolicy)):
+        if not _says(policy, "value"):
             raise InputError(
                 f"update() was called without advantages, but {type(policy).__name__} has no method "
                 f"value(observations) -> [N], by which they are estimated; expected one of both. {_HOW}"
@@ -352,7 +328,7 @@ def _per_step(name: str, passed: Any, shape: tuple[int, int]) -> NDArray[np.floa
 
 
 def _says(policy: nn.Module, method: str) -> bool:
-    return callable(getattr(policy, method, None))
+    return isinstance(policy, ActorCriticPolicy) or callable(getattr(policy, method, None))
 
 
 def _array(value: Any) -> Array:

@@ -44,13 +44,9 @@ _DESCRIPTION = (
 
 
 def export_minari(
-    run: str | Path | RunFolder,
-    dataset_id: str,
-    env: EnvSpec | None = None,
-    seeds: Sequence[int] | None = None,
-    data_format: str | None = None,
-    description: str = _DESCRIPTION,
-) -> Any:
+    run: str | Path | RunFolder, dataset_id: str, env: EnvSpec | None = None, seeds: Sequence[int] | None = None,
+    data_format: str | None = None, description: str = _DESCRIPTION,
+) -> Any:  # fmt: skip
     """Write the transitions of a run as a Minari dataset, one episode after another.
 
     Observations are those of the environment's own space; Box actions are as the environment got them, clipped.
@@ -271,27 +267,26 @@ def _told(infos: Mapping[str, Any], steps: int) -> list[Told]:
     """Return what a dataset tells of each step; Minari keeps the reset's info first where there is one more."""
 
     def column(values: Any, number: bool) -> list[Any]:
-        found = list(values)[len(values) - steps :]
+        last = list(values)[len(values) - steps :]
         if number:
-            return [None if value is None or not np.isfinite(value) else float(value) for value in found]
-        texts = [value.decode() if isinstance(value, bytes) else value for value in found]
+            return [None if value is None or not np.isfinite(value) else float(value) for value in last]
+        texts = [value.decode() if isinstance(value, bytes) else value for value in last]
         return [None if value is None or value == "" else str(value) for value in texts]
 
     nested = infos.get("reward_components")
     parts = dict(nested) if isinstance(nested, Mapping) else {}
     parts |= {key.removeprefix(COMPONENT_PREFIX): v for key, v in infos.items() if key.startswith(COMPONENT_PREFIX)}
     components = {key: column(values, number=True) for key, values in parts.items()}
-    numbers = {name: column(infos[name], number=True) for name in _NUMBERS if name in infos}
-    texts = {name: column(infos[name], number=False) for name in _TEXTS if name in infos}
-    nothing: list[Any] = [None] * steps
+    columns = {name: [None] * steps for name in (*_NUMBERS, *_TEXTS)}
+    columns |= {name: column(infos[name], name in _NUMBERS) for name in columns if name in infos}
     return [
         Told(
-            outcome=texts.get("outcome", nothing)[k] if k == steps - 1 else None,
-            intended_reward=numbers.get("intended_reward", nothing)[k],
+            outcome=columns["outcome"][k] if k == steps - 1 else None,
+            intended_reward=columns["intended_reward"][k],
             components={key: values[k] for key, values in components.items() if values[k] is not None} or None,
-            context=texts.get("context", nothing)[k],
+            context=columns["context"][k],
             action_labels=None,
-            untampered_reward=numbers.get("untampered_reward", nothing)[k],
+            untampered_reward=columns["untampered_reward"][k],
         )
         for k in range(steps)
     ]

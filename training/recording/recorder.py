@@ -40,13 +40,7 @@ from .writer import WindowWriter, parameters_of
 
 
 class ModelRecorder(BaseCallback):
-    """What the recorders of Stable-Baselines3's algorithms share: what a vector environment reports, as records.
-
-    Args:
-        out: the run folder.
-        seed: the number under which this training is kept.
-        trained_by: `provenance.SCRIPT`, or `AITIA` where aitia itself trains.
-    """
+    """What the recorders of Stable-Baselines3's algorithms share: the steps of a vector environment, as records."""
 
     def __init__(self, out: str | Path | RunFolder, seed: int = 0, *, trained_by: str = SCRIPT) -> None:
         super().__init__()
@@ -73,26 +67,19 @@ class ModelRecorder(BaseCallback):
 
     def _on_step(self) -> bool:
         infos, ended = self.locals["infos"], np.asarray(self.locals["dones"], dtype=bool)
-        normalize = self._normalize
-        paid = self.locals["rewards"] if normalize is None else normalize.get_original_reward()
-        paid = np.array(paid)  # a copy: SB3 adds gamma V(terminal) to its own in place
-        scale = _scale(normalize)
+        normalize, scale = self._normalize, _scale(self._normalize)
+        # a copy, for SB3 adds gamma V(terminal) to its own in place
+        paid = np.array(self.locals["rewards"] if normalize is None else normalize.get_original_reward())
+        reward = paid.astype(np.float64)
         truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & ended
-        self._steps.append(
-            Step(
-                reward=paid,
-                ended=ended,
-                truncated=truncated,
-                told=self._writer.read(len(self._steps), infos, paid.astype(np.float64), ended),
-                last={
-                    env: infos[env]["terminal_observation"]
-                    for env in np.flatnonzero(ended).tolist()
-                    if truncated[env] or "terminal_observation" in infos[env]
-                },
-                scale=np.where(np.abs(paid.astype(np.float64) * scale) >= _clip(normalize), 0.0, scale),
-                unclipped_scale=scale,
-            )
-        )
+        last = {
+            env: infos[env]["terminal_observation"]
+            for env in np.flatnonzero(ended).tolist()
+            if truncated[env] or "terminal_observation" in infos[env]
+        }
+        told = self._writer.read(len(self._steps), infos, reward, ended)
+        scales = np.where(np.abs(reward * scale) >= _clip(normalize), 0.0, scale)
+        self._steps.append(Step(paid, ended, truncated, told, last, scales, scale))
         return True
 
     def _drawn(self, actions: Array) -> Array:
