@@ -22,7 +22,7 @@ NOTHING = Told(None, None, None, None, None, None)
 
 def make_step(envs: int = 2, ended: Any = None, last: Any = None, **changes: Any) -> Step:
     over = np.zeros(envs, bool) if ended is None else np.array(ended)
-    values = {"truncated": np.zeros(envs, bool), "told": [NOTHING] * envs, "scale": np.ones(envs), **changes}
+    values = {"truncated": np.zeros(envs, bool), "reported": [NOTHING] * envs, "scale": np.ones(envs), **changes}
     return Step(np.zeros(envs, np.float32), over, last=last or {}, **values)
 
 
@@ -39,7 +39,7 @@ def make_window(steps: int = 3, envs: int = 2, **changes: Any) -> Collected:
     [
         (lambda: make_step(ended=[True]), r"`ended` of a step: .*\[1\], expected \[2\]"),
         (lambda: make_step(scale=np.ones(3)), r"`scale` of a step: .*\[3\], expected \[2\]"),
-        (lambda: make_step(told=[NOTHING]), "1 infos, expected 2"),
+        (lambda: make_step(reported=[NOTHING]), "1 infos, expected 2"),
         (lambda: make_window(actions=np.zeros((2, 3), int)), r"actions: .*\[2, 3\], expected \[3, 2\]"),
         (lambda: make_window(observations=np.zeros((6, 1))), r"observations: .*\[6, 1\], expected \[3, 2\]"),
         (lambda: make_window(observations={"x": np.zeros((3, 1))}), r"observations: .*\[3, 1\], expected \[3, 2\]"),

@@ -11,13 +11,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import (
-    VecEnv,
-    VecEnvWrapper,
-    VecMonitor,
-    VecNormalize,
-    VecTransposeImage,
-)
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecTransposeImage
 
 from ..agents.spec import _NOT_HYPERPARAMETERS, _SCHEDULED, ALGORITHMS, PPO_DEFAULTS, AgentSpec, algorithm_class
 from .provenance import comparable
@@ -67,8 +61,7 @@ def agent_block(model: OnPolicyAlgorithm, total_timesteps: int) -> AgentBlock:
         if value != _said(name, parameter.default) or (name in PPO_DEFAULTS and algorithm != "A2C"):
             hyperparameters[name] = value
     optimiser, policy_kwargs = _optimiser(algorithm, model.policy_kwargs)
-    hyperparameters |= optimiser
-    hyperparameters |= _policy_kwargs(policy_kwargs, unsaid)
+    hyperparameters |= {**optimiser, **_policy_kwargs(policy_kwargs, unsaid)}
     values = {"algorithm": algorithm, "policy": policy, "total_timesteps": total_timesteps, "n_envs": model.n_envs}
     return AgentBlock({**values, "hyperparameters": hyperparameters}, unsaid)
 
@@ -83,10 +76,8 @@ def loop_block(algorithm: str, policy: ActorCriticPolicy, n_envs: int, known: Ma
         known: `total_timesteps`, and hyperparameters.
     """
     unsaid: list[str] = []
-    parameters, defaults = (
-        AgentSpec(algorithm=algorithm).parameters,
-        inspect.signature(type(policy).__init__).parameters,
-    )
+    parameters = AgentSpec(algorithm=algorithm).parameters
+    defaults = inspect.signature(type(policy).__init__).parameters
     own = {
         name: value
         for name, value in policy._get_constructor_parameters().items()
@@ -97,13 +88,11 @@ def loop_block(algorithm: str, policy: ActorCriticPolicy, n_envs: int, known: Ma
         **{name: value for name, value in known.items() if name in parameters},
         **_policy_kwargs(own, unsaid),
     }
-    return AgentBlock(
-        {
-            "algorithm": algorithm, "policy": _alias(policy, algorithm_class(algorithm).policy_aliases, unsaid),
-            "total_timesteps": known["total_timesteps"], "n_envs": n_envs, "hyperparameters": hyperparameters,
-        },
-        unsaid,
-    )  # fmt: skip
+    values = {
+        "algorithm": algorithm, "policy": _alias(policy, algorithm_class(algorithm).policy_aliases, unsaid),
+        "total_timesteps": known["total_timesteps"], "n_envs": n_envs,
+    }  # fmt: skip
+    return AgentBlock({**values, "hyperparameters": hyperparameters}, unsaid)
 
 
 def _policy_kwargs(kwargs: Mapping[str, Any], unsaid: list[str]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class RecordedPolicy(Protocol):
         ...
 
     def value(self, observations: Inputs) -> Tensor:
-        """Return V(s), [N]; called only where advantages are not given."""
+        """Return V(s), [N]; called only where advantages are to be estimated."""
         ...
 
 

@@ -84,7 +84,7 @@ class LoopRecorder:
         gae_lambda: float = 0.95, n_envs: int = 1, normalize_advantage: bool = True, vf_coef: float = 0.5,
         algorithm: str = "loop", first_timestep: int = 0,
     ) -> None:  # fmt: skip
-        if not isinstance(policy, nn.Module) or not _says(policy, "log_prob"):
+        if not isinstance(policy, nn.Module) or not _has(policy, "log_prob"):
             raise InputError(
                 f"policy: {type(policy).__name__} was given, expected a torch.nn.Module with the methods "
                 f"log_prob(observations, actions) -> [N] and value(observations) -> [N]. {_HOW}"
@@ -146,12 +146,12 @@ class LoopRecorder:
             observation: as the policy got it.
             action: as the policy drew it, before any clipping.
             reward: as the environment paid it, before any scaling.
-            terminated, truncated: as the environment said.
+            terminated, truncated: as the environment reported.
             info: of this transition: a dict; of several environments a list of dicts, or the dict of a Gymnasium
                 vector environment (one with autoreset_mode=SAME_STEP, whose `final_obs` and `final_info` are read).
             next_observation: what the environment showed then; of an ended episode its last observation.
             log_prob: log pi(action|observation); the record is checked by it.
-            value: V(observation); None: `update` is given the advantages.
+            value: V(observation); None: the advantages are passed to `update`.
             reward_scale: what the reward was multiplied with before it was learned from.
         """
         if np.ndim(_array(reward)) == 0:
@@ -171,15 +171,15 @@ class LoopRecorder:
             self._begin_window()
         ended, infos, last = terminal | cut, [], {}
         for env in range(self._n_envs):
-            said = env_info(info, env) if isinstance(info, Mapping) else dict(info[env])
+            own = env_info(info, env) if isinstance(info, Mapping) else dict(info[env])
             if ended[env]:
-                shown = said["final_obs"] if "final_obs" in said else at(next_observation, env)
+                shown = own["final_obs"] if "final_obs" in own else at(next_observation, env)
                 last[env] = at(self._observed(_one(shown)), 0)
-                said = dict(said.get("final_info", said))
-            infos.append(said)
-        told = self._writer.read(len(self._steps), infos, paid.astype(np.float64), ended)
+                own = dict(own.get("final_info", own))
+            infos.append(own)
+        reported = self._writer.read(len(self._steps), infos, paid.astype(np.float64), ended)
         scale = np.broadcast_to(np.array(reward_scale, dtype=np.float64), paid.shape)
-        self._steps.append(Step(paid, ended, cut & ~terminal, told, last, scale))
+        self._steps.append(Step(paid, ended, cut & ~terminal, reported, last, scale))
         self._observations.append(self._observed(observation))
         self._actions.append(_array(action))
         self._log_probs.append(log_prob)
@@ -213,7 +213,8 @@ class LoopRecorder:
                 order in which they were recorded (step * n_envs + env). Empty: not known; the adjoint of the
                 normalisation is then that of the whole window.
             advantages: [steps] or [steps, n_envs]; None: generalised advantage estimation (Schulman et al. 2016,
-                arXiv:1506.02438) of the values given, with V of the policy after time limits and the last step.
+                arXiv:1506.02438) of the values passed to `step`, with V of the policy after time limits and the last
+                step.
             returns: what the values are regressed on, of the same shape; None: advantages + values.
 
         Raises:
@@ -257,7 +258,7 @@ class LoopRecorder:
 
     def _estimated(self, window: Collected, policy: nn.Module, value: Any) -> NDArray[np.float32]:
         """Return advantages as Stable-Baselines3 has them: V(last observation) is added at time limits."""
-        if not _says(policy, "value"):
+        if not _has(policy, "value"):
             raise InputError(
                 f"update() was called without advantages, but {type(policy).__name__} has no method "
                 f"value(observations) -> [N], by which they are estimated; expected one of both. {_HOW}"
@@ -310,13 +311,13 @@ def _minibatching(members: Sequence[NDArray[np.int32]]) -> dict[str, int]:
 
 def env_info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
     """Return what the info of a Gymnasium vector environment says of one of its environments."""
-    said: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for key, value in infos.items():
         mask = infos.get(f"_{key}")
         if (key.startswith("_") and key[1:] in infos) or (mask is not None and not mask[index]):
             continue
-        said[key] = env_info(value, index) if isinstance(value, Mapping) else value[index]
-    return said
+        own[key] = env_info(value, index) if isinstance(value, Mapping) else value[index]
+    return own
 
 
 def _per_step(name: str, passed: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -327,7 +328,7 @@ def _per_step(name: str, passed: Any, shape: tuple[int, int]) -> NDArray[np.floa
     return numbers.reshape(shape)
 
 
-def _says(policy: nn.Module, method: str) -> bool:
+def _has(policy: nn.Module, method: str) -> bool:
     return isinstance(policy, ActorCriticPolicy) or callable(getattr(policy, method, None))
 
 

@@ -1,7 +1,7 @@
 """Exchange with Minari, the format of offline reinforcement-learning datasets: a run's transitions out, others' in.
 
-Out: the transitions of a run as a Minari dataset, with what the environment told in `infos`. In: a Minari dataset as
-transitions tables, to be queried like those of a run. A dataset has no policy, so nothing of it can be attributed.
+Out: the transitions of a run as a Minari dataset, with what the environment reported in `infos`. In: a Minari dataset
+as transitions tables, to be queried like those of a run. A dataset has no policy, so nothing of it can be attributed.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def export_minari(
     """Write the transitions of a run as a Minari dataset, one episode after another.
 
     Observations are those of the environment's own space; Box actions are as the environment got them, clipped.
-    `infos` hold `seed`, and what the environment told: `intended_reward, untampered_reward, context, outcome,
-    component_*` (NaN and empty text: not told).
+    `infos` hold `seed`, and what the environment reported: `intended_reward, untampered_reward, context, outcome,
+    component_*` (NaN and empty text: not reported).
 
     Args:
         run: the run folder.
@@ -85,8 +85,8 @@ def export_minari(
             )
     made = env.make()
     try:
-        columns, of_env = _told_columns(folder, chosen), (made.observation_space, made.action_space)
-        episodes = (found for seed in chosen for found in _episodes(folder, seed, columns, *of_env))
+        columns, of_env = _reported_columns(folder, chosen), (made.observation_space, made.action_space)
+        episodes = (episode for seed in chosen for episode in _episodes(folder, seed, columns, *of_env))
         known: dict[str, Any] = {"env": made} if made.spec is not None else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="minari")  # author, e-mail, link: not known
@@ -155,26 +155,26 @@ def _as_env(kept: Array, space: Space) -> Any:
     return (np.moveaxis(kept, 1, -1) if turned else kept).reshape(len(kept), *shape).astype(space.dtype)
 
 
-def _told_columns(folder: RunFolder, seeds: Sequence[int]) -> list[str]:
-    """Return the columns that the environment told in these trainings: every episode of a dataset has the same."""
+def _reported_columns(folder: RunFolder, seeds: Sequence[int]) -> list[str]:
+    """Return the columns that the environment reported in these trainings: every episode of a dataset has the same."""
     paths = [folder.transitions_path(seed, window) for seed in seeds for window in range(folder.window_count(seed))]
     components = {n for path in paths for n in read_table_schema(path).names if n.startswith(COMPONENT_PREFIX)}
     first = read_table(paths[0], [*_NUMBERS, "context"])
-    told = [name for name in first.column_names if first[name].null_count == 0]
-    return [*told, "outcome", *sorted(components)]
+    reported = [name for name in first.column_names if first[name].null_count == 0]
+    return [*reported, "outcome", *sorted(components)]
 
 
 def _infos(table: pa.Table, columns: Sequence[str], seed: int) -> dict[str, Any]:
-    """Return what was told of each step, [T + 1] with nothing at the reset, as Minari's own collector keeps it.
+    """Return what was reported of each step, [T + 1] with nothing at the reset, as Minari's own collector keeps it.
 
     Lists, for its arrow storage does not read arrays of one dimension back.
     """
-    found: dict[str, Any] = {"seed": [seed] * (table.num_rows + 1)}
+    infos: dict[str, Any] = {"seed": [seed] * (table.num_rows + 1)}
     for name in columns:
         nothing = "" if name in _TEXTS else np.nan
         values = table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
-        found[name] = [nothing, *(nothing if value is None else value for value in values)]
-    return found
+        infos[name] = [nothing, *(nothing if value is None else value for value in values)]
+    return infos
 
 
 def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows: int = DEFAULT_ROWS) -> int:
@@ -236,7 +236,7 @@ def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows
 
 
 def _steps(dataset: Any, form: ObservationForm, known: set[str]) -> Iterator[tuple[Step, Any, Array, Any]]:
-    """Yield every step of a dataset, one episode after another; add the names of what it tells to `known`.
+    """Yield every step of a dataset, one episode after another; add the names of what it reports to `known`.
 
     Yields:
         The step, the observation before it [1, ...], its action [1, ...] and the observation after it [1, ...].
@@ -245,8 +245,8 @@ def _steps(dataset: Any, form: ObservationForm, known: set[str]) -> Iterator[tup
         length = len(episode)
         kept = form.batch([at(episode.observations, number) for number in range(length + 1)])
         seen = fields(kept) or kept
-        told = _told(episode.infos or {}, length)
-        known |= {key for key in Told._fields if told and getattr(told[-1], key) is not None}
+        reported = _reported(episode.infos or {}, length)
+        known |= {key for key in Told._fields if reported and getattr(reported[-1], key) is not None}
         actions = np.asarray(episode.actions)
         for number in range(length):
             here, then = slice(number, number + 1), slice(number + 1, number + 2)
@@ -259,12 +259,12 @@ def _steps(dataset: Any, form: ObservationForm, known: set[str]) -> Iterator[tup
             ended = terminated | np.asarray(episode.truncations[here], dtype=bool)
             ended |= number == length - 1  # an episode of the dataset ends with its last step
             last = {0: at(seen, number + 1)} if ended[0] else {}
-            step = Step(reward, ended, ended & ~terminated, [told[number]], last, np.ones(1))
+            step = Step(reward, ended, ended & ~terminated, [reported[number]], last, np.ones(1))
             yield step, at(seen, here), actions[here], at(seen, then)
 
 
-def _told(infos: Mapping[str, Any], steps: int) -> list[Told]:
-    """Return what a dataset tells of each step; Minari keeps the reset's info first where there is one more."""
+def _reported(infos: Mapping[str, Any], steps: int) -> list[Told]:
+    """Return what a dataset says of each step; Minari keeps the reset's info first where there is one more."""
 
     def column(values: Any, number: bool) -> list[Any]:
         last = list(values)[len(values) - steps :]

@@ -58,7 +58,7 @@ class Step:
         reward: [E], as paid, in the precision in which it was paid (intended rewards are rounded alike).
         ended: bool [E].
         truncated: bool [E]; ended by a limit.
-        told: what the info of each environment says, E of them.
+        reported: what the info of each environment says, E of them.
         last: by environment, the last observation of an episode that ended; without one, none is kept.
         scale: float64 [E]; what the learner multiplied each reward with, 0 where it clipped it.
         unclipped_scale: what it multiplied with before it clipped.
@@ -67,7 +67,7 @@ class Step:
     reward: Array
     ended: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    told: Sequence[Told]
+    reported: Sequence[Told]
     last: Mapping[int, Any]
     scale: NDArray[np.float64]
     unclipped_scale: float = 1.0
@@ -75,8 +75,8 @@ class Step:
     def __post_init__(self) -> None:
         for name in ("ended", "truncated", "scale"):
             _require_shape(f"`{name}` of a step", getattr(self, name), self.reward.shape)
-        if len(self.told) != len(self.reward):
-            raise InputError(f"a step has {len(self.told)} infos, expected {len(self.reward)}: one an environment")
+        if len(self.reported) != len(self.reward):
+            raise InputError(f"a step has {len(self.reported)} infos, expected {len(self.reward)}: one an environment")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Collected:
             t: [T, E], steps since it began.
         """
         steps, envs = self.shape
-        told = [step.told[env] for env in range(envs) for step in self.steps]
+        reported = [step.reported[env] for env in range(envs) for step in self.steps]
         number = self.steps[0].reward.dtype.type
 
         def as_paid(values: list[float | None]) -> pa.Array:
@@ -172,13 +172,13 @@ class Collected:
             return as_rows(np.stack([getattr(step, name) for step in self.steps]))
 
         def or_null(values: Array | None) -> pa.Array:
-            return pa.nulls(len(told), pa.float32()) if values is None else pa.array(as_rows(values))
+            return pa.nulls(len(reported), pa.float32()) if values is None else pa.array(as_rows(values))
 
         ended, truncated = over_steps("ended"), over_steps("truncated")
         action, of_action = encode_actions(self.acted)
         columns = {
-            "seed": pa.array(np.full(len(told), seed, np.int32)),
-            "window": pa.array(np.full(len(told), window, np.int32)),
+            "seed": pa.array(np.full(len(reported), seed, np.int32)),
+            "window": pa.array(np.full(len(reported), window, np.int32)),
             "env": pa.array(np.repeat(np.arange(envs, dtype=np.int32), steps)),
             "step": pa.array(np.tile(np.arange(steps, dtype=np.int32), envs)),
             "episode": pa.array(as_rows(episode)),
@@ -188,10 +188,10 @@ class Collected:
             "action": action,
             "reward": pa.array(over_steps("reward").astype(np.float64)),
             "reward_scale": pa.array(over_steps("scale")),
-            "intended_reward": as_paid([x.intended_reward for x in told]),
-            "untampered_reward": as_paid([x.untampered_reward for x in told]),
-            "context": pa.array([x.context for x in told], pa.string()),
-            "outcome": pa.array([x.outcome for x in told], pa.string()),
+            "intended_reward": as_paid([x.intended_reward for x in reported]),
+            "untampered_reward": as_paid([x.untampered_reward for x in reported]),
+            "context": pa.array([x.context for x in reported], pa.string()),
+            "outcome": pa.array([x.outcome for x in reported], pa.string()),
             "value": or_null(learned.value),
             "log_prob": or_null(learned.log_prob),
             "advantage": or_null(learned.advantage),
@@ -214,10 +214,10 @@ class Collected:
         if self.lstm_states is not None:
             columns["lstm_state"] = self._first_states(self.lstm_states, t[0])
             metadata |= array_metadata("lstm_state", array_format_of(self.lstm_states))
-        for name in sorted({name for x in told for name in x.components or {}}):
-            values = [(x.components or {}).get(name) for x in told]
+        for name in sorted({name for x in reported for name in x.components or {}}):
+            values = [(x.components or {}).get(name) for x in reported]
             columns[schema.COMPONENT_PREFIX + name] = pa.array(values, pa.float64())
-        columns["minibatches"] = _lists(learned.minibatches, len(told))
+        columns["minibatches"] = _lists(learned.minibatches, len(reported))
         return schema.with_metadata(pa.table(columns), {**metadata, **self.about})
 
     def _next_observations(self) -> pa.Array:
