@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ...datasets.errors import InputError, NonFiniteError
 from ...training.agents.memory import ACTOR, is_recurrent
-from ...training.environments.masks import takes_masks
+from ...training.environments.actions import takes_masks
 from ...training.environments.spaces import as_tensors, choices
 from ..gradients.kernel import LAMBDAS, WindowRows
 from ..targets.given import incoming_states, lstm_step

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ...datasets.errors import InputError
 from ...training.agents.memory import ACTOR, CRITIC, is_recurrent
-from ...training.environments.actions import category_sizes
-from ...training.environments.masks import takes_masks
+from ...training.environments.actions import category_sizes, takes_masks
 from ...training.environments.spaces import Space
 from .given import NOTHING_BESIDE, Gates, Given, incoming_states, lstm_step
 

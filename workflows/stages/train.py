@@ -25,11 +25,10 @@ from ...datasets.learning import keep_training_outcomes, learning_path
 from ...datasets.rewards import reward_summary, reward_sums_path
 from ...datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
 from ...datasets.words import counted
-from ...training.agents.play import evaluate_policy
+from ...training.agents.outcome_names import FirstWindow, SeenOutcomes
+from ...training.agents.play import evaluate_policy, play_references
 from ...training.agents.spec import load_policy
 from ...training.edits.file import ALL
-from ...training.environments.outcome_names import FirstWindow, SeenOutcomes
-from ...training.environments.references import play_references
 from ...training.recording.recorder import recording_lock, under_way
 from ...training.retraining.live import train_recorded
 from ..runs.groups import ensure_groups, load_grouping
