@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for editors and type checkers
 
 __version__ = "0.1.0"
 __all__ = [
-    "LoopRecorder", "Recorder", "__version__", "attribute", "check", "compare", "demo", "evaluate", "illustrate", "open",
-    "report", "run", "suite", "train", "validate", "verify",
+    "LoopRecorder", "Recorder", "__version__", "attribute", "check", "compare", "demo", "evaluate", "illustrate",
+    "open", "report", "run", "suite", "train", "validate", "verify",
 ]  # fmt: skip
 _PLACES = {  # others are commands
     "open": ("workflows.runs.run", "open_run"),
