@@ -38,18 +38,18 @@ class BankBuilder:
     """The bank of an evaluation set, in the making; finished members are never trained again.
 
     Attributes:
-        run, set_name, task: whose bank it is.
+        run, set_name, task, evaluated: whose bank it is.
         rewards: the reward summary of each seed's training.
         episodes: the episodes table: of the run's own agents and of the random policy.
         failures: ids of the failures.
     """
 
     def __init__(self, run: Run, set_name: str, workers: Workers) -> None:
-        evaluated = run[set_name]
+        self.evaluated = run[set_name]
         self.run, self.set_name, self.task = run, set_name, run.task
         self._workers, self._done = workers, list[MemberPiece]()
-        self.rewards, self.episodes = list(run.rewards.values()), evaluated.episodes
-        self.failures = evaluated.failure_ids
+        self.rewards, self.episodes = list(run.rewards.values()), self.evaluated.episodes
+        self.failures = self.evaluated.failure_ids
         played, wanted = episode_count(self.episodes), run.task.evaluation.episodes
         if played < wanted:
             raise RunFolderError(

@@ -83,7 +83,7 @@ def _clusters_to_explain(build: BankBuilder) -> tuple[list[Cluster], pa.Table]:
     if whole.of_set or not failures:
         log.info("verify %s: rule %d applies, nothing to train again", task.name, whole.rule)
         return [], GROUP_EFFECTS.empty_table()
-    sums = build.run[build.set_name].attributed.sums
+    sums = build.evaluated.attributed.sums
     clusters = []
     for cluster in find_clusters(task, sums, failures):
         if build.decision(cluster).rule > _NOTHING_TO_EXPLAIN:
