@@ -84,8 +84,9 @@ class Targets:
         require_rows("Targets", len(self.ids), kinds=self.kinds)
         require_rows(
             "Targets", len(self.failure), observations=self.observations, actions=self.actions, labels=self.labels,
-            decisive=self.decisive, mask=self.inputs.mask,
+            decisive=self.decisive,
         )  # fmt: skip
+        self.inputs.require_rows("Targets", len(self.failure))
         if (np.diff(self.failure) < 0).any() or (len(self.failure) and not 0 <= self.failure[-1] < self.failures):
             raise InputError(
                 f"Targets: the failure of each step is {self.failure.tolist()[:20]}, expected ascending indices of "

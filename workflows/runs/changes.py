@@ -11,7 +11,7 @@ import socket
 import sys
 from datetime import UTC, datetime
 
-from ...attribution.effects.window import TOP_K
+from ...attribution.effects.top import TOP_K
 from ...attribution.gradients.kernel import LAMBDAS
 from ...datasets.errors import RunFolderError
 from ...datasets.manifest import Manifest, digest, installed_versions, source_git_sha
