@@ -14,9 +14,12 @@ COMMANDS = (
     "attribute", "check", "compare", "demo", "evaluate", "illustrate", "report", "run", "suite", "train", "validate",
     "verify",
 )  # fmt: skip
+ENGINE = (
+    "Actor", "Estimator", "Signal", "Targets", "TracIn", "Trak", "TrakProjected", "TrakUpdates", "Window", "influence",
+)  # fmt: skip
 PUBLIC: dict[str, set[str]] = {
     "aitia": {"__version__", "open", *COMMANDS},
-    "aitia.attribution": set(),
+    "aitia.attribution": {*ENGINE},
 }
 DOCUMENTS = [
     path

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from command_line import Finished
 
+from aitia.attribution import TracIn
 from aitia.attribution.actors.adapt import as_actor
 from aitia.datasets.errors import InputError
 from aitia.datasets.files.store import RunFolder
@@ -305,7 +306,7 @@ def test_one_failure_and_a_baseline_estimator_can_be_attributed_alone(small_run:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     name = json.loads((copy / "reports/test/verdicts.json").read_text())[0]["failure"]
-    commands.attribute(copy, failure=[name], estimator="tracin", workers=0)
+    commands.attribute(copy, failure=[name], estimator=TracIn(), workers=0)
     sums = read(copy, "influence/test/groups.parquet")
     baseline = sums.filter(pc.field("estimator") == "tracin")
     assert pc.unique(baseline["failure"].cast(pa.string())).to_pylist() == [name]
