@@ -120,9 +120,9 @@ def attribute(
         run: an evaluated run folder.
         set: name of the evaluation set.
         failure: ids of failures; none given: all.
-        estimator: an estimator of `aitia.attribution`, which tables call by its name and the parameters that differ
-            from the default ones, or a name; `auto`: exact TRAK, or TRAK projected where the policy or the window leaves no
-            choice. Verdicts use what `auto` chooses.
+        estimator: an estimator of `aitia.attribution`, or a name; `auto`: exact TRAK, or TRAK projected where the
+            policy or the window leaves no choice. Verdicts use what `auto` chooses. Tables call an estimator by its
+            name and the parameters that differ from the default ones.
         workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """
