@@ -66,7 +66,7 @@ def train(
 
 
 def check(task: TaskSource, edits: str | Path | None = None, workers: int | None = None) -> dict[str, Any]:
-    """Say in seconds what a task will do, what its environment does not tell, and how long it takes.
+    """Say in seconds what a task will do, what its environment does not report, and how long it takes.
 
     Args:
         task: see `train`.
@@ -74,8 +74,8 @@ def check(task: TaskSource, edits: str | Path | None = None, workers: int | None
         workers: processes that would work; None: one a core.
 
     Returns:
-        Observations, keys told, outcomes seen, seeds, steps, groups, trainings, an estimate of minutes and bytes with
-        what it was measured from, and `warnings`.
+        Observations, keys of `info`, outcomes seen, seeds, steps, groups, trainings, an estimate of minutes and bytes
+        with what it was measured from, and `warnings`.
 
     Raises:
         InputError: bad input.
@@ -232,7 +232,7 @@ def validate(
 
 
 def compare(run_a: str | Path, run_b: str | Path, set: str = TEST_SET, out: str | Path | None = None) -> dict[str, Any]:
-    """Compare two runs of the same environment, before and after a fix: the same episodes and seeds, play by play.
+    """Compare two runs of the same environment, before and after a fix: the same episodes and seeds, paired.
 
     Args:
         run_a: an evaluated run folder: before.
