@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...datasets.arrays import Array
 from ...datasets.errors import InputError
 from ...training.agents.memory import ACTOR, CRITIC, is_recurrent
-from ...training.environments.masks import takes_masks
+from ...training.environments.actions import takes_masks
 from ...training.environments.spaces import Space, as_tensors
 from .inputs import OBSERVATION_ALONE, History, PolicyInputs
 from .outputs import ActionDistribution, LinearUse, Observations, Outputs

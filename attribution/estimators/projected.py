@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ...datasets.errors import InputError, NonFiniteError
 from ...training.agents.memory import ACTOR, is_recurrent
-from ...training.environments.masks import takes_masks
+from ...training.environments.actions import takes_masks
 from ..actors.adapt import ModuleOutputs
 from ..actors.outputs import ActionDistribution, Actor, Distribution, Observations, difference_of_log_sums
 from ..actors.sb3 import Sb3Actor, incoming_states, lstm_step
