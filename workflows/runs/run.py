@@ -214,7 +214,8 @@ class Run:
 
     @property
     def _card(self) -> Card:
-        trained = [seed for seed in self.task.seeds if not self.folder.missing_files(seed)]
+        there = exist([self.folder.final_path(seed) for seed in self.task.seeds])
+        trained = [seed for seed, whole in zip(self.task.seeds, there, strict=True) if whole]
         agent = self.task.agent
         return Card(
             f"Run {self.task.name}",
