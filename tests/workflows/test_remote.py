@@ -27,6 +27,7 @@ from aitia.datasets.files.remote import as_path
 from aitia.datasets.files.store import RunFolder, write_text
 from aitia.training.recording.recorder import Recorder
 from aitia.workflows import commands
+from aitia.workflows.runs.run import open_run
 from aitia.workflows.stages.report import _KEPT, _OWN, _require_free, report_folder
 
 SECRET = "a-secret-of-this-test"
@@ -86,6 +87,14 @@ def runs(other: s3fs.S3FileSystem, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def tables(runs: Runs, kind: str) -> dict[str, Path]:
     return {str(path.relative_to(runs.local)): path for path in sorted((runs.local / kind).rglob("*.parquet"))}
+
+
+@pytest.mark.slow
+def test_a_notebook_reads_a_run_in_a_bucket_as_a_local_one(runs: Runs) -> None:
+    here, there = (open_run(path) for path in runs[:2])
+    assert there.transitions(seed=1).to_table().equals(here.transitions(seed=1).to_table())
+    assert there.sets == ["test"] and there["test"].verdict == here["test"].verdict
+    assert there["test"].influence().equals(here["test"].influence())
 
 
 @pytest.mark.slow
