@@ -124,8 +124,8 @@ def require_plays(path: Path, table: pa.Table, agent: str, most: int) -> None:
     Raises:
         RunFolderError: an agent has more.
     """
-    found = pc.max(table.group_by(agent).aggregate([([], "count_all")])["count_all"]).as_py() or 0
-    if found > most:
+    largest = pc.max(table.group_by(agent).aggregate([([], "count_all")])["count_all"]).as_py() or 0
+    if largest > most:
         raise RunFolderError(
-            f"{path} has {counted(found, 'play')} of one agent, expected at most {most:,} by `evaluation`"
+            f"{path} has {counted(largest, 'play')} of one agent, expected at most {most:,} by `evaluation`"
         )
