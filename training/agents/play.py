@@ -30,7 +30,7 @@ from ..environments.actions import Choice, Choices, action_mask, policy_choices,
 from ..environments.contract import InfoReader, Told
 from ..environments.spaces import ObservationForm, Space, as_tensors, choices, env_action
 from ..environments.spec import Env, EnvSpec
-from ..worlds.environment import bare_world, step_copies
+from ..worlds.environment import bare_worlds, step_copies
 from .memory import is_recurrent, rnn_states, stacked_states, zero_states
 
 _SLOTS = 64
@@ -142,8 +142,8 @@ def evaluate_policy(
 
 def _step(envs: Sequence[Env], actions: Sequence[Any]) -> Sequence[Any]:
     """Step copies of one environment, each with its action; those of a world all at once."""
-    worlds = [world for env in envs if (world := bare_world(env)) is not None]
-    if len(worlds) == len(envs):
+    worlds = bare_worlds(envs)
+    if worlds is not None:
         return step_copies(worlds, actions)
     return [env.step(action) for env, action in zip(envs, actions, strict=True)]
 
