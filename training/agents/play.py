@@ -5,8 +5,8 @@ is the inverse CDF of the policy at the `t`-th number of a generator seeded by (
 agents that agree on the probabilities take the same actions. Every play is assigned before any begins:
 short episodes are not favoured. A recurrent policy begins every play with empty states; a masked one draws from its
 masked probabilities, as sb3-contrib has them. Policies are asked for whole blocks of states, the last one repeated:
-measured on 311 networks, what a state gets then does not depend on those beside it, bit for bit (in a block that is
-not whole it can, in the last bit), so that episodes may be added later to the same numbers.
+measured on 311 networks, what a state gets then does not depend on the others of the block, bit for bit (in a block
+that is not whole it can, in the last bit), so that episodes may be added later to the same numbers.
 """
 
 from __future__ import annotations

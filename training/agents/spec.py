@@ -73,8 +73,8 @@ def algorithm_class(name: str) -> type[OnPolicyAlgorithm]:
         raise TaskError(
             f'agent.algorithm: {name} was given, which is of sb3-contrib: pip install "aitia[contrib]" ({error})'
         ) from error
-    found: type[OnPolicyAlgorithm] = getattr(sb3_contrib, name)
-    return found
+    algorithm: type[OnPolicyAlgorithm] = getattr(sb3_contrib, name)
+    return algorithm
 
 
 class AgentSpec(BaseModel):
@@ -294,14 +294,14 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
             f"agent.policy: `{spec.policy}` with policy_kwargs {policy_kwargs} does not fit the observations "
             f"{observation_space} (CnnPolicy needs images, MlpPolicy anything flat): {str(error).splitlines()[0]}"
         ) from error
-    found: Any = policy
-    acts = found.action_dist
+    built: Any = policy
+    acts = built.action_dist
     if type(acts) not in _DISTRIBUTIONS and not hasattr(acts, "apply_masking"):
         raise TaskError(
             f"agent.hyperparameters.policy_kwargs: {policy_kwargs} make the policy act by a {type(acts).__name__}; "
             "expected categorical, Bernoulli or Gaussian actions without use_sde, which attribution needs"
         )
-    return found  # type: ignore[no-any-return]  # that of MaskablePPO has the same parts, and is no subclass
+    return built  # type: ignore[no-any-return]  # that of MaskablePPO has the same parts, and is no subclass
 
 
 def _require_trainable(spec: AgentSpec, actions: Space) -> None:
