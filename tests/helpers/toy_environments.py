@@ -231,6 +231,11 @@ def deadly_maze(kill: str | None = None, **kwargs: Any) -> ArrowMazeEnv:
     return ArrowMazeEnv(**kwargs)
 
 
+def wrapped(id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """An environment in a wrapper that changes nothing."""
+    return gym.Wrapper(gym.make(id, **kwargs))
+
+
 def _in_worker() -> bool:
     try:
         get_worker()
