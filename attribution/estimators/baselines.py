@@ -101,7 +101,9 @@ class TdError(Baseline):
         """
         advantages = window.signal
         if not isinstance(advantages, GaeAdvantages):
-            raise InputError(f"{window.name}: --estimator td-error needs GaeAdvantages, the signal is {advantages!r}")
+            raise InputError(
+                f"{window.name}: --estimator td-error needs GaeAdvantages, the signal is a {type(advantages).__name__}"
+            )
         raw = advantages.raw.reshape(advantages.n_envs, window.steps)
         following = np.concatenate([raw[:, 1:], np.zeros((advantages.n_envs, 1))], axis=1)
         goes_on = ~advantages.ended.reshape(raw.shape)

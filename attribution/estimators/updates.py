@@ -61,7 +61,9 @@ class TrakUpdates(Estimator):
                 f"{window.name} comes without its updates: --estimator trak-updates replays them, run `aitia attribute`"
             )
         if not isinstance(window.signal, GaeAdvantages):
-            raise InputError(f"{window.name}: --estimator trak-updates needs GaeAdvantages, not {window.signal!r}")
+            raise InputError(
+                f"{window.name}: --estimator trak-updates needs GaeAdvantages, not a {type(window.signal).__name__}"
+            )
         dampings = tuple(dict.fromkeys((*LAMBDAS, self.damping)))
         return _MeanOverUpdates(window.signal, _mean_effects(window, window.signal, actor, targets, dampings))
 

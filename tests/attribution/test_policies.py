@@ -52,10 +52,10 @@ def primal(policy: ActorCriticPolicy, window: Window, targets: Targets, scale: f
     return small.numpy()
 
 
-@pytest.mark.parametrize(("observe", "act", "share"), KINDS)
-def test_exact_equals_primal_for_every_policy_kind(observe: str, act: str, share: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("observe", "act", "one_extractor"), KINDS)
+def test_exact_equals_primal_for_every_policy_kind(observe: str, act: str, one_extractor: bool, tmp_path: Path) -> None:
     """Also a whole recorded training and evaluation of each kind."""
-    trained = Trained(tmp_path, observe, act, share)
+    trained = Trained(tmp_path, observe, act, one_extractor)
     window = trained.window
     for kind in ("log-odds", "episode", "value"):
         targets = trained.targets(kind)
@@ -71,18 +71,18 @@ def test_exact_equals_primal_for_every_policy_kind(observe: str, act: str, share
             assert expected.any()
             found = by_value.trak(LAM)[window.rows.row]
             assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-8
-    shares = share and observe in ("image", "dict")
+    shares = one_extractor and observe in ("image", "dict")
     assert (
         value_gradients(as_actor(trained.policy), window.rows, trained.targets("log-odds"), "w", 1.0) is not None
     ) == shares
 
 
-@pytest.mark.parametrize(("observe", "act", "share"), KINDS)
+@pytest.mark.parametrize(("observe", "act", "one_extractor"), KINDS)
 def test_recorded_log_probabilities_and_values_are_those_of_the_policy(
-    observe: str, act: str, share: bool, tmp_path: Path
+    observe: str, act: str, one_extractor: bool, tmp_path: Path
 ) -> None:
     """From the recorded bytes back to what the policy said: channels, dtypes and distributions are right."""
-    trained = Trained(tmp_path, observe, act, share)
+    trained = Trained(tmp_path, observe, act, one_extractor)
     import pyarrow.parquet as pq
 
     table = pq.read_table(trained.folder.transitions_path(0, 0))
