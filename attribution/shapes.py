@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 
 from ..datasets.errors import InputError
+from ..datasets.words import counted
 
 
 def require_rows(record: str, rows: int, /, **arrays: Sized | None) -> None:
@@ -20,4 +21,4 @@ def require_rows(record: str, rows: int, /, **arrays: Sized | None) -> None:
     """
     for name, values in arrays.items():
         if values is not None and len(values) != rows:
-            raise InputError(f"{record}: {name} has {len(values)} rows, expected {rows}")
+            raise InputError(f"{record}: {name} has {counted(len(values), 'row')}, expected {rows}")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from ...datasets.errors import InputError
+from ...datasets.words import counted
 from ..shapes import require_rows
 from .signal import RewardInfluence, Scores
 
@@ -62,7 +63,8 @@ class GaeAdvantages:
             minibatches=self.minibatches,
         )  # fmt: skip
         if len(self.raw) % self.n_envs:
-            raise InputError(f"GaeAdvantages: {len(self.raw)} rows, expected a multiple of n_envs={self.n_envs}")
+            rows = counted(len(self.raw), "row")
+            raise InputError(f"GaeAdvantages: {rows}, expected a multiple of n_envs={self.n_envs}")
 
     def reward_influence(self, scores: Scores) -> RewardInfluence:
         """Return tau and tau_raw from the effect of one unit of (normalised) advantage.

@@ -24,6 +24,7 @@ from ...datasets.arrays import Array, array_format, decode_actions, decode_array
 from ...datasets.errors import InputError, TaskError
 from ...datasets.outcomes import failure_ids
 from ...datasets.schema import failure_id
+from ...datasets.words import counted
 from ...training.environments.hooks import load_callable
 from ..actors.inputs import OBSERVATION_ALONE, History, PolicyInputs, inputs_of_episodes
 from ..actors.outputs import Outputs, difference_of_log_sums
@@ -90,7 +91,7 @@ class Targets:
         if (np.diff(self.failure) < 0).any() or (len(self.failure) and not 0 <= self.failure[-1] < self.failures):
             raise InputError(
                 f"Targets: the failure of each step is {self.failure.tolist()[:20]}, expected ascending indices of "
-                f"{self.failures} failures"
+                f"{counted(self.failures, 'failure')}"
             )
 
     @staticmethod
