@@ -2,8 +2,9 @@
 
 Every command of the command line is a function here with the same name and arguments: `aitia.train`,
 `aitia.evaluate`, `aitia.attribute`, `aitia.verify`, `aitia.report`, `aitia.run`, `aitia.demo`, `aitia.validate`,
-`aitia.suite`, `aitia.compare`, `aitia.illustrate`, `aitia.check`. `aitia.open` opens a run to read (docs/library.md).
-They are loaded when first used, so that `import aitia` costs nothing.
+`aitia.suite`, `aitia.compare`, `aitia.illustrate`, `aitia.check`. `aitia.open` opens a run to read (docs/library.md);
+`aitia.Recorder` and `aitia.LoopRecorder` record trainings of your own (docs/recording.md). All are loaded when first
+used, so that `import aitia` costs nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what `__getattr__` gives, for editors and type checkers
+    from .training.recording.loop import LoopRecorder
+    from .training.recording.recorder import Recorder
     from .workflows.commands import (
         attribute,
         check,
@@ -30,10 +33,14 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for editors and type checkers
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "attribute", "check", "compare", "demo", "evaluate", "illustrate", "open", "report", "run", "suite",
-    "train", "validate", "verify",
+    "LoopRecorder", "Recorder", "__version__", "attribute", "check", "compare", "demo", "evaluate", "illustrate",
+    "open", "report", "run", "suite", "train", "validate", "verify",
 ]  # fmt: skip
-_PLACES = {"open": ("workflows.runs.run", "open_run")}  # others are commands
+_PLACES = {  # others are commands
+    "open": ("workflows.runs.run", "open_run"),
+    "Recorder": ("training.recording.recorder", "Recorder"),
+    "LoopRecorder": ("training.recording.loop", "LoopRecorder"),
+}
 
 
 def __getattr__(name: str) -> Any:

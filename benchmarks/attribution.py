@@ -33,7 +33,6 @@ from torch import Tensor
 
 import aitia
 from aitia.attribution.actors.adapt import as_actor
-from aitia.attribution.actors.sb3 import prepare
 from aitia.attribution.effects.window import TOP_K, Leaders, attribute_window, keep_top
 from aitia.attribution.estimators.base import Trak
 from aitia.attribution.estimators.window import read_window
@@ -43,7 +42,6 @@ from aitia.attribution.gradients.rows import WindowRows
 from aitia.attribution.targets.steps import Targets, UserSteps
 from aitia.datasets.files.store import write_table
 from aitia.datasets.schema import TOP_TRANSITIONS
-from aitia.training.environments.spaces import as_tensors
 from aitia.workflows.runs.run import open_for_computing
 from benchmarks import peers, planted
 from benchmarks.synthetic import ACTIONS, DECISIVE, ROWS, Data, disturbed, mlp_policy, samples, window_table
@@ -91,7 +89,7 @@ def ours(make: Callable[[], ActorCriticPolicy], windows: list[Data], targets: Ta
 
 
 def _prepared(policy: ActorCriticPolicy, data: Data) -> peers.Samples:
-    found = prepare(policy, as_tensors(data[0]))
+    found = as_actor(policy).prepare(data[0])
     assert isinstance(found, Tensor)
     return found, torch.as_tensor(data[1])
 

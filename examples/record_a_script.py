@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 from minigrid.wrappers import ImgObsWrapper
 from stable_baselines3 import PPO
 
+from aitia import Recorder
 from aitia.training.environments.hooks import HookedEnv
-from aitia.training.recording.recorder import Recorder
 
 
 def make() -> HookedEnv:

@@ -1,7 +1,9 @@
-"""Shared fixtures: one Dask cluster and one small finished run for the whole session."""
+"""Shared fixtures: finished runs that the test processes of a session share."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import torch
 import yaml
 from command_line import Finished
-from shared_cluster import shared_cluster
+from filelock import FileLock
 from small_task import SMALL_TASK
 
 from aitia.datasets.files.store import RunFolder
@@ -22,20 +24,35 @@ from aitia.workflows.cli import main
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's state folder of the session's own, also for the commands that it starts."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("state")
-        patch.setenv("XDG_STATE_HOME", str(folder))
-        yield folder
+Share = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def scheduler() -> Iterator[str]:
-    """Address of a Dask cluster of two processes."""
-    with shared_cluster() as cluster:
-        yield str(cluster.scheduler_address)
+def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
+    """Make a folder once a session: by the test process that needs it first, while others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def shared(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return shared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(share: Share) -> Iterator[Path]:
+    """A user's state folder of the session's own, also for the commands that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = share("state", lambda _: None)
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture
@@ -51,12 +68,14 @@ def write_task(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(share: Share, state_folder: Path) -> Path:
     """A finished run of the small outer task: read it, do not change it."""
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "task.yaml").write_text(yaml.safe_dump(SMALL_TASK))
-    commands.run(folder / "task.yaml", folder / "run", workers=0)
-    return folder / "run"
+
+    def make(folder: Path) -> None:
+        (folder / "task.yaml").write_text(yaml.safe_dump(SMALL_TASK))
+        commands.run(folder / "task.yaml", folder / "run", workers=0)
+
+    return share("small", make) / "run"
 
 
 @pytest.fixture
@@ -77,13 +96,15 @@ def aitia_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 @pytest.fixture(scope="session")
-def fixed_run(small_run: Path) -> Path:
+def fixed_run(small_run: Path, share: Share) -> Path:
     """The small task trained and evaluated with every wrong reward corrected, three seeds: read it only."""
-    folder = small_run.parent
-    task, edits, fixed = folder / "fixed.yaml", folder / "edits.yaml", folder / "fixed"
-    rewards = [reward_summary(RunFolder(small_run), seed) for seed in range(5)]
-    write_edits(edits, Edits(groups=sorted(wrong_groups(rewards)), correct="intended"))
-    task.write_text(yaml.safe_dump({**SMALL_TASK, "seeds": 3}))
-    commands.train(task, fixed, edits, workers=0)
-    commands.evaluate(fixed, workers=0)
-    return fixed
+
+    def make(folder: Path) -> None:
+        task, edits = folder / "task.yaml", folder / "edits.yaml"
+        rewards = [reward_summary(RunFolder(small_run), seed) for seed in range(5)]
+        write_edits(edits, Edits(groups=sorted(wrong_groups(rewards)), correct="intended"))
+        task.write_text(yaml.safe_dump({**SMALL_TASK, "seeds": 3}))
+        commands.train(task, folder / "fixed", edits, workers=0)
+        commands.evaluate(folder / "fixed", workers=0)
+
+    return share("fixed", make) / "fixed"

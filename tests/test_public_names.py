@@ -15,7 +15,7 @@ COMMANDS = (
     "verify",
 )  # fmt: skip
 PUBLIC: dict[str, set[str]] = {
-    "aitia": {"__version__", "open", *COMMANDS},
+    "aitia": {"__version__", "open", "Recorder", "LoopRecorder", *COMMANDS},
     "aitia.attribution": {
         "Actor", "Estimator", "Signal", "Targets", "TracIn", "Trak", "TrakProjected", "TrakUpdates", "Window",
         "influence",

@@ -9,6 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from ..attribution.estimators.base import Estimator
 from ..datasets.errors import InputError
 from ..datasets.files.remote import as_path, local_path
 from .runs.begin import beginning, computing
@@ -107,7 +108,7 @@ def attribute(
     run: str | Path,
     set: str = TEST_SET,
     failure: Sequence[str] = (),
-    estimator: str = DEFAULT_ESTIMATOR,
+    estimator: str | Estimator = DEFAULT_ESTIMATOR,
     workers: int | None = None,
     scheduler: str | None = None,
     accept_changes: bool = False,
@@ -120,7 +121,8 @@ def attribute(
         set: name of the evaluation set.
         failure: ids of failures; none given: all.
         estimator: a name (`aitia.attribution.estimators.registry`); `auto`: exact TRAK, or TRAK projected where the
-            policy or the window leaves no choice. Verdicts use what `auto` chooses.
+            policy or the window leaves no choice. Verdicts use what `auto` chooses. Or an estimator with parameters of
+            your own, such as `TrakProjected(dimension=512)`: tables then call it by name and parameters.
         workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """

@@ -78,14 +78,24 @@ class ModuleActor:
         """
         if inputs.mask is not None:
             raise InputError("actions are masked, expected none: log_prob of a module of one's own takes no mask")
-        dtype = next((parameter.dtype for parameter in self.module.parameters()), torch.float32)
-        tensors = as_tensors(observations)
+        return ModuleOutputs(self.module, self.prepare(observations))
+
+    def prepare(self, observations: Array) -> Observations:
+        """Return observations as tensors, floats in the precision of the module's parameters."""
+        tensors, dtype = as_tensors(observations), _precision(self.module)
         if isinstance(tensors, dict):
-            return _ModuleOutputs(self.module, {name: _floats_in(values, dtype) for name, values in tensors.items()})
-        return _ModuleOutputs(self.module, _floats_in(tensors, dtype))
+            return {name: _floats_in(values, dtype) for name, values in tensors.items()}
+        return _floats_in(tensors, dtype)
 
 
-class _ModuleOutputs(Outputs):
+class ModuleOutputs(Outputs):
+    """What a module says of N states; see `ModuleActor`.
+
+    Args:
+        module: the module.
+        observations: as it takes them.
+    """
+
     def __init__(self, module: nn.Module, observations: Observations) -> None:
         super().__init__()
         self._module, self._observations = module, observations
@@ -139,8 +149,8 @@ class _LogProbs:
             InputError: the module returns another shape.
         """
         if self._last is None or self._last[0] is not actions:
-            dtype = next((parameter.dtype for parameter in self._module.parameters()), torch.float32)
-            log_prob: Tensor = self._module.log_prob(self._observations, _floats_in(actions, dtype))  # type: ignore[operator]
+            taken = _floats_in(actions, _precision(self._module))
+            log_prob: Tensor = self._module.log_prob(self._observations, taken)  # type: ignore[operator]
             if log_prob.shape != (len(actions),):
                 raise InputError(f"log_prob returned the shape {tuple(log_prob.shape)}, expected ({len(actions)},)")
             self._last = actions, log_prob
@@ -155,6 +165,10 @@ class _LogProbs:
 def _method(module: nn.Module, name: str) -> Callable[..., Any] | None:
     method = getattr(module, name, None)
     return method if callable(method) else None
+
+
+def _precision(module: nn.Module) -> torch.dtype:
+    return next((parameter.dtype for parameter in module.parameters()), torch.float32)
 
 
 def _floats_in(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -33,7 +33,7 @@ class PolicyInputs:
     """What a policy takes at N states in addition to their observations.
 
     Attributes:
-        mask: bool [N, A], allowed actions (training/environments/masks.py); None: all are.
+        mask: bool [N, A], allowed actions (training/environments/actions.py); None: all are.
         history: for recurrent policies; None: not known.
     """
 

@@ -197,6 +197,10 @@ class Actor(Protocol):
         """Return why its gradients have no factored form, whatever its layers are; None where that is up to them."""
         ...
 
+    def prepare(self, observations: Array) -> Observations:
+        """Return recorded observations [N, ...] as its first layers take them."""
+        ...
+
     def outputs(self, observations: Array, inputs: PolicyInputs = OBSERVATION_ALONE) -> Outputs:
         """Return what it says of N states.
 

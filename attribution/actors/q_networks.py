@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from ...datasets.arrays import Array, pack
 from ...datasets.errors import InputError
-from ...training.environments.spaces import as_tensors
 from .inputs import OBSERVATION_ALONE, PolicyInputs
-from .outputs import ActionDistribution, Outputs
+from .outputs import ActionDistribution, Observations, Outputs
 from .sb3 import prepared
 
 
@@ -48,18 +47,22 @@ class QActor:
         """Return what the network says of N states, or of N states and actions (`critic_inputs`)."""
         return _QOutputs(self, observations)
 
-    def latent(self, observations: Array) -> Tensor:
-        """Return the input of the last layer, [N, H]."""
-        source, tensors = self._source, as_tensors(observations)
-        dtype, scale = next(self.module.parameters()).dtype, source.normalize_images
+    def prepare(self, observations: Array) -> Observations:
+        """Return observations, of a critic with actions, as the first layers take them."""
+        source, space = self._source, self._source.observation_space
         if isinstance(source, ContinuousCritic):
             scaled = spaces.Box(-1.0, 1.0, source.action_space.shape)
-            both = spaces.Dict({"observation": source.observation_space, "action": scaled})
-            parts = prepared(tensors, both, scale, dtype)
+            space = spaces.Dict({"observation": space, "action": scaled})
+        return prepared(observations, space, source.normalize_images, next(self.module.parameters()).dtype)
+
+    def latent(self, observations: Array) -> Tensor:
+        """Return the input of the last layer, [N, H]."""
+        parts = self.prepare(observations)
+        if isinstance(self._source, ContinuousCritic):
             assert isinstance(parts, dict)
             features = torch.cat([self._features(parts["observation"]), parts["action"].flatten(1)], dim=1)
         else:
-            features = self._features(prepared(tensors, source.observation_space, scale, dtype))
+            features = self._features(parts)
         latent: Tensor = self._layers[:-1](features)
         return latent
 

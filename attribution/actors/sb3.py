@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...datasets.arrays import Array
 from ...datasets.errors import InputError
 from ...training.agents.memory import ACTOR, CRITIC, is_recurrent
-from ...training.environments.masks import takes_masks
+from ...training.environments.actions import takes_masks
 from ...training.environments.spaces import Space, as_tensors
 from .inputs import OBSERVATION_ALONE, History, PolicyInputs
 from .outputs import ActionDistribution, LinearUse, Observations, Outputs
@@ -55,20 +55,19 @@ class Sb3Actor:
 
     def outputs(self, observations: Array, inputs: PolicyInputs = OBSERVATION_ALONE) -> Outputs:
         """Return what the policy says of N states."""
-        return _Sb3Outputs(self.module, as_tensors(observations), inputs)
+        return _Sb3Outputs(self, observations, inputs)
+
+    def prepare(self, observations: Array) -> Observations:
+        """Return observations as the policy's first layers take them: images in [0, 1], integers one-hot."""
+        policy = self.module
+        return prepared(
+            observations, policy.observation_space, policy.normalize_images, next(policy.parameters()).dtype
+        )  # fmt: skip
 
 
-def prepare(policy: ActorCriticPolicy, observations: Observations) -> Observations:
-    """Return observations as the policy's first layers take them: images in [0, 1], integers one-hot."""
-    dtype = next(policy.parameters()).dtype
-    return prepared(observations, policy.observation_space, policy.normalize_images, dtype)
-
-
-def prepared(
-    observations: Observations, space: Space, normalize_images: bool, dtype: torch.dtype
-) -> Observations:  # fmt: skip
-    """Return observations of a space as Stable-Baselines3's first layers take them, in a precision."""
-    parts = preprocess_obs(observations, space, normalize_images)
+def prepared(observations: Array, space: Space, normalize_images: bool, dtype: torch.dtype) -> Observations:
+    """Return recorded observations of a space as Stable-Baselines3's first layers take them, in a precision."""
+    parts = preprocess_obs(as_tensors(observations), space, normalize_images)
     if isinstance(parts, dict):
         return {name: values.to(dtype) for name, values in parts.items()}
     return parts.to(dtype)
@@ -81,13 +80,13 @@ class _Sb3Outputs(Outputs):
     truncated after one step).
     """
 
-    def __init__(self, policy: ActorCriticPolicy, observations: Observations, inputs: PolicyInputs) -> None:
+    def __init__(self, actor: Sb3Actor, observations: Array, inputs: PolicyInputs) -> None:
         super().__init__()
-        self._policy, self._observations, self._inputs = policy, observations, inputs
+        self._actor, self._policy, self._observations, self._inputs = actor, actor.module, observations, inputs
 
     @cached_property
     def _prepared(self) -> Any:
-        return prepare(self._policy, self._observations)
+        return self._actor.prepare(self._observations)
 
     @cached_property
     def _actor_features(self) -> Tensor:

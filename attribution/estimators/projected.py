@@ -18,6 +18,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,10 +31,10 @@ from torch import Tensor, nn
 
 from ...datasets.errors import InputError, NonFiniteError
 from ...training.agents.memory import ACTOR, is_recurrent
-from ...training.environments.masks import takes_masks
-from ...training.environments.spaces import as_tensors, choices
-from ..actors.outputs import ActionDistribution, Actor, Observations, difference_of_log_sums
-from ..actors.sb3 import Sb3Actor, incoming_states, lstm_step, prepare
+from ...training.environments.actions import takes_masks
+from ..actors.adapt import ModuleOutputs
+from ..actors.outputs import ActionDistribution, Actor, Distribution, Observations, difference_of_log_sums
+from ..actors.sb3 import Sb3Actor, incoming_states, lstm_step
 from ..gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
 from ..gradients.rows import WindowRows
 from ..targets.steps import Targets
@@ -63,14 +64,8 @@ class TrakProjected(Estimator):
         """Project the gradients of the window and of the failures' steps once; each damping is a solve.
 
         Raises:
-            InputError: a user's own target, which is not a sum over steps, the target `value`, or a policy that is not
-                of Stable-Baselines3.
+            InputError: a user's own target, which is not a sum over steps, or the target `value`.
         """
-        if not isinstance(actor, Sb3Actor):
-            raise InputError(
-                f"--estimator trak-projected takes policies of Stable-Baselines3, not {type(actor.module).__name__}. "
-                "Use --estimator trak"
-            )
         if targets.user is not None:
             raise InputError(
                 "--estimator trak-projected needs a built-in target: traker scores one output a step, and "
@@ -81,12 +76,33 @@ class TrakProjected(Estimator):
                 "--estimator trak-projected scores the policy alone, and target: value asks for V(s). Use "
                 "--estimator trak, or another target"
             )
-        scores = _scores(window, actor.module, targets, self)
+        scores = _scores(window, actor, targets, self)
         return ScoredWindow(window, lambda lam: scores[lam], value_known=False)
 
 
-class _Actor(nn.Module):
-    """The actor alone: traker takes gradients by all parameters of a module."""
+class _Scored(nn.Module):
+    """What traker takes gradients of, by all of its parameters: one output of the actor alone a row."""
+
+    def said(self, observed: Observations, mask: Tensor, states: Tensor) -> Distribution:
+        """Return the distribution of actions in N states, of prepared observations and further inputs."""
+        raise NotImplementedError
+
+    def forward(
+        self, observed: Observations, mask: Tensor, states: Tensor, action: Tensor, plus: Tensor, minus: Tensor,
+        kind: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Return the output of one row: a weighted sum of log pi(a|s), its log-odds and a difference of log-sums of
+        probabilities.
+        """
+        said = self.said(observed, mask, states)
+        output = kind[0, 0] * said.log_prob(action)[0] + kind[0, 1] * said.log_odds(action)[0]
+        if said.discrete:
+            output = output + kind[0, 2] * difference_of_log_sums(said.log_probs(), plus, minus)[0]
+        return output
+
+
+class _Sb3Scored(_Scored):
+    """The actor of a policy of Stable-Baselines3."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__()
@@ -97,15 +113,27 @@ class _Actor(nn.Module):
         self.log_std = policy.log_std if isinstance(policy.action_space, spaces.Box) else None
         self.space, self.masked = policy.action_space, takes_masks(policy)
 
-    def forward(self, observations: Observations, mask: Tensor, states: Tensor) -> ActionDistribution:
-        """Return the distribution of actions in N states, of prepared observations and further inputs."""
-        features = self.features(observations)
+    def said(self, observed: Observations, mask: Tensor, states: Tensor) -> Distribution:
+        """Return the distribution of actions in N states."""
+        features = self.features(observed)
         if self.lstm is not None:
             lstm: Any = self.lstm
             features, _ = lstm_step(lstm, features, states)
         head = self.head(self.body(features))
         log_std = None if self.log_std is None else self.log_std.expand_as(head)
         return ActionDistribution(self.space, head, log_std, mask if self.masked else None)
+
+
+class _ModuleScored(_Scored):
+    """A module of one's own, whatever its layers are."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def said(self, observed: Observations, mask: Tensor, states: Tensor) -> Distribution:
+        """Return the distribution of actions in N states."""
+        return ModuleOutputs(self.module, observed).distribution
 
 
 class _Samples(NamedTuple):
@@ -132,7 +160,7 @@ class _Samples(NamedTuple):
 
 
 def _scores(
-    window: Window, policy: ActorCriticPolicy, targets: Targets, parameters: TrakProjected
+    window: Window, actor: Actor, targets: Targets, parameters: TrakProjected
 ) -> dict[float, NDArray[np.float64]]:
     """Return scores of the window's distinct rows [U, F] by damping."""
     from trak import TRAKer
@@ -140,10 +168,8 @@ def _scores(
     from trak.projectors import BasicProjector, ProjectionType
     from trak.score_computers import BasicScoreComputer
 
-    names = list(policy.observation_space.spaces) if isinstance(policy.observation_space, spaces.Dict) else None
-
     class Output(AbstractModelOutput):  # type: ignore[misc]
-        """A weighted sum of log pi(a|s), its log-odds and a difference of log-sums of probabilities."""
+        """The output of `_Scored`."""
 
         def __init__(self) -> None:
             """Nothing is kept; traker's base class wants it said."""
@@ -152,10 +178,8 @@ def _scores(
         def get_output(model: nn.Module, weights: Any, buffers: Any, *sample: Tensor) -> Tensor:
             *inputs, mask, states, action, plus, minus, kind = (values[None] for values in sample)
             observed = inputs[0] if names is None else dict(zip(names, inputs, strict=True))
-            said: ActionDistribution = torch.func.functional_call(model, (weights, buffers), (observed, mask, states))
-            output = kind[0, 0] * said.log_prob(action)[0] + kind[0, 1] * said.log_odds(action)[0]
-            if said.discrete:
-                output = output + kind[0, 2] * difference_of_log_sums(said.log_probs(), plus, minus)[0]
+            rest = (mask, states, action, plus, minus, kind)
+            output: Tensor = torch.func.functional_call(model, (weights, buffers), (observed, *rest))
             return output
 
         @staticmethod
@@ -170,38 +194,50 @@ def _scores(
             solved: Tensor = torch.linalg.solve(damped, grads.double().T)
             return solved.T.float()
 
-    policy.float()
-    actor = _Actor(policy)
-    size, dimension = sum(parameter.numel() for parameter in actor.parameters()), parameters.dimension
+    names = window.rows.observations.dtype.names
+    actor.module.float()
+    scored = _Sb3Scored(actor.module) if isinstance(actor, Sb3Actor) else _ModuleScored(actor.module)
+    size, dimension = sum(parameter.numel() for parameter in scored.parameters()), parameters.dimension
     rows = len(window.reward)
     projector = BasicProjector(
         size, dimension, parameters.seed, ProjectionType.rademacher, "cpu", block_size=dimension
     )  # fmt: skip
     projector.free_memory = lambda: None  # else its one matrix is gone when targets are scored
     scores: dict[float, NDArray[np.float64]] = {}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _unchecked_distributions():
         warnings.simplefilter("ignore")  # traker warns about its optional CUDA kernels
         traker = TRAKer(
-            actor, Output(), train_set_size=rows, save_dir=folder, device="cpu",
+            scored, Output(), train_set_size=rows, save_dir=folder, device="cpu",
             projector=projector, proj_dim=dimension, score_computer=Scores, use_half_precision=False,
             logging_level=logging.CRITICAL,
         )  # fmt: skip
-        traker.load_checkpoint(actor.state_dict(), model_id=0)
-        for batch in _window_samples(window, policy).batches():
+        traker.load_checkpoint(scored.state_dict(), model_id=0)
+        for batch in _window_samples(window, actor).batches():
             traker.featurize(batch=batch, num_samples=len(batch[0]))
         for lam in dict.fromkeys((*LAMBDAS, parameters.damping)):
             traker.score_computer.lambda_reg = lam * rows * dimension / size
             traker.saver.model_ids[0]["is_finalized"] = 0
             traker.finalize_features(model_ids=[0])
             name = f"lambda={lam:g}"
-            traker.start_scoring_checkpoint(name, actor.state_dict(), model_id=0, num_targets=len(targets.failure))
-            for batch in _target_samples(targets, policy).batches():
+            traker.start_scoring_checkpoint(name, scored.state_dict(), model_id=0, num_targets=len(targets.failure))
+            for batch in _target_samples(targets, actor).batches():
                 traker.score(batch=batch, num_samples=len(batch[0]))
             per_step = np.array(traker.finalize_scores(name, model_ids=[0]), dtype=np.float64) * rows
             if not np.isfinite(per_step).all():
                 raise NonFiniteError(f"{window.name}: a projected gradient is not finite; the training diverged")
             scores[lam] = _by_failure(per_step, window, targets)
     return scores
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Keep torch's distributions from checking their arguments, which cannot be done inside of vmap."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 def _by_failure(per_step: NDArray[np.float64], window: Window, targets: Targets) -> NDArray[np.float64]:
@@ -212,38 +248,38 @@ def _by_failure(per_step: NDArray[np.float64], window: Window, targets: Targets)
     return summed
 
 
-def _window_samples(window: Window, policy: ActorCriticPolicy) -> _Samples:
+def _window_samples(window: Window, actor: Actor) -> _Samples:
     """Return log pi(a|s) of each transition."""
     row = window.rows.row
     kind = torch.tensor([[1.0, 0.0, 0.0]]).repeat(len(row), 1)
-    none = torch.zeros(len(row), choices(policy.action_space) or 1, dtype=torch.bool)
+    none = torch.zeros(len(row), 1, dtype=torch.bool)
     actions = torch.as_tensor(window.rows.actions[row])
-    inputs = tuple(values[row] for values in _prepared(window.rows, policy))
+    inputs = tuple(values[row] for values in _prepared(window.rows, actor))
     return _Samples(inputs, actions, none, none, kind)
 
 
-def _target_samples(targets: Targets, policy: ActorCriticPolicy) -> _Samples:
+def _target_samples(targets: Targets, actor: Actor) -> _Samples:
     """Return each step of each failure's target, with its weight."""
     of_step = np.array(targets.kinds)[targets.failure]
     weight = targets.step_weights()
     kind = np.stack([weight * (of_step == name) for name in ("episode", "log-odds", "labels")], axis=1)
     labels = targets.labels if targets.labels.shape[1] else np.zeros((len(weight), 1), np.int8)
     return _Samples(
-        _prepared(targets, policy), torch.as_tensor(targets.actions), torch.as_tensor(labels > 0),
+        _prepared(targets, actor), torch.as_tensor(targets.actions), torch.as_tensor(labels > 0),
         torch.as_tensor(labels < 0), torch.as_tensor(kind).float(),
     )  # fmt: skip
 
 
-def _prepared(of: WindowRows | Targets, policy: ActorCriticPolicy) -> tuple[Tensor, ...]:
+def _prepared(of: WindowRows | Targets, actor: Actor) -> tuple[Tensor, ...]:
     """Return what the policy takes in N states: prepared observations, one tensor a key; then bool [N, A], allowed
     actions, and [N, 2, layers, H], states that come in at the actor's LSTM ([N, 0] each where it takes none).
     """
-    observed: Any = prepare(policy, as_tensors(of.observations))
+    observed: Any = actor.prepare(of.observations)
     parts = tuple(observed.values()) if isinstance(observed, dict) else (observed,)
     mask = states = torch.zeros(len(parts[0]), 0)
     if of.inputs.mask is not None:
         mask = torch.as_tensor(of.inputs.mask)
-    if is_recurrent(policy):
+    if isinstance(actor, Sb3Actor) and is_recurrent(policy := actor.module):
         lstm: Any = policy.lstm_actor
         with torch.no_grad():
             states = incoming_states(lstm, policy.pi_features_extractor(observed), of.inputs.history, ACTOR)

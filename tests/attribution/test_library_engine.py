@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,13 @@ import aitia.attribution as library
 from aitia.attribution import Targets, TracIn, Trak, TrakProjected, TrakUpdates, Window, influence
 from aitia.attribution.actors.adapt import as_actor
 from aitia.attribution.estimators.registry import estimators, find_estimator
+from aitia.attribution.estimators.window import read_window
 from aitia.attribution.gradients.kernel import LAMBDAS
 from aitia.datasets.errors import InputError
+from aitia.datasets.files.store import RunFolder, read_tensors
 from aitia.training.recording.agreement import ADAPTER
+from aitia.training.recording.loop import LoopRecorder
+from aitia.workflows.stages import attribute
 
 STEPS, ENVS, ACTIONS, GAMMA, LAM = 12, 3, 3, 0.9, 0.8
 GENERATOR = np.random.default_rng(0)
@@ -232,6 +237,36 @@ def test_the_adapter_of_loop_recorder_is_taken_as_it_stands() -> None:
     assert np.abs(influence(window, recorded, targets).tau).max() > 0.0
 
 
+def test_a_recorded_loop_of_a_module_of_ones_own_has_influence(tmp_path: Path) -> None:
+    """The window of the file, with the module at its checkpoint, is the window of the arrays (float32 in the file)."""
+    torch.manual_seed(3)
+    module, observations = Bare(make_policy()), GENERATOR.uniform(-1, 1, (STEPS + 1, ENVS, 5)).astype(np.float32)
+    actions, rewards = GENERATOR.integers(0, ACTIONS, (STEPS, ENVS)), GENERATOR.choice([0.0, 0.5], (STEPS, ENVS))
+    dones = np.zeros((STEPS, ENVS), bool)
+    infos = [{"intended_reward": 0.0, "context": "c"} for _ in range(ENVS)]
+    with torch.no_grad():
+        values = np.stack([module.value(torch.tensor(o)).numpy() for o in observations])
+        with LoopRecorder(tmp_path, policy=module, gamma=GAMMA, gae_lambda=LAM, n_envs=ENVS) as recorder:
+            for t in range(STEPS):
+                log_prob = module.log_prob(torch.tensor(observations[t]), torch.tensor(actions[t]))
+                recorder.step(
+                    observations[t], actions[t], rewards[t], dones[t], dones[t], infos, observations[t + 1],
+                    log_prob=log_prob, value=values[t],
+                )  # fmt: skip
+            recorder.update()
+    folder = RunFolder(tmp_path)
+    found = read_window(folder.transitions_path(0, 0))
+    module.load_state_dict(read_tensors(folder.checkpoint_path(0, 0)))
+    targets = Targets.from_arrays(observations[:3, 0], actions[:3, 0])
+    arrays = Window.from_arrays(
+        observations[:-1], actions, rewards, values[:-1], dones, last_values=values[-1], gamma=GAMMA, gae_lambda=LAM,
+        intended=np.zeros((STEPS, ENVS)),
+    )  # fmt: skip
+    one, other = (influence(window, module, targets).tau for window in (found, arrays))
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5 * np.abs(other).max())
+    assert found.correction is not None and np.abs((found.correction[:, None] * one).sum()) > 0.0
+
+
 def test_estimators_carry_their_parameters_and_names_mean_the_default_ones() -> None:
     assert find_estimator("trak") == Trak() == Trak(damping=1e-2) != Trak(damping=1e-1)
     assert find_estimator(Trak(damping=0.5)).damping == 0.5
@@ -242,6 +277,12 @@ def test_estimators_carry_their_parameters_and_names_mean_the_default_ones() -> 
     by_name, default, other = (influence(window, policy, targets, e).tau for e in ("trak", Trak(), Trak(damping=0.5)))
     np.testing.assert_array_equal(by_name, default)
     assert np.abs(default - other).max() > 0.0 and 0.5 not in LAMBDAS
+
+
+def test_tables_of_a_run_are_made_at_their_own_dampings() -> None:
+    attribute._require_default_damping(find_estimator("size"))
+    with pytest.raises(InputError, match=r"trak\(damping=0.5\) was given.*aitia.attribution.influence"):
+        attribute._require_default_damping(Trak(damping=0.5))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -255,6 +296,39 @@ def test_projections_of_another_seed_are_other_projections() -> None:
     )
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.0
+
+
+class Normed(Recorded):
+    """One with a layer that has no factored gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(ACTIONS)
+
+    def log_prob(self, observations: dict[str, Tensor], actions: Tensor) -> Tensor:
+        logits = self.norm(self.module(observations)[0])
+        return Categorical(logits=logits).log_prob(actions)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_without_a_factored_gradient_are_projected() -> None:
+    torch.manual_seed(5)
+    module, window, targets = Normed(), as_window(), as_targets()
+    with pytest.raises(InputError, match=r"`norm` of the policy is a LayerNorm.*trak-projected"):
+        influence(window, module, targets)
+    found = influence(window, module, targets, TrakProjected(dimension=64))
+    assert np.abs(found.tau).max() > 0.0 and found.tau_value is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", ["log-odds", "labels"])
+def test_the_projection_of_a_module_of_ones_own_correlates_with_exact(target: str) -> None:
+    torch.manual_seed(4)
+    labels = np.tile(np.array([1, 1, -1], np.int8), (5, 1)) if target == "labels" else None
+    module, window, targets = Telling(), as_window(), as_targets(target, labels)
+    exact, found = (influence(window, module, targets, e).scores for e in (Trak(), TrakProjected(dimension=1024)))
+    for failure in range(2):
+        assert np.corrcoef(found[:, failure], exact[:, failure])[0, 1] > 0.9
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers() -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import textwrap
-import threading
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
+from fresh import Ended, fresh_python
 from safetensors.torch import save_file
 from small_task import SMALL_TASK
 
@@ -28,40 +24,11 @@ from aitia.datasets.schema import EPISODES
 from aitia.workflows.runs.task import make_task
 
 GIB = 2**30
-_LIMITED = """
-import resource, runpy
-resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
-resource.setrlimit(resource.RLIMIT_CPU, ({seconds}, {seconds}))
-runpy.run_module("aitia", run_name="__main__")
-"""
-
-
-class Ended(NamedTuple):
-    """How a command ended: exit code (negative: killed), all that it printed, seconds of its processor, peak memory in
-    bytes."""
-
-    code: int
-    told: str
-    seconds: float
-    peak: int
 
 
 def limited(*arguments: object, memory: int = 12 * GIB, seconds: int = 60) -> Ended:
     """Run the command line in a process of its own that may take so much address space and time of a processor."""
-    command = [sys.executable, "-c", _LIMITED.format(memory=memory, seconds=seconds), *map(str, arguments)]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ)
-    timer = threading.Timer(10 * seconds, os.kill, (child.pid, signal.SIGKILL))  # it may also only wait
-    timer.start()
-    try:
-        assert child.stdout is not None
-        with child.stdout:
-            told = child.stdout.read().decode("utf-8", "replace")
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    finally:
-        timer.cancel()
-    return Ended(child.returncode, told, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+    return fresh_python("-m", "aitia", *arguments, memory=memory, seconds=seconds)
 
 
 def sent_run(folder: Path, **changes: Any) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 
 from aitia.training.worlds.environment import WorldEnv
 
@@ -27,3 +28,25 @@ def play(env: WorldEnv, goal: str, level: int) -> list[tuple[dict[str, Any], flo
         steps.append((info, reward, action))
         if terminated or truncated:
             return steps
+
+
+class Played(NamedTuple):
+    """How an episode ended, and its returns as paid and as intended."""
+
+    outcome: str
+    reward: float
+    intended_reward: float
+
+
+def play_reference(env: WorldEnv, goal: str, seed: int, options: dict[str, Any] | None = None) -> Played:
+    """Play one episode with the reference solver of a goal, or with `random` actions."""
+    generator = np.random.default_rng([seed, 1])
+    env.reset(seed=seed, options=options)
+    total = intended = 0.0
+    while True:
+        action = env.solve(goal) if goal != "random" else generator.integers(len(env.world.action_names))
+        _, reward, terminated, truncated, info = env.step(action)
+        total += reward
+        intended += info["intended_reward"]
+        if terminated or truncated:
+            return Played(info["outcome"], total, intended)

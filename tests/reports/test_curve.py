@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from world_helpers import play_reference
 
 from aitia.datasets.bank import Bank, ensemble_rates
 from aitia.datasets.outcomes import Outcomes, SeedRates
@@ -17,7 +18,6 @@ from aitia.reports.verdict.evidence import collect_evidence
 from aitia.reports.verdict.framing import Framing1, RewardScale, framing1
 from aitia.reports.verdict.rules import Decision, Thresholds, Verdict
 from aitia.training.worlds.maze import ArrowMazeEnv
-from aitia.training.worlds.solvers import Goal, Solver, play_reference
 
 DECLARED = Outcomes(desired=["arrow"], misbehaved=["corner"])
 SEEDS = range(5)
@@ -177,13 +177,13 @@ def test_the_set_has_the_verdict_of_most_failures_and_a_tie_is_undetermined() ->
         ("corner", 200, Framing1.OUTER),
     ],
 )
-def test_scripted_policies_get_the_four_labels_of_framing_1(goal: Goal, bug: int, expected: Framing1) -> None:
+def test_scripted_policies_get_the_four_labels_of_framing_1(goal: str, bug: int, expected: Framing1) -> None:
     """With the bug also at test, the corner pays by the original reward function; without, it does not."""
     env = ArrowMazeEnv(levels=200, moved=200, bug=bug, max_steps=30)
     scale = RewardScale(random=0.2, high=1.0)
     labels = set()
     for episode in range(40):
-        play = play_reference(env, Solver(goal), seed=episode)
+        play = play_reference(env, goal, seed=episode)
         if goal != "random" or play.outcome == "timeout":
             labels.add(framing1(play.outcome, play.reward, scale, DECLARED))
     assert labels == {expected}

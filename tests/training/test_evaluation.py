@@ -129,8 +129,8 @@ def test_an_edit_pays_the_intended_reward_in_its_groups_only() -> None:
         rewards = []
         ended = False
         while not ended:
-            state = env.unwrapped.agent  # type: ignore[attr-defined]
-            _, reward, terminated, truncated, _ = env.step(2 if state[0] < 3 else 1)
+            cell = int(env.unwrapped.state["agent"][0])  # type: ignore[attr-defined]
+            _, reward, terminated, truncated, _ = env.step(2 if cell < 3 * 4 else 1)
             rewards.append(float(reward))
             ended = terminated or truncated
         assert rewards[-1] == expected

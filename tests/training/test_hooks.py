@@ -14,9 +14,8 @@ from aitia.datasets.files.store import RunFolder, read_table
 from aitia.training.agents.spec import AgentSpec
 from aitia.training.environments.hooks import Columns, HookedEnv
 from aitia.training.environments.spec import EnvSpec, probe
-from aitia.training.retraining.arrays import Member
+from aitia.training.retraining.arrays import Member, make_array_env
 from aitia.training.retraining.live import train_recorded
-from aitia.training.retraining.stack import make_array_env
 
 SILENT: dict[str, Any] = {"tell": (), "limit": 5}
 CORRIDOR = "toy_environments:Corridor"

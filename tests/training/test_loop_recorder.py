@@ -10,9 +10,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -20,11 +22,11 @@ from torch import Tensor, nn
 from toy_environments import Corridor, Kinds
 
 from aitia.attribution.estimators.window import read_window
-from aitia.datasets.arrays import array_format, decode_arrays
+from aitia.datasets.arrays import array_format, decode_actions, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError, RunFolderError
 from aitia.datasets.files.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.datasets.schema import metadata_of
-from aitia.training.recording.loop import LoopRecorder
+from aitia.training.recording.loop import LoopRecorder, generalised_advantages
 from aitia.training.recording.recorder import Recorder
 from aitia.workflows.runs.adopt import require_fits
 from aitia.workflows.runs.task import make_task
@@ -262,6 +264,46 @@ def test_advantages_of_ones_own_need_no_values(tmp_path: Path) -> None:
     assert table["observation"].type.byte_width == 8, "in the precision of the policy"
 
 
+@pytest.mark.parametrize(("name", "values"), [("advantages", [1.0, 2.0, 3.0]), ("returns", [[1.0, 2.0]])])
+def test_numbers_of_another_length_than_the_window_are_refused(name: str, values: Any, tmp_path: Path) -> None:
+    policy = _Tabular()
+    shapes = rf"{name} of shape \[.*\] were given, expected \[1, 1\]"
+    with pytest.raises(InputError, match=shapes), LoopRecorder(tmp_path, policy=policy) as loop:
+        loop.step([0.5, 1.0], 1, 0.0, False, False, {}, [0.75, 1.0], log_prob=_said(policy), value=0.0)
+        loop.update(**{name: values})
+
+
+class _Continuous(_Tabular):
+    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return -actions.reshape(-1).square()
+
+
+def test_a_continuous_action_is_a_vector_also_of_one_number(tmp_path: Path) -> None:
+    """As numbers they would be kept as whole numbers, like choices."""
+    with (
+        pytest.raises(InputError, match=r"floats of shape \[1, 1\], expected \[1, 1, 'K'\]"),
+        LoopRecorder(tmp_path / "number", policy=_Continuous()) as loop,
+    ):
+        loop.step([0.5, 1.0], 0.5, 0.0, False, False, {}, [0.75, 1.0], log_prob=-0.25, value=0.0)
+        loop.update()
+    with LoopRecorder(tmp_path / "vector", policy=_Continuous()) as loop:
+        loop.step([0.5, 1.0], [0.5], 0.0, False, False, {}, [0.75, 1.0], log_prob=-0.25, value=0.0)
+        loop.update()
+    assert decode_actions(read_table(RunFolder(tmp_path / "vector").transitions_path(0, 0))).tolist() == [[0.5]]
+
+
+def test_advantages_are_estimated_as_stable_baselines_does_to_the_last_bit() -> None:
+    draws = np.random.default_rng(0)
+    rewards, value = (draws.normal(size=(40, 3)).astype(np.float32) for _ in range(2))
+    ended, following = draws.random((40, 3)) < 0.2, draws.normal(size=3).astype(np.float32)
+    buffer = RolloutBuffer(40, spaces.Discrete(2), spaces.Discrete(2), gamma=GAMMA, gae_lambda=LAMBDA, n_envs=3)
+    buffer.rewards, buffer.values = rewards, value
+    buffer.episode_starts[1:] = ended[:-1]
+    buffer.compute_returns_and_advantage(torch.as_tensor(following), ended[-1])
+    estimated = generalised_advantages(rewards, value, ended, following, GAMMA, LAMBDA)
+    np.testing.assert_array_equal(estimated, buffer.advantages)
+
+
 def _said(policy: _Tabular) -> Tensor:
     return policy.log_prob(torch.tensor([[0.5, 1.0]]), torch.tensor([1]))[0]
 
@@ -334,6 +376,11 @@ def test_dictionaries_of_images_are_kept_as_the_policy_got_them(tmp_path: Path) 
             observation = after
         recorder.update()
     table = read_table(RunFolder(tmp_path).transitions_path(0, 0))
-    kept = decode_arrays(table["observation"], array_format(table.schema, "observation"))
+    form = array_format(table.schema, "observation")
+    kept = decode_arrays(table["observation"], form)
     assert kept["image"].shape == (2, 36, 40, 1) and kept["cell"].tolist() == [2, 3]
     assert table["next_observation"].null_count == 1
+    (last,) = decode_arrays(table["next_observation"].combine_chunks().drop_null(), form)
+    assert list(kept.dtype.names or ()) == list(observation), "keys in another order than the environment's"
+    for key, value in observation.items():
+        np.testing.assert_array_equal(last[key], value, err_msg="read in another order of keys than it was written in")

@@ -10,9 +10,7 @@ from discrete_environments import Named
 from aitia.datasets.errors import EnvironmentError_, TaskError
 from aitia.datasets.files.store import RunFolder
 from aitia.datasets.outcomes import Outcomes
-from aitia.training.agents.spec import AgentSpec
-from aitia.training.environments.hooks import HookedEnv
-from aitia.training.environments.outcome_names import (
+from aitia.training.agents.outcome_names import (
     FirstWindow,
     _is_slip,
     listed_outcomes,
@@ -20,6 +18,8 @@ from aitia.training.environments.outcome_names import (
     see_outcomes,
     unseen_in_words,
 )
+from aitia.training.agents.spec import AgentSpec
+from aitia.training.environments.hooks import HookedEnv
 from aitia.training.environments.random_play import play_random
 from aitia.training.environments.spec import EnvSpec
 from aitia.training.retraining.live import train_recorded

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from aitia.training.environments.references import play_references
+from aitia.training.agents.play import play_references
 from aitia.training.environments.spec import EnvSpec
 
 MOVED = {"levels": 100, "moved": 100, "level_seed": 1}

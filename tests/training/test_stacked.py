@@ -19,12 +19,11 @@ from aitia.training.agents.play import EvaluationSpec, evaluate_policy
 from aitia.training.agents.spec import AgentSpec, new_policy
 from aitia.training.edits.edit import RewardEdit
 from aitia.training.environments.spec import EnvSpec
-from aitia.training.retraining.arrays import GymArrays, Member
+from aitia.training.retraining.arrays import GymArrays, Member, WorldArrays, make_array_env
 from aitia.training.retraining.live import train_agent, train_recorded
-from aitia.training.retraining.maze_arrays import ArrowMazeArrays
 from aitia.training.retraining.ppo import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, why_not_stackable
 from aitia.training.retraining.replay import Replay, _fill, _Ordered, _Record
-from aitia.training.retraining.stack import initial_policy, make_array_env, train_members, train_stack
+from aitia.training.retraining.stack import initial_policy, train_members, train_stack
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 MAZE = EnvSpec("aitia/ArrowMaze-v0", {"size": 4, "levels": 24, "moved": 12, "bug": 12, "harmless": 6, "stray": 3})
@@ -103,7 +102,7 @@ def test_the_maze_as_arrays_is_the_maze(env: EnvSpec) -> None:
     members = [members[0], members[1], members[2], Member(3, arbitrary)]
     spec = agent()
     arrays, single = make_array_env(spec, env, members), GymArrays(spec, env, members)
-    assert isinstance(arrays, ArrowMazeArrays)
+    assert isinstance(arrays, WorldArrays)
     np.testing.assert_array_equal(arrays.reset(), single.reset())
     generator, corrected = np.random.default_rng(0), 0
     for _ in range(300):

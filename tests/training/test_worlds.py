@@ -16,9 +16,7 @@ from aitia.datasets.groups import ByComponent
 from aitia.training.agents.spec import AgentSpec
 from aitia.training.edits.edit import RewardEdit
 from aitia.training.environments.spec import EnvSpec
-from aitia.training.retraining.arrays import GymArrays, Member
-from aitia.training.retraining.stack import make_array_env
-from aitia.training.retraining.world_arrays import WorldArrays
+from aitia.training.retraining.arrays import GymArrays, Member, WorldArrays, make_array_env
 
 PLANTED: dict[str, Any] = {"levels": 24, "moved": 12, "bug": 6, "harmless": 6, "stray": 3, "noise": 0.1}
 FAMILIES: dict[str, dict[str, Any]] = {

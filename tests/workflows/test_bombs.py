@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from bombs import GIB, PARQUET, Ended, aliases, decimal_bomb, failing_plays, limited, sent_run, task_text
+from bombs import GIB, PARQUET, aliases, decimal_bomb, failing_plays, limited, sent_run, task_text
 from command_line import Finished
+from fresh import Ended
 from safetensors.torch import save_file
 
 from aitia.datasets.errors import RunFolderError
@@ -103,13 +104,13 @@ def test_a_failing_episode_has_no_more_steps_than_one_that_is_played(steps: int)
 def test_a_training_cannot_claim_millions_of_windows(tmp_path: Path) -> None:
     run = sent_run(tmp_path / "run")
     save_file({"w": torch.zeros(1)}, run / "checkpoints/seed=0/final.safetensors", {"windows": "5000000"})
-    refused(limited("attribute", run, "--workers", 1, "--trust"), "windows are '5000000'", "up to 1,000,000")
+    refused(limited("attribute", run, "--workers", 0, "--trust"), "windows are '5000000'", "up to 1,000,000")
 
 
 def test_windows_that_are_not_there_are_found_missing_without_a_list_of_all(tmp_path: Path) -> None:
     run = sent_run(tmp_path / "run")
     save_file({"w": torch.zeros(1)}, run / "checkpoints/seed=0/final.safetensors", {"windows": "999999"})
-    refused(limited("attribute", run, "--workers", 1, "--trust"), "window=00000.parquet is missing")
+    refused(limited("attribute", run, "--workers", 0, "--trust"), "window=00000.parquet is missing")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_windows_that_are_not_there_are_found_missing_without_a_list_of_all(tmp_
 def test_a_task_file_cannot_fill_the_memory(text: str, parts: tuple[str, ...], tmp_path: Path) -> None:
     task = tmp_path / "task.yaml"
     task.write_text(text, encoding="utf-8")
-    refused(limited("train", task, "--out", tmp_path / "run", "--workers", 1), "task.yaml", *parts)
+    refused(limited("train", task, "--out", tmp_path / "run", "--workers", 0), "task.yaml", *parts)
     assert not (tmp_path / "run").exists()
 
 

@@ -26,9 +26,8 @@ from aitia.training.edits.edit import RewardEdit
 from aitia.training.edits.file import Edits, read_edits, write_edits
 from aitia.training.environments.spaces import choices
 from aitia.training.environments.spec import EnvSpec, describe
-from aitia.training.retraining.arrays import GymArrays, Member
+from aitia.training.retraining.arrays import GymArrays, Member, make_array_env
 from aitia.training.retraining.live import train_recorded
-from aitia.training.retraining.stack import make_array_env
 from aitia.workflows import commands
 
 Command = Callable[..., Finished]

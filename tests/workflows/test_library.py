@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -20,6 +21,8 @@ from small_task import SMALL_TASK
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 import aitia
+from aitia.attribution import Estimator, Trak, TrakProjected
+from aitia.attribution.estimators.baselines import Random
 from aitia.datasets.arrays import array_format, decode_actions, decode_arrays
 from aitia.datasets.errors import InputError, RunFolderError, TaskError
 from aitia.datasets.files.store import read_table, read_tensors
@@ -291,3 +294,46 @@ def test_a_run_begun_with_values_goes_on_with_the_same_task_in_a_file(tmp_path: 
         aitia.train({**values, "test_kwargs": {"size": 4}}, out, workers=0)
     aitia.evaluate(out, workers=0)
     assert aitia.open(out).sets == ["test"]
+
+
+def test_an_estimator_with_parameters_stands_next_to_the_verdicts_own(copy: Path) -> None:
+    test = aitia.open(copy)["test"]
+    name, before = test.failure_ids[0], test.influence()
+    own = TrakProjected(dimension=16)
+    aitia.attribute(copy, failure=[name], estimator=own, workers=0)
+    sums = read_table(copy / "influence/test/groups.parquet")
+    labels = set(pc.unique(sums["estimator"]).to_pylist())
+    assert labels == {"trak", "trak-projected(dimension=16)"}
+    assert aitia.open(copy)["test"].influence().equals(before), "answers are of the estimator that the verdict rests on"
+
+
+@dataclasses.dataclass(frozen=True)
+class TakesAName(Trak):
+    """Another estimator under a name that is taken."""
+
+
+class WithHiddenParameters(Random):
+    """Its rows could not be told from those of other parameters."""
+
+    name = "hidden"
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "scale", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [
+        (TakesAName(), "TakesAName was given with the name `trak`, which is that of Trak"),
+        (WithHiddenParameters(), "parameters scale, which are no fields of a dataclass"),
+        (Trak(damping=1.0), "expected damping=0.01"),
+        ("treak", "Did you mean `trak`"),
+    ],
+)
+def test_an_estimator_whose_rows_tables_could_not_name_is_refused(
+    copy: Path, estimator: str | Estimator, said: str
+) -> None:
+    before = (copy / "influence/test/groups.parquet").stat().st_mtime_ns
+    with pytest.raises(InputError, match=said):
+        aitia.attribute(copy, estimator=estimator, workers=0)
+    assert (copy / "influence/test/groups.parquet").stat().st_mtime_ns == before

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from command_line import Finished
 
+from aitia.attribution import TracIn
 from aitia.attribution.actors.adapt import as_actor
 from aitia.datasets.errors import InputError
 from aitia.datasets.files.store import RunFolder
@@ -305,7 +306,7 @@ def test_one_failure_and_a_baseline_estimator_can_be_attributed_alone(small_run:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     name = json.loads((copy / "reports/test/verdicts.json").read_text())[0]["failure"]
-    commands.attribute(copy, failure=[name], estimator="tracin", workers=0)
+    commands.attribute(copy, failure=[name], estimator=TracIn(), workers=0)
     sums = read(copy, "influence/test/groups.parquet")
     baseline = sums.filter(pc.field("estimator") == "tracin")
     assert pc.unique(baseline["failure"].cast(pa.string())).to_pylist() == [name]
@@ -316,10 +317,9 @@ def test_one_failure_and_a_baseline_estimator_can_be_attributed_alone(small_run:
 def test_attribution_order_starts_with_the_causal_groups(small_run: Path) -> None:
     """Planted cause: 12 bug levels of 18 wrong ones; chance would be an AUC of .5."""
     from aitia.attribution.effects.order import area_under_curve, attribution_order, effect_table
-    from aitia.training.worlds.levels import LevelSet, make_level
+    from aitia.training.worlds.maze import ArrowMazeEnv, causal_levels
 
-    level_set = LevelSet(size=4, levels=24, moved=12, bug=12, harmless=6)
-    causal = {str(n) for n in range(24) if make_level(level_set, n).bug}
+    causal = set(map(str, causal_levels(ArrowMazeEnv(size=4, levels=24, moved=12, bug=12, harmless=6))))
     run = open_run(small_run)
     rewards = [reward_summary(run.folder, seed) for seed in range(5)]
     effects = effect_table(read(small_run, "influence/test/groups.parquet"))

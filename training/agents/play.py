@@ -26,11 +26,11 @@ from ...datasets import schema
 from ...datasets.arrays import Array, array_format_of, array_metadata, encode_actions, encode_arrays
 from ...datasets.errors import EnvironmentError_
 from ...datasets.words import counted
-from ..environments.actions import Choice, Choices, policy_choices, random_choices
+from ..environments.actions import Choice, Choices, action_mask, policy_choices, random_choices, takes_masks
 from ..environments.contract import InfoReader, Told
-from ..environments.masks import action_mask, takes_masks
 from ..environments.spaces import ObservationForm, Space, as_tensors, choices, env_action
-from ..environments.spec import EnvSpec
+from ..environments.spec import Env, EnvSpec
+from ..worlds.environment import bare_world, step_copies
 from .memory import is_recurrent, rnn_states, stacked_states, zero_states
 
 _SLOTS = 64
@@ -126,13 +126,14 @@ def evaluate_policy(
             masks = np.stack([slot.mask() for slot in active])[rows] if masked else None
             states = None if start is None else torch.stack([active[row].state for row in rows])
             decision = _decide(policy, observed, space, masks, states)
-            for index, slot in enumerate(active):
-                choice = decision.choices.choose(index, slot.uniform, greedy)
+            choices_ = [decision.choices.choose(index, slot.uniform, greedy) for index, slot in enumerate(active)]
+            steps = _step([slot.env for slot in active], [env_action(space, choice.action) for choice in choices_])
+            for index, (slot, choice, step) in enumerate(zip(active, choices_, steps, strict=True)):
                 if decision.states is not None:
                     slot.state = decision.states[index]
                 said = decision.choices.probabilities(index)
                 allowed = None if masks is None else masks[index]
-                slot.act(observed[index], choice, said, decision.values[index], allowed)
+                slot.keep(observed[index], choice, said, decision.values[index], allowed, step)
             for slot in [slot for slot in active if slot.ended]:
                 records.append(slot.record)
                 slot.begin(next(waiting, None))
@@ -142,6 +143,14 @@ def evaluate_policy(
             slot.env.close()
     records.sort(key=lambda record: record.play)
     return _episodes_table(records, seed, part), _steps_table(records, seed, part, slots[0])
+
+
+def _step(envs: Sequence[Env], actions: Sequence[Any]) -> Sequence[Any]:
+    """Step copies of one environment, each with its action; those of a world all at once."""
+    worlds = [world for env in envs if (world := bare_world(env)) is not None]
+    if len(worlds) == len(envs):
+        return step_copies(worlds, actions)
+    return [env.step(action) for env, action in zip(envs, actions, strict=True)]
 
 
 def _decide(
@@ -209,15 +218,16 @@ class _Slot:
         """Return which actions are allowed now."""
         return action_mask(self.env, self.reader.where)
 
-    def act(
+    def keep(
         self,
         observed: Any,
         choice: Choice,
         said: list[float] | None,
         value: float,
         mask: NDArray[np.bool_] | None,
+        step: Any,
     ) -> None:
-        """Take one action, with what was said of all of them, and read what the environment tells."""
+        """Keep a step: the action with what was said of all of them, and what the environment returned."""
         record = self.record
         if record.play.repeat == 0:
             record.observations.append(observed)
@@ -227,7 +237,7 @@ class _Slot:
             record.values.append(float(value))
             if mask is not None:
                 record.masks.append(mask)
-        self.observation, reward, terminated, truncated, info = self.env.step(env_action(self.space, choice.action))
+        self.observation, reward, terminated, truncated, info = step
         self.ended = terminated or truncated
         record.reward += float(reward)
         if record.play.repeat == 0:
@@ -298,3 +308,35 @@ def _steps_table(records: Sequence[_PlayRecord], seed: int, part: str, slot: _Sl
         table = table.append_column("action_mask", encode_arrays(np.stack(masks)))
         metadata |= array_metadata("action_mask", array_format_of(np.stack(masks)))
     return schema.with_metadata(table, {**metadata, "actions": str(choices(slot.space) or 0)})
+
+
+def play_references(spec: EnvSpec, episodes: int, part: str, first: int = 0) -> pa.Table:
+    """Play episodes `reset(seed=first..)` with every reference solver; no rows where an environment offers none.
+
+    Reference solvers are scripted policies for what an agent could have wanted: an environment offers them by
+    `reference_goals` (names, the intended goal first) and `solve(goal)`, the action of a solver with that goal in the
+    present state. They say what return and which outcomes are possible (Framing 1).
+
+    Args:
+        spec: the environment.
+        episodes: how many there are in all.
+        part: `test` or `train`.
+        first: those before were played earlier.
+    """
+    env, rows = spec.make(), []
+    try:
+        solver: Any = env.unwrapped
+        for goal in getattr(solver, "reference_goals", ()):
+            for episode in range(first, episodes):
+                env.reset(seed=episode)
+                total, length, ended = 0.0, 0, False
+                info: dict[str, Any] = {}
+                while not ended:
+                    _, reward, terminated, truncated, info = env.step(solver.solve(goal))
+                    total, length, ended = total + float(reward), length + 1, terminated or truncated
+                rows.append((goal, part, episode, str(info["outcome"]), length, total))
+    finally:
+        env.close()
+    return pa.Table.from_pylist(
+        [dict(zip(schema.REFERENCES.names, row, strict=True)) for row in rows], schema=schema.REFERENCES
+    )

@@ -1,18 +1,22 @@
-"""Reward edits: what groups of training transitions are paid instead, while training again or in a record."""
+"""Reward edits: what groups of training transitions are paid instead, while training again or in a record.
+
+One rule, `pay`, decides for arrays of transitions. A step of an environment (`CorrectedRewards`), a recorded table
+(`RewardEdit.rewards`) and environments stepped as arrays (`retraining/arrays.py`) all call it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ...datasets.errors import EnvironmentError_, InputError
+from ...datasets.errors import EnvironmentError_
 from ...datasets.groups import BY_CONTEXT, Grouping
 from ...datasets.rewards import WRONG_REWARD, editable
 from ..environments.spec import Env
@@ -20,7 +24,43 @@ from .groups import require_current_names
 
 CORRECTED = "aitia.corrected"  # info key: whether the edit changed the reward
 UNEDITED = "aitia.unedited"  # info key: what the environment itself paid, where an edit applies
+INTENDED = np.inf  # in place of an amount: whatever the intended reward is
 Endings = Counter[tuple[int, str]]  # number of episodes by the window in which they ended, and their outcome
+Floats = NDArray[np.float64]
+
+
+class Paid(NamedTuple):
+    """What transitions are paid under an edit.
+
+    Attributes:
+        rewards: float64 [N].
+        changed: bool [N], where that is not what they were paid before the edit.
+    """
+
+    rewards: Floats
+    changed: NDArray[np.bool_]
+
+
+def pay(paid: Floats, intended: Floats, amounts: Floats, editable: NDArray[np.bool_]) -> Paid:
+    """Pay transitions what an edit says: the rule of every edit.
+
+    Args:
+        paid: what they are paid without the edit, [N].
+        intended: the intended reward, [N]; NaN: not known.
+        amounts: what the edit says (`RewardEdit.amounts`), [N]: a number, `INTENDED`, or NaN where nothing is edited.
+        editable: where a number may be paid (`editable`), bool [N]; the intended reward may be paid anywhere.
+
+    Raises:
+        EnvironmentError_: a transition to be corrected has no intended reward.
+    """
+    instead = np.where(amounts == INTENDED, intended, np.where(editable, amounts, paid))
+    rewards = np.where(np.isnan(amounts), paid, instead)
+    if np.isnan(rewards).any():
+        raise EnvironmentError_(
+            "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
+            "every step of the training environment"
+        )
+    return Paid(rewards, np.abs(rewards - paid) > WRONG_REWARD)
 
 
 @dataclass(frozen=True)
@@ -49,25 +89,34 @@ class RewardEdit:
         """The edits in the order in which they are made; this one is the last."""
         return (*(self.first.layers if self.first else ()), self)
 
-    def rewards(self, table: pa.Table) -> NDArray[np.float64]:
+    @property
+    def by_group(self) -> bool:
+        """Whether it depends on the group what a transition is paid; else all are corrected, or none."""
+        return self.values is not None or bool(self.groups)
+
+    def amounts(self, count: int, groups: Callable[[], Sequence[str]]) -> Floats:
+        """Return what transitions are to be paid, [count]: a number, `INTENDED`, or NaN where nothing is edited.
+
+        Args:
+            count: number of transitions.
+            groups: returns the group of each; called only if it matters.
+        """
+        if self.values is not None:
+            return np.array([self.values.get(group, np.nan) for group in groups()])
+        if self.groups:
+            return np.array([INTENDED if group in self.groups else np.nan for group in groups()])
+        return np.full(count, INTENDED if self.groups is None else np.nan)
+
+    def rewards(self, table: pa.Table) -> Floats:
         """Return the edited rewards of recorded transitions, [N]; `first` is in the record already.
 
         Raises:
-            InputError: a transition to be corrected has no intended reward.
+            EnvironmentError_: a transition to be corrected has no intended reward.
         """
         paid = np.asarray(table["reward"].to_numpy(), dtype=np.float64)
-        if self.values is not None:
-            names, member = np.unique(self.grouping.of_table(table), return_inverse=True)
-            instead = np.array([self.values.get(name, np.nan) for name in names.tolist()])[member]
-            changed = editable(paid, table["terminated"].to_numpy(), self.grouping)
-            return np.where(changed & ~np.isnan(instead), instead, paid)
         intended = np.asarray(table["intended_reward"].to_numpy(zero_copy_only=False), dtype=np.float64)
-        applies = np.full(len(paid), self.groups is None)
-        if self.groups:
-            applies = np.isin(self.grouping.of_table(table), list(self.groups))
-        if np.isnan(intended[applies]).any():
-            raise InputError("a reward was to be corrected, but the transitions hold no intended reward")
-        return np.where(applies, intended, paid)
+        amounts = self.amounts(len(paid), lambda: self.grouping.of_table(table).tolist())
+        return pay(paid, intended, amounts, editable(paid, table["terminated"].to_numpy(), self.grouping)).rewards
 
 
 class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
@@ -79,7 +128,7 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
         window: steps of a window, by which endings are counted.
 
     Attributes:
-        corrected: transitions whose reward was changed so far.
+        corrected: transitions whose reward was changed so far, by the edit itself, not by one made `first`.
         endings: number of episodes so far by the window in which they ended, and how.
     """
 
@@ -102,30 +151,26 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
             EnvironmentError_: a transition to be corrected has no `intended_reward`.
         """
         left = self._left
-        self._left, given, terminated, truncated, info = self.env.step(action)
-        reward = before = float(given)
+        self._left, reward, terminated, truncated, info = self.env.step(action)
+        paid = Paid(np.array([float(reward)]), np.array([False]))
         for edit in self.edit.layers:
-            before = reward
-            if edit.groups is None or (edit.groups and edit.grouping.of_step(left, action, info) in edit.groups):
-                reward = _instead(edit, left, action, reward, terminated, info)
-        changed = abs(reward - before) > WRONG_REWARD
+            paid = self._edited(edit, paid.rewards, left, action, terminated, info)
+        changed = bool(paid.changed[0])
         self.corrected += changed
         if terminated or truncated:
             self.endings[self._steps // self._window, str(info.get("outcome"))] += 1
         self._steps += 1
-        return self._left, reward, terminated, truncated, {**info, CORRECTED: changed, UNEDITED: float(given)}
+        told = {**info, CORRECTED: changed, UNEDITED: float(reward)}
+        return self._left, float(paid.rewards[0]), terminated, truncated, told
 
-
-def _instead(
-    edit: RewardEdit, left: Any, action: Any, reward: float, terminated: bool, info: Mapping[str, Any]
-) -> float:
-    """Return what a transition of an edited group pays."""
-    if edit.values is not None:
-        applies = editable(np.array([reward]), np.array([terminated]), edit.grouping)[0]
-        return edit.values[edit.grouping.of_step(left, action, info)] if applies else reward
-    if info.get("intended_reward") is None:
-        raise EnvironmentError_(
-            "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
-            "every step of the training environment"
-        )
-    return float(info["intended_reward"])
+    @staticmethod
+    def _edited(
+        edit: RewardEdit, paid: Floats, left: Any, action: Any, terminated: bool, info: Mapping[str, Any]
+    ) -> Paid:
+        """Return what the transition is paid after one edit more."""
+        amounts = edit.amounts(1, lambda: [edit.grouping.of_step(left, action, info)])
+        if np.isnan(amounts[0]):
+            return Paid(paid, np.array([False]))
+        intended = info.get("intended_reward")
+        known = np.array([np.nan if intended is None else float(intended)])
+        return pay(paid, known, amounts, editable(paid, np.array([terminated]), edit.grouping))

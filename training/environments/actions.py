@@ -1,12 +1,17 @@
-"""Choosing actions on common random numbers: two agents that agree on the probabilities act alike.
+"""Choosing actions, and which of them are allowed.
 
-Every number of an action is the inverse CDF of the policy at the next number of a play's own generator.
+Actions are chosen on common random numbers: two agents that agree on the probabilities act alike. Every number of an
+action is the inverse CDF of the policy at the next number of a play's own generator.
+
+Masks of allowed actions are as MaskablePPO takes them (Huang and Ontañón 2022, arXiv:2006.14171): bool [A], one entry a
+category; of MultiDiscrete the parts are joined, a MultiBinary number has two.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -15,10 +20,12 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from ...datasets.errors import InputError
+from ...datasets.errors import EnvironmentError_, InputError
+from ...datasets.words import counted
 from .spaces import Space
 
 Numbers = NDArray[np.float64]
+_METHOD = "action_masks"  # sb3-contrib's name
 _SMALLEST = float(np.finfo(float).tiny)
 
 
@@ -119,7 +126,7 @@ def random_choices(space: Space, batch: int, masks: NDArray[np.bool_] | None = N
     Args:
         space: the action space.
         batch: number of states, B.
-        masks: allowed actions, [B, A] (training/environments/masks.py); None: all are.
+        masks: allowed actions, [B, A]; None: all are.
     """
     if isinstance(space, spaces.Box):
         return Uniforms(space)
@@ -164,3 +171,41 @@ def category_sizes(space: Space) -> list[int]:
         return [int(n) for n in space.nvec]
     assert isinstance(space, spaces.MultiBinary) and isinstance(space.n, int)
     return [2] * space.n
+
+
+def takes_masks(policy: ActorCriticPolicy) -> bool:
+    """Return whether a policy draws only allowed actions."""
+    return hasattr(getattr(policy, "action_dist", None), "apply_masking")  # a Q-network has no distribution
+
+
+def action_mask(env: gym.Env[Any, Any], where: str) -> NDArray[np.bool_]:
+    """Return which actions an environment allows in its present state, bool [A], by sb3-contrib's own rule.
+
+    Raises:
+        EnvironmentError_: it has no method `action_masks`, or the mask is of another length or allows nothing.
+    """
+    sizes = category_sizes(env.action_space)
+    expected = f"expected {sum(sizes)} booleans, true where an action is allowed"
+    try:
+        method = env.get_wrapper_attr(_METHOD)
+    except AttributeError as error:
+        raise EnvironmentError_(
+            f"{where} has no method `{_METHOD}`, which MaskablePPO needs: {expected}. Add it to the environment, or "
+            "wrap it with sb3_contrib.common.wrappers.ActionMasker"
+        ) from error
+    mask = np.asarray(method(), dtype=bool).reshape(-1)
+    if len(mask) != sum(sizes):
+        raise EnvironmentError_(f"{where}: `{_METHOD}` returned {counted(len(mask), 'value')}, {expected}")
+    if not all(part.any() for part in np.split(mask, np.cumsum(sizes)[:-1])):
+        raise EnvironmentError_(f"{where}: `{_METHOD}` returned {mask.tolist()}, which allows no action")
+    return mask
+
+
+def allowed_action(env: gym.Env[Any, Any], generator: np.random.Generator, where: str) -> Any:
+    """Return a uniformly random action of those that an environment allows.
+
+    Raises:
+        EnvironmentError_: see `action_mask`.
+    """
+    masks = action_mask(env, where)[None]
+    return random_choices(env.action_space, 1, masks).choose(0, generator, greedy=False).action

@@ -14,9 +14,9 @@ import numpy as np
 
 from ...datasets.arrays import flat_numbers
 from ...datasets.errors import EnvironmentError_
+from .actions import allowed_action
 from .contract import InfoReader
 from .hooks import HookedEnv
-from .masks import allowed_action
 from .spaces import (
     ObservationForm,
     Space,

@@ -11,13 +11,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import (
-    VecEnv,
-    VecEnvWrapper,
-    VecMonitor,
-    VecNormalize,
-    VecTransposeImage,
-)
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecTransposeImage
 
 from ..agents.spec import _NOT_HYPERPARAMETERS, _SCHEDULED, ALGORITHMS, PPO_DEFAULTS, AgentSpec, algorithm_class
 from .provenance import comparable
@@ -67,12 +61,7 @@ def agent_block(model: OnPolicyAlgorithm, total_timesteps: int) -> AgentBlock:
         if value != _said(name, parameter.default) or (name in PPO_DEFAULTS and algorithm != "A2C"):
             hyperparameters[name] = value
     optimiser, policy_kwargs = _optimiser(algorithm, model.policy_kwargs)
-    hyperparameters |= optimiser
-    kept = {name: plain(value) for name, value in policy_kwargs.items()}
-    unsaid += [f"policy_kwargs.{name}: {policy_kwargs[name]}" for name, value in kept.items() if value is _NOT_PLAIN]
-    kept = {name: value for name, value in kept.items() if value is not _NOT_PLAIN}
-    if kept:
-        hyperparameters["policy_kwargs"] = kept
+    hyperparameters |= {**optimiser, **_policy_kwargs(policy_kwargs, unsaid)}
     values = {"algorithm": algorithm, "policy": policy, "total_timesteps": total_timesteps, "n_envs": model.n_envs}
     return AgentBlock({**values, "hyperparameters": hyperparameters}, unsaid)
 
@@ -87,32 +76,39 @@ def loop_block(algorithm: str, policy: ActorCriticPolicy, n_envs: int, known: Ma
         known: `total_timesteps`, and hyperparameters.
     """
     unsaid: list[str] = []
-    open_ones = [name for name in _ONLY_THE_LOOP_KNOWS if name in AgentSpec(algorithm=algorithm).parameters]
-    taken = {name: value for name, value in known.items() if name in AgentSpec(algorithm=algorithm).parameters}
+    parameters = AgentSpec(algorithm=algorithm).parameters
     defaults = inspect.signature(type(policy).__init__).parameters
-    for name, value in policy._get_constructor_parameters().items():
-        if name in _NOT_OF_A_LOOP or name not in defaults or value == defaults[name].default:
-            continue
-        if is_plain(value):
-            taken.setdefault("policy_kwargs", {})[name] = plain(value)
-        else:
-            unsaid.append(f"policy_kwargs.{name}: {value}")
-    hyperparameters = {**dict.fromkeys(open_ones, FILL_IN), **taken}
-    return AgentBlock(
-        {
-            "algorithm": algorithm, "policy": _alias(policy, algorithm_class(algorithm).policy_aliases, unsaid),
-            "total_timesteps": known["total_timesteps"], "n_envs": n_envs, "hyperparameters": hyperparameters,
-        },
-        unsaid,
-    )  # fmt: skip
+    own = {
+        name: value
+        for name, value in policy._get_constructor_parameters().items()
+        if name not in _NOT_OF_A_LOOP and name in defaults and value != defaults[name].default
+    }
+    hyperparameters = {
+        **{name: FILL_IN for name in _ONLY_THE_LOOP_KNOWS if name in parameters},
+        **{name: value for name, value in known.items() if name in parameters},
+        **_policy_kwargs(own, unsaid),
+    }
+    values = {
+        "algorithm": algorithm, "policy": _alias(policy, algorithm_class(algorithm).policy_aliases, unsaid),
+        "total_timesteps": known["total_timesteps"], "n_envs": n_envs,
+    }  # fmt: skip
+    return AgentBlock({**values, "hyperparameters": hyperparameters}, unsaid)
+
+
+def _policy_kwargs(kwargs: Mapping[str, Any], unsaid: list[str]) -> dict[str, Any]:
+    """Return the hyperparameter `policy_kwargs`, if there are any; notes those that a task cannot say."""
+    unsaid += [f"policy_kwargs.{name}: {value}" for name, value in kwargs.items() if not is_plain(value)]
+    kept = {name: plain(value) for name, value in kwargs.items() if is_plain(value)}
+    return {"policy_kwargs": kept} if kept else {}
 
 
 def _alias(policy: Any, aliases: Mapping[str, type], unsaid: list[str]) -> str:
     """Return the name that a task has for the class of a policy; notes where it has none."""
-    found = next((name for name, kind in aliases.items() if kind is type(policy)), FILL_IN)
-    if found == FILL_IN:
-        unsaid.append(f"the policy class {type(policy).__qualname__}: a task has {', '.join(aliases)}")
-    return found
+    for name, kind in aliases.items():
+        if kind is type(policy):
+            return name
+    unsaid.append(f"the policy class {type(policy).__qualname__}: a task has {', '.join(aliases)}")
+    return FILL_IN
 
 
 def plain(value: Any) -> Any:
@@ -174,24 +170,24 @@ def _optimiser(algorithm: str, policy_kwargs: Mapping[str, Any]) -> tuple[dict[s
         return {}, left
     if "optimizer_class" not in left:
         return {"use_rms_prop": False}, left
-    given = left.get("optimizer_kwargs") or {}
+    passed = left.get("optimizer_kwargs") or {}
     usual = {name: parameter.default for name, parameter in inspect.signature(torch.optim.RMSprop).parameters.items()}
-    same = all(name == "eps" or (name in usual and usual[name] == value) for name, value in given.items())
+    same = all(name == "eps" or (name in usual and usual[name] == value) for name, value in passed.items())
     if left["optimizer_class"] is torch.optim.RMSprop and same:
         own = {name: value for name, value in left.items() if name not in ("optimizer_class", "optimizer_kwargs")}
-        eps = given.get("eps", usual["eps"])
+        eps = passed.get("eps", usual["eps"])
         return ({} if eps == 1e-5 else {"rms_prop_eps": eps}), own
     return {}, left
 
 
 def _vec_env_remarks(env: VecEnv | None) -> list[str]:
     """Return what stands around a model's environments that a task cannot say."""
-    found = []
+    remarks = []
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecNormalize):
             settings = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon")
-            found.append(f"VecNormalize({', '.join(f'{name}={getattr(env, name)!r}' for name in settings)})")
+            remarks.append(f"VecNormalize({', '.join(f'{name}={getattr(env, name)!r}' for name in settings)})")
         elif not isinstance(env, _AS_RECORDED):
-            found.append(f"the wrapper {type(env).__name__} around all environments")
+            remarks.append(f"the wrapper {type(env).__name__} around all environments")
         env = env.venv
-    return found
+    return remarks

@@ -52,58 +52,49 @@ class RecordedPolicy(Protocol):
         ...
 
     def value(self, observations: Inputs) -> Tensor:
-        """Return V(s), [N]; called only where advantages are not given."""
+        """Return V(s), [N]; called only where advantages are to be estimated."""
         ...
 
 
 def log_probs(policy: torch.nn.Module, observations: Array, actions: Array) -> NDArray[np.float64]:
     """Return log pi(a|s) of rows as kept, [N], of a `RecordedPolicy` or a policy of Stable-Baselines3."""
-
-    def said(inputs: Any, chosen: Tensor) -> Tensor:
-        if not isinstance(policy, ActorCriticPolicy):
-            return policy.log_prob(inputs, chosen)  # type: ignore[no-any-return, operator]
-        return policy.evaluate_actions(inputs, chosen)[1]
-
-    return _in_batches(policy, said, observations, actions)
+    if isinstance(policy, ActorCriticPolicy):
+        return _in_batches(policy, lambda seen, chosen: policy.evaluate_actions(seen, chosen)[1], observations, actions)
+    return _in_batches(policy, policy.log_prob, observations, actions)  # type: ignore[arg-type]
 
 
 def values(policy: torch.nn.Module, observations: Array) -> NDArray[np.float64]:
     """Return V(s) of observations as kept, [N]."""
-
-    def said(inputs: Any, _: Tensor) -> Tensor:
-        if not isinstance(policy, ActorCriticPolicy):
-            return policy.value(inputs)  # type: ignore[no-any-return, operator]
-        return policy.predict_values(inputs)
-
-    return _in_batches(policy, said, observations, np.zeros(len(observations), np.int64))
+    value: Any = policy.predict_values if isinstance(policy, ActorCriticPolicy) else policy.value
+    return _in_batches(policy, lambda seen, _: value(seen), observations, np.zeros(len(observations), np.int64))
 
 
 def _in_batches(
-    policy: torch.nn.Module, said: Callable[[Any, Tensor], Tensor], observations: Array, actions: Array
+    policy: torch.nn.Module, asked: Callable[[Any, Tensor], Tensor], observations: Array, actions: Array
 ) -> NDArray[np.float64]:
     device = next((parameter.device for parameter in policy.parameters()), torch.device("cpu"))
-    found = []
+    answers = []
     with torch.no_grad():
         for start in range(0, len(actions), _BATCH):
             rows = slice(start, start + _BATCH)
             inputs = as_tensors(observations[rows])
             moved = {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
-            found.append(said(moved, torch.as_tensor(actions[rows]).to(device)).double().cpu().numpy().reshape(-1))
-    return np.concatenate(found) if found else np.empty(0)
+            answers.append(asked(moved, torch.as_tensor(actions[rows]).to(device)).double().cpu().numpy().reshape(-1))
+    return np.concatenate(answers) if answers else np.empty(0)
 
 
-def require_agreement(given: Array, computed: NDArray[np.float64], where: str, causes: str) -> None:
+def require_agreement(kept: Array, computed: NDArray[np.float64], where: str, causes: str) -> None:
     """Check log pi(a|s) as recorded, [N], against what a policy says.
 
     Raises:
         InputError: they differ by more than 1e-3; names the row that differs most.
     """
-    if len(computed) != len(given):
-        raise InputError(f"{where}: the policy gave {len(computed)} log-probabilities for {counted(len(given), 'row')}")
-    excess = np.abs(computed - given) - _TOLERANCE * (1.0 + np.abs(given))
-    if len(given) and not (excess <= 0.0).all():
+    if len(computed) != len(kept):
+        raise InputError(f"{where}: the policy gave {len(computed)} log-probabilities for {counted(len(kept), 'row')}")
+    excess = np.abs(computed - kept) - _TOLERANCE * (1.0 + np.abs(kept))
+    if len(kept) and not (excess <= 0.0).all():
         worst = int(np.argmax(np.nan_to_num(excess, nan=np.inf)))
         raise InputError(
-            f"{where}, row {worst}: the log-probability of the action was recorded as {given[worst]:.6g}, the policy "
+            f"{where}, row {worst}: the log-probability of the action was recorded as {kept[worst]:.6g}, the policy "
             f"gives it {computed[worst]:.6g}; expected the same within {_TOLERANCE:g}. {causes}"
         )

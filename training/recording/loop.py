@@ -28,7 +28,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from ...datasets.arrays import Array, pack
+from ...datasets.arrays import Array
 from ...datasets.errors import InputError
 from ...datasets.files.store import RunFolder
 from ...datasets.words import counted
@@ -39,7 +39,7 @@ from .buffers import UNUSED_ROW
 from .provenance import EarlierTraining
 from .recorder import learner_metadata
 from .task_file import write_task
-from .window import Collected, Learned, Step, as_rows, stacked
+from .window import Collected, Learned, Step, as_rows, at, each, packed, stacked
 from .writer import WindowWriter, parameters_of
 
 log = logging.getLogger("aitia")
@@ -80,22 +80,11 @@ class LoopRecorder:
     """
 
     def __init__(
-        self,
-        out: str | Path | RunFolder,
-        seed: int = 0,
-        *,
-        policy: nn.Module,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        n_envs: int = 1,
-        normalize_advantage: bool = True,
-        vf_coef: float = 0.5,
-        algorithm: str = "loop",
-        first_timestep: int = 0,
-    ) -> None:
-        if not isinstance(policy, nn.Module) or not (
-            _says(policy, "log_prob") or isinstance(policy, ActorCriticPolicy)
-        ):
+        self, out: str | Path | RunFolder, seed: int = 0, *, policy: nn.Module, gamma: float = 0.99,
+        gae_lambda: float = 0.95, n_envs: int = 1, normalize_advantage: bool = True, vf_coef: float = 0.5,
+        algorithm: str = "loop", first_timestep: int = 0,
+    ) -> None:  # fmt: skip
+        if not isinstance(policy, nn.Module) or not _has(policy, "log_prob"):
             raise InputError(
                 f"policy: {type(policy).__name__} was given, expected a torch.nn.Module with the methods "
                 f"log_prob(observations, actions) -> [N] and value(observations) -> [N]. {_HOW}"
@@ -148,65 +137,52 @@ class LoopRecorder:
         return loop_block(self._algorithm, self._policy, self._n_envs, known)
 
     def step(
-        self,
-        observation: Any,
-        action: Any,
-        reward: Any,
-        terminated: Any,
-        truncated: Any,
-        info: Any,
-        next_observation: Any,
-        *,
-        log_prob: Any,
-        value: Any = None,
-        reward_scale: Any = 1.0,
-    ) -> None:
+        self, observation: Any, action: Any, reward: Any, terminated: Any, truncated: Any, info: Any,
+        next_observation: Any, *, log_prob: Any, value: Any = None, reward_scale: Any = 1.0,
+    ) -> None:  # fmt: skip
         """Record one step.
 
         Args:
             observation: as the policy got it.
             action: as the policy drew it, before any clipping.
             reward: as the environment paid it, before any scaling.
-            terminated, truncated: as the environment said.
+            terminated, truncated: as the environment reported.
             info: of this transition: a dict; of several environments a list of dicts, or the dict of a Gymnasium
                 vector environment (one with autoreset_mode=SAME_STEP, whose `final_obs` and `final_info` are read).
             next_observation: what the environment showed then; of an ended episode its last observation.
             log_prob: log pi(action|observation); the record is checked by it.
-            value: V(observation); None: `update` is given the advantages.
+            value: V(observation); None: the advantages are passed to `update`.
             reward_scale: what the reward was multiplied with before it was learned from.
         """
         if np.ndim(_array(reward)) == 0:
             observation, next_observation = _one(observation), _one(next_observation)
-            action, reward, terminated, truncated, log_prob = map(
-                _one, (action, reward, terminated, truncated, log_prob)
-            )
-            value, info = None if value is None else _one(value), [info]
+            action, reward, log_prob = _one(action), _one(reward), _one(log_prob)
+            terminated, truncated, info = _one(terminated), _one(truncated), [info]
         paid = _array(reward).astype(np.float32)  # as it is learned from, and as SB3's environments pay
         terminal, cut = _array(terminated).astype(bool), _array(truncated).astype(bool)
-        drawn, drawn_log_prob = _array(action), _array(log_prob).astype(np.float32)
-        numbers = {"reward": paid, "terminated": terminal, "truncated": cut, "log_prob": drawn_log_prob}
-        for name, values_of_step in numbers.items():
-            if values_of_step.shape != (self._n_envs,):
+        log_prob = _array(log_prob).astype(np.float32)
+        numbers = {"reward": paid, "terminated": terminal, "truncated": cut, "log_prob": log_prob}
+        for name, of_envs in numbers.items():
+            if of_envs.shape != (self._n_envs,):
                 raise InputError(
-                    f"step: {name} of shape {values_of_step.shape} was given, expected n_envs={self._n_envs} numbers"
+                    f"step: {name} of shape {of_envs.shape} was given, expected n_envs={self._n_envs} numbers"
                 )
         if not self._steps:
             self._begin_window()
         ended, infos, last = terminal | cut, [], {}
         for env in range(self._n_envs):
-            said = env_info(info, env) if isinstance(info, Mapping) else dict(info[env])
+            own = env_info(info, env) if isinstance(info, Mapping) else dict(info[env])
             if ended[env]:
-                shown = said["final_obs"] if "final_obs" in said else _of_env(next_observation, env)
-                last[env] = _of_env(self._observed(_one(shown)), 0)
-                said = dict(said.get("final_info", said))
-            infos.append(said)
-        scale = np.array(np.broadcast_to(np.asarray(reward_scale, dtype=np.float64), paid.shape))
-        told = self._writer.read(len(self._steps), infos, paid.astype(np.float64), ended)
-        observed = self._observed(observation)
-        self._steps.append(Step(paid, ended, cut & ~terminal, told, last, scale))
-        self._observations.append(observed)
-        self._actions.append(drawn)
-        self._log_probs.append(drawn_log_prob)
+                shown = own["final_obs"] if "final_obs" in own else at(next_observation, env)
+                last[env] = at(self._observed(_one(shown)), 0)
+                own = dict(own.get("final_info", own))
+            infos.append(own)
+        reported = self._writer.read(len(self._steps), infos, paid.astype(np.float64), ended)
+        scale = np.broadcast_to(np.array(reward_scale, dtype=np.float64), paid.shape)
+        self._steps.append(Step(paid, ended, cut & ~terminal, reported, last, scale))
+        self._observations.append(self._observed(observation))
+        self._actions.append(_array(action))
+        self._log_probs.append(log_prob)
         self._values.append(None if value is None else _array(value).astype(np.float32).reshape(self._n_envs))
         self._last = self._observed(next_observation)
 
@@ -218,13 +194,16 @@ class LoopRecorder:
 
     def _observed(self, observation: Any) -> Any:
         """Return observations [n_envs, ...]; floats in the precision of the policy's parameters."""
-        if isinstance(observation, Mapping):
-            return {key: self._observed(part) for key, part in observation.items()}
-        observed = _array(observation)
-        if not np.issubdtype(observed.dtype, np.floating):
-            return observed.astype(np.int8) if observed.dtype == bool else observed
         parameter = next(self._policy.parameters(), torch.empty(0))
-        return observed.astype(torch.empty(0, dtype=parameter.dtype).numpy().dtype)
+        precision = torch.empty(0, dtype=parameter.dtype).numpy().dtype
+
+        def kept(part: Any) -> Array:
+            values = _array(part)
+            if np.issubdtype(values.dtype, np.floating):
+                return values.astype(precision)
+            return values.astype(np.int8) if values.dtype == bool else values
+
+        return each(kept, observation)
 
     def update(self, minibatches: Minibatches = (), advantages: Any = None, returns: Any = None) -> None:
         """End a window: check it, and write it with the parameters that collected it.
@@ -234,7 +213,8 @@ class LoopRecorder:
                 order in which they were recorded (step * n_envs + env). Empty: not known; the adjoint of the
                 normalisation is then that of the whole window.
             advantages: [steps] or [steps, n_envs]; None: generalised advantage estimation (Schulman et al. 2016,
-                arXiv:1506.02438) of the values given, with V of the policy after time limits and the last step.
+                arXiv:1506.02438) of the values passed to `step`, with V of the policy after time limits and the last
+                step.
             returns: what the values are regressed on, of the same shape; None: advantages + values.
 
         Raises:
@@ -278,7 +258,7 @@ class LoopRecorder:
 
     def _estimated(self, window: Collected, policy: nn.Module, value: Any) -> NDArray[np.float32]:
         """Return advantages as Stable-Baselines3 has them: V(last observation) is added at time limits."""
-        if not (_says(policy, "value") or isinstance(policy, ActorCriticPolicy)):
+        if not _has(policy, "value"):
             raise InputError(
                 f"update() was called without advantages, but {type(policy).__name__} has no method "
                 f"value(observations) -> [N], by which they are estimated; expected one of both. {_HOW}"
@@ -286,10 +266,10 @@ class LoopRecorder:
         rewards = np.stack([step.reward * step.scale for step in window.steps]).astype(np.float32)
         limits = [(t, env) for t, step in enumerate(window.steps) for env in np.flatnonzero(step.truncated).tolist()]
         if limits:
-            after = values(policy, _packed(stacked([window.steps[t].last[env] for t, env in limits])))
+            after = values(policy, packed(stacked([window.steps[t].last[env] for t, env in limits])))
             for place, value_after in zip(limits, after, strict=True):
                 rewards[place] += self._gamma * value_after
-        following = values(policy, _packed(self._last)).astype(np.float32)
+        following = values(policy, packed(self._last)).astype(np.float32)
         ended = np.stack([step.ended for step in window.steps])
         return generalised_advantages(rewards, value, ended, following, self._gamma, self._gae_lambda)
 
@@ -331,13 +311,13 @@ def _minibatching(members: Sequence[NDArray[np.int32]]) -> dict[str, int]:
 
 def env_info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
     """Return what the info of a Gymnasium vector environment says of one of its environments."""
-    said: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for key, value in infos.items():
         mask = infos.get(f"_{key}")
         if (key.startswith("_") and key[1:] in infos) or (mask is not None and not mask[index]):
             continue
-        said[key] = env_info(value, index) if isinstance(value, Mapping) else value[index]
-    return said
+        own[key] = env_info(value, index) if isinstance(value, Mapping) else value[index]
+    return own
 
 
 def _per_step(name: str, passed: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -348,8 +328,8 @@ def _per_step(name: str, passed: Any, shape: tuple[int, int]) -> NDArray[np.floa
     return numbers.reshape(shape)
 
 
-def _says(policy: nn.Module, method: str) -> bool:
-    return callable(getattr(policy, method, None))
+def _has(policy: nn.Module, method: str) -> bool:
+    return isinstance(policy, ActorCriticPolicy) or callable(getattr(policy, method, None))
 
 
 def _array(value: Any) -> Array:
@@ -358,19 +338,7 @@ def _array(value: Any) -> Array:
 
 def _one(value: Any) -> Any:
     """Return the value of one environment as that of a vector of one."""
-    if isinstance(value, Mapping):
-        return {key: _one(part) for key, part in value.items()}
-    return _array(value)[None]
-
-
-def _of_env(value: Any, index: int) -> Any:
-    if isinstance(value, Mapping):
-        return {key: part[index] for key, part in value.items()}
-    return value[index]
-
-
-def _packed(observed: Any) -> Array:
-    return pack(observed) if isinstance(observed, dict) else observed
+    return each(lambda part: _array(part)[None], value)
 
 
 def _members(epoch: Sequence[Any], steps: int, n_envs: int) -> NDArray[np.int32]:

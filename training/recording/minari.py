@@ -1,7 +1,7 @@
 """Exchange with Minari, the format of offline reinforcement-learning datasets: a run's transitions out, others' in.
 
-Out: the transitions of a run as a Minari dataset, with what the environment told in `infos`. In: a Minari dataset as
-transitions tables, to be queried like those of a run. A dataset has no policy, so nothing of it can be attributed.
+Out: the transitions of a run as a Minari dataset, with what the environment reported in `infos`. In: a Minari dataset
+as transitions tables, to be queried like those of a run. A dataset has no policy, so nothing of it can be attributed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from ..environments.contract import Told
 from ..environments.spaces import ObservationForm, Space, env_action, policy_observation_space, require_action_space
 from ..environments.spec import EnvSpec
 from .provenance import EarlierTraining
-from .window import Collected, Learned, Step, stacked
+from .window import Collected, Learned, Step, at, stacked
 from .writer import WindowWriter
 
 log = logging.getLogger("aitia")
@@ -44,18 +44,14 @@ _DESCRIPTION = (
 
 
 def export_minari(
-    run: str | Path | RunFolder,
-    dataset_id: str,
-    env: EnvSpec | None = None,
-    seeds: Sequence[int] | None = None,
-    data_format: str | None = None,
-    description: str = _DESCRIPTION,
-) -> Any:
+    run: str | Path | RunFolder, dataset_id: str, env: EnvSpec | None = None, seeds: Sequence[int] | None = None,
+    data_format: str | None = None, description: str = _DESCRIPTION,
+) -> Any:  # fmt: skip
     """Write the transitions of a run as a Minari dataset, one episode after another.
 
     Observations are those of the environment's own space; Box actions are as the environment got them, clipped.
-    `infos` hold `seed`, and what the environment told: `intended_reward, untampered_reward, context, outcome,
-    component_*` (NaN and empty text: not told).
+    `infos` hold `seed`, and what the environment reported: `intended_reward, untampered_reward, context, outcome,
+    component_*` (NaN and empty text: not reported).
 
     Args:
         run: the run folder.
@@ -89,8 +85,8 @@ def export_minari(
             )
     made = env.make()
     try:
-        columns, of_env = _told_columns(folder, chosen), (made.observation_space, made.action_space)
-        episodes = (found for seed in chosen for found in _episodes(folder, seed, columns, *of_env))
+        columns, of_env = _reported_columns(folder, chosen), (made.observation_space, made.action_space)
+        episodes = (episode for seed in chosen for episode in _episodes(folder, seed, columns, *of_env))
         known: dict[str, Any] = {"env": made} if made.spec is not None else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="minari")  # author, e-mail, link: not known
@@ -159,26 +155,26 @@ def _as_env(kept: Array, space: Space) -> Any:
     return (np.moveaxis(kept, 1, -1) if turned else kept).reshape(len(kept), *shape).astype(space.dtype)
 
 
-def _told_columns(folder: RunFolder, seeds: Sequence[int]) -> list[str]:
-    """Return the columns that the environment told in these trainings: every episode of a dataset has the same."""
+def _reported_columns(folder: RunFolder, seeds: Sequence[int]) -> list[str]:
+    """Return the columns that the environment reported in these trainings: every episode of a dataset has the same."""
     paths = [folder.transitions_path(seed, window) for seed in seeds for window in range(folder.window_count(seed))]
     components = {n for path in paths for n in read_table_schema(path).names if n.startswith(COMPONENT_PREFIX)}
     first = read_table(paths[0], [*_NUMBERS, "context"])
-    told = [name for name in first.column_names if first[name].null_count == 0]
-    return [*told, "outcome", *sorted(components)]
+    reported = [name for name in first.column_names if first[name].null_count == 0]
+    return [*reported, "outcome", *sorted(components)]
 
 
 def _infos(table: pa.Table, columns: Sequence[str], seed: int) -> dict[str, Any]:
-    """Return what was told of each step, [T + 1] with nothing at the reset, as Minari's own collector keeps it.
+    """Return what was reported of each step, [T + 1] with nothing at the reset, as Minari's own collector keeps it.
 
     Lists, for its arrow storage does not read arrays of one dimension back.
     """
-    found: dict[str, Any] = {"seed": [seed] * (table.num_rows + 1)}
+    infos: dict[str, Any] = {"seed": [seed] * (table.num_rows + 1)}
     for name in columns:
         nothing = "" if name in _TEXTS else np.nan
         values = table[name].to_pylist() if name in table.column_names else [None] * table.num_rows
-        found[name] = [nothing, *(nothing if value is None else value for value in values)]
-    return found
+        infos[name] = [nothing, *(nothing if value is None else value for value in values)]
+    return infos
 
 
 def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows: int = DEFAULT_ROWS) -> int:
@@ -220,13 +216,11 @@ def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows
     writer.begin(1, EarlierTraining())
     known: set[str] = set()
     try:
-        steps = _steps(dataset, ObservationForm(space), known)
-        while read := list(itertools.islice(steps, rows)):
-            window = Collected(
-                [one.step for one in read], stacked([one.observation for one in read]),
-                np.stack([one.action for one in read]), read[-1].after, about={"algorithm": "imported"},
-            )  # fmt: skip
-            writer.write(window, Learned(), None)
+        reading = _steps(dataset, ObservationForm(space), known)
+        while some := list(itertools.islice(reading, rows)):
+            steps, seen, actions, after = zip(*some, strict=True)
+            about = {"algorithm": "imported"}
+            writer.write(Collected(steps, stacked(seen), np.stack(actions), after[-1], about=about), Learned(), None)
         if not writer.windows:
             raise InputError(f"{where} holds no steps, expected some")
     except BaseException:
@@ -241,79 +235,58 @@ def import_minari(dataset: Any, out: str | Path | RunFolder, seed: int = 0, rows
     return writer.windows
 
 
-class _Read(NamedTuple):
-    """A step of a dataset, and the observations [1, ...] before and after it."""
+def _steps(dataset: Any, form: ObservationForm, known: set[str]) -> Iterator[tuple[Step, Any, Array, Any]]:
+    """Yield every step of a dataset, one episode after another; add the names of what it reports to `known`.
 
-    step: Step
-    observation: Any
-    action: Array
-    after: Any
-
-
-def _steps(dataset: Any, form: ObservationForm, known: set[str]) -> Iterator[_Read]:
-    """Yield every step of a dataset, one episode after another; add the names of what it tells to `known`."""
+    Yields:
+        The step, the observation before it [1, ...], its action [1, ...] and the observation after it [1, ...].
+    """
     for episode in dataset.iterate_episodes():
-        kept = form.batch(_values(episode.observations, len(episode) + 1))
-        told = _told(episode.infos or {}, len(episode))
-        known |= {key for key in Told._fields if told and getattr(told[-1], key) is not None}
+        length = len(episode)
+        kept = form.batch([at(episode.observations, number) for number in range(length + 1)])
+        seen = fields(kept) or kept
+        reported = _reported(episode.infos or {}, length)
+        known |= {key for key in Told._fields if reported and getattr(reported[-1], key) is not None}
         actions = np.asarray(episode.actions)
-        for number in range(len(episode)):
-            reward = np.array([episode.rewards[number]], dtype=np.float64)
+        for number in range(length):
+            here, then = slice(number, number + 1), slice(number + 1, number + 2)
+            reward = np.asarray(episode.rewards[here], dtype=np.float64)
             if not np.isfinite(reward[0]):
                 raise InputError(
                     f"episode {episode.id}, step {number}: the reward is {reward[0]}, expected a finite number"
                 )
-            terminated, truncated = bool(episode.terminations[number]), bool(episode.truncations[number])
-            truncated |= number == len(episode) - 1  # an episode of the dataset ends with its last step
-            ended, after = terminated or truncated, _row(kept, number + 1)
-            step = Step(
-                reward, np.array([ended]), np.array([ended and not terminated]), [told[number]],
-                {0: _single(after)} if ended else {}, np.ones(1),
-            )  # fmt: skip
-            yield _Read(step, _row(kept, number), actions[number : number + 1], after)
+            terminated = np.asarray(episode.terminations[here], dtype=bool)
+            ended = terminated | np.asarray(episode.truncations[here], dtype=bool)
+            ended |= number == length - 1  # an episode of the dataset ends with its last step
+            last = {0: at(seen, number + 1)} if ended[0] else {}
+            step = Step(reward, ended, ended & ~terminated, [reported[number]], last, np.ones(1))
+            yield step, at(seen, here), actions[here], at(seen, then)
 
 
-def _values(observations: Any, count: int) -> list[Any]:
-    if isinstance(observations, Mapping):
-        parts = {key: _values(part, count) for key, part in observations.items()}
-        return [{key: part[step] for key, part in parts.items()} for step in range(count)]
-    return [observations[step] for step in range(count)]
-
-
-def _row(kept: Array, step: int) -> Any:
-    rows = kept[step : step + 1]
-    return fields(rows) or rows
-
-
-def _single(rows: Any) -> Any:
-    return {key: part[0] for key, part in rows.items()} if isinstance(rows, dict) else rows[0]
-
-
-def _told(infos: Mapping[str, Any], steps: int) -> list[Told]:
-    """Return what a dataset tells of each step; Minari keeps the reset's info first where there is one more."""
+def _reported(infos: Mapping[str, Any], steps: int) -> list[Told]:
+    """Return what a dataset says of each step; Minari keeps the reset's info first where there is one more."""
 
     def column(values: Any, number: bool) -> list[Any]:
-        found = list(values)[len(values) - steps :]
+        last = list(values)[len(values) - steps :]
         if number:
-            return [None if value is None or not np.isfinite(value) else float(value) for value in found]
-        texts = [value.decode() if isinstance(value, bytes) else value for value in found]
+            return [None if value is None or not np.isfinite(value) else float(value) for value in last]
+        texts = [value.decode() if isinstance(value, bytes) else value for value in last]
         return [None if value is None or value == "" else str(value) for value in texts]
 
     nested = infos.get("reward_components")
     parts = dict(nested) if isinstance(nested, Mapping) else {}
     parts |= {key.removeprefix(COMPONENT_PREFIX): v for key, v in infos.items() if key.startswith(COMPONENT_PREFIX)}
     components = {key: column(values, number=True) for key, values in parts.items()}
-    numbers = {name: column(infos[name], number=True) for name in _NUMBERS if name in infos}
-    texts = {name: column(infos[name], number=False) for name in _TEXTS if name in infos}
-    nothing: list[Any] = [None] * steps
+    columns = {name: [None] * steps for name in (*_NUMBERS, *_TEXTS)}
+    columns |= {name: column(infos[name], name in _NUMBERS) for name in columns if name in infos}
     return [
         Told(
-            outcome=texts.get("outcome", nothing)[k] if k == steps - 1 else None,
-            intended_reward=numbers.get("intended_reward", nothing)[k],
+            outcome=columns["outcome"][k] if k == steps - 1 else None,
+            intended_reward=columns["intended_reward"][k],
             components={key: values[k] for key, values in components.items() if values[k] is not None} or None,
-            context=texts.get("context", nothing)[k],
+            context=columns["context"][k],
             action_labels=None,
-            untampered_reward=numbers.get("untampered_reward", nothing)[k],
+            untampered_reward=columns["untampered_reward"][k],
         )
         for k in range(steps)
     ]

@@ -199,14 +199,9 @@ class OffPolicyRecorder(ModelRecorder):
         drawn = np.concatenate([np.empty((0, 3), np.int64), *self._buffer.drawn])
         ((step, env, count), draws) = np.unique(drawn.T, axis=1, return_counts=True)
         columns = {
-            "seed": np.full(len(step), self._writer.seed),
-            "window": np.full(len(step), self._writer.windows),
-            "collected": step // self._length,
-            "env": env,
-            "step": step % self._length,
-            "n": count,
-            "draws": draws,
-        }
+            "seed": np.full(len(step), self._writer.seed), "window": np.full(len(step), self._writer.windows),
+            "collected": step // self._length, "env": env, "step": step % self._length, "n": count, "draws": draws,
+        }  # fmt: skip
         return pa.table({name: values.astype(np.int32) for name, values in columns.items()}, schema.REPLAY_DRAWS)
 
     def _on_training_end(self) -> None:

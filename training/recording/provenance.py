@@ -30,7 +30,7 @@ class EarlierTraining(NamedTuple):
         return self.timesteps > 0 or self.updates > 0
 
     def metadata(self) -> dict[str, str]:
-        """Return what every table of the recording says of it."""
+        """Return it as every table of the recording has it in its metadata."""
         return {"first_timestep": str(self.timesteps), "earlier_updates": str(self.updates)}
 
     @staticmethod
@@ -41,11 +41,9 @@ class EarlierTraining(NamedTuple):
     @property
     def amount(self) -> str:
         """How much it was, in words."""
-        return (
-            counted(self.timesteps, "step")
-            if self.timesteps
-            else f"{counted(self.updates, 'update')} (steps not known)"
-        )
+        if self.timesteps:
+            return counted(self.timesteps, "step")
+        return f"{counted(self.updates, 'update')} (steps not known)"
 
     def what_follows(self) -> str:
         """Say what is missing, and what that means for attribution."""
@@ -59,8 +57,8 @@ class EarlierTraining(NamedTuple):
 def recorded_hyperparameters(model: BaseAlgorithm) -> dict[str, Any]:
     """Return the hyperparameters of a model that are numbers or schedules, in a form that can be compared."""
     names = [name for name in inspect.signature(type(model)).parameters if hasattr(model, name)]
-    found = {name: comparable(name, getattr(model, name)) for name in names}
-    return {name: value for name, value in found.items() if value is None or isinstance(value, bool | float | list)}
+    values = {name: comparable(name, getattr(model, name)) for name in names}
+    return {name: value for name, value in values.items() if value is None or isinstance(value, bool | float | list)}
 
 
 def comparable(name: str, value: Any) -> Any:

@@ -40,13 +40,7 @@ from .writer import WindowWriter, parameters_of
 
 
 class ModelRecorder(BaseCallback):
-    """What the recorders of Stable-Baselines3's algorithms share: what a vector environment reports, as records.
-
-    Args:
-        out: the run folder.
-        seed: the number under which this training is kept.
-        trained_by: `provenance.SCRIPT`, or `AITIA` where aitia itself trains.
-    """
+    """What the recorders of Stable-Baselines3's algorithms share: the steps of a vector environment, as records."""
 
     def __init__(self, out: str | Path | RunFolder, seed: int = 0, *, trained_by: str = SCRIPT) -> None:
         super().__init__()
@@ -60,7 +54,7 @@ class ModelRecorder(BaseCallback):
         return self._writer.published
 
     def discard(self) -> None:
-        """Remove what a training left aside."""
+        """Remove what has not been published."""
         self._writer.discard()
 
     def _begin(self, n_envs: int) -> None:
@@ -73,26 +67,19 @@ class ModelRecorder(BaseCallback):
 
     def _on_step(self) -> bool:
         infos, ended = self.locals["infos"], np.asarray(self.locals["dones"], dtype=bool)
-        normalize = self._normalize
-        paid = self.locals["rewards"] if normalize is None else normalize.get_original_reward()
-        paid = np.array(paid)  # a copy: SB3 adds gamma V(terminal) to its own in place
-        scale = _scale(normalize)
+        normalize, scale = self._normalize, _scale(self._normalize)
+        # a copy, for SB3 adds gamma V(terminal) to its own in place
+        paid = np.array(self.locals["rewards"] if normalize is None else normalize.get_original_reward())
+        reward = paid.astype(np.float64)
         truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & ended
-        self._steps.append(
-            Step(
-                reward=paid,
-                ended=ended,
-                truncated=truncated,
-                told=self._writer.read(len(self._steps), infos, paid.astype(np.float64), ended),
-                last={
-                    env: infos[env]["terminal_observation"]
-                    for env in np.flatnonzero(ended).tolist()
-                    if truncated[env] or "terminal_observation" in infos[env]
-                },
-                scale=np.where(np.abs(paid.astype(np.float64) * scale) >= _clip(normalize), 0.0, scale),
-                unclipped_scale=scale,
-            )
-        )
+        last = {
+            env: infos[env]["terminal_observation"]
+            for env in np.flatnonzero(ended).tolist()
+            if truncated[env] or "terminal_observation" in infos[env]
+        }
+        reported = self._writer.read(len(self._steps), infos, reward, ended)
+        scales = np.where(np.abs(reward * scale) >= _clip(normalize), 0.0, scale)
+        self._steps.append(Step(paid, ended, truncated, reported, last, scales, scale))
         return True
 
     def _drawn(self, actions: Array) -> Array:
@@ -101,7 +88,7 @@ class ModelRecorder(BaseCallback):
 
     def _parameters(self) -> dict[str, Tensor]:
         """Return copies of the policy's parameters and of VecNormalize's statistics."""
-        found, normalize = parameters_of(self.model.policy), self._normalize
+        parameters, normalize = parameters_of(self.model.policy), self._normalize
         if normalize is not None:
             statistics = {"return": normalize.ret_rms}
             if normalize.norm_obs and isinstance(normalize.obs_rms, dict):
@@ -109,9 +96,9 @@ class ModelRecorder(BaseCallback):
             elif normalize.norm_obs:
                 statistics["observation"] = normalize.obs_rms
             for name, moments in statistics.items():
-                found[f"vecnormalize.{name}.mean"] = as_tensor(np.asarray(moments.mean))
-                found[f"vecnormalize.{name}.var"] = as_tensor(np.asarray(moments.var))
-        return found
+                parameters[f"vecnormalize.{name}.mean"] = as_tensor(np.asarray(moments.mean))
+                parameters[f"vecnormalize.{name}.var"] = as_tensor(np.asarray(moments.var))
+        return parameters
 
     def _about(self) -> dict[str, str]:
         """Return what the final checkpoint says of how it was trained."""
@@ -125,8 +112,8 @@ class ModelRecorder(BaseCallback):
 class Recorder(ModelRecorder):
     """Callback that writes `transitions/seed=J` and `checkpoints/seed=J` of a run folder.
 
-    The files are collected aside and moved to their places when the training ends, so a training that
-    fails leaves nothing under the final names.
+    The files are moved to their places when the training ends, so a training that fails leaves nothing under the
+    final names.
 
     Args:
         out: the run folder: a path, or an address on an object store (docs/run-folder.md).
@@ -200,12 +187,9 @@ class Recorder(ModelRecorder):
 
 def learner_metadata(gamma: float, gae_lambda: float, vf_coef: float, normalize_advantage: bool) -> dict[str, str]:
     """Return what a transitions table says of an on-policy learner."""
-    return {
-        "gamma": repr(float(gamma)),
-        "gae_lambda": repr(float(gae_lambda)),
-        "vf_coef": repr(float(vf_coef)),
-        "normalize_advantage": str(bool(normalize_advantage)).lower(),
-    }
+    numbers = {"gamma": gamma, "gae_lambda": gae_lambda, "vf_coef": vf_coef}
+    flag = str(bool(normalize_advantage)).lower()
+    return {**{name: repr(float(value)) for name, value in numbers.items()}, "normalize_advantage": flag}
 
 
 def _scale(normalize: VecNormalize | None) -> float:

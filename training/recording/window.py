@@ -5,10 +5,10 @@ Sizes here: `T` vector steps, `E` environments stepped together, `N = T * E` tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +26,28 @@ def as_rows(values: Array) -> Array:
     return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
 
 
+def each(function: Callable[[Any], Any], observation: Any) -> Any:
+    """Return a function of an array, or of each array of a dictionary."""
+    if isinstance(observation, Mapping):
+        return {name: each(function, part) for name, part in observation.items()}
+    return function(observation)
+
+
+def at(observations: Any, index: int | slice) -> Any:
+    """Return one observation of several, or (a slice) some."""
+    return each(lambda values: values[index], observations)
+
+
 def stacked(observations: Sequence[Any]) -> Any:
-    """Return arrays, or dictionaries of arrays, as one with an axis more, the first."""
+    """Return observations as one array, or one dictionary of arrays, with an axis more, the first."""
     if isinstance(observations[0], Mapping):
         return {name: np.stack([seen[name] for seen in observations]) for name in observations[0]}
     return np.stack(observations)
+
+
+def packed(observations: Any) -> Array:
+    """Return observations [N, ...] as one array; structured for a dictionary."""
+    return pack(observations) if isinstance(observations, Mapping) else observations
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Step:
         reward: [E], as paid, in the precision in which it was paid (intended rewards are rounded alike).
         ended: bool [E].
         truncated: bool [E]; ended by a limit.
-        told: what the info of each environment says, E of them.
+        reported: what the info of each environment says, E of them.
         last: by environment, the last observation of an episode that ended; without one, none is kept.
         scale: float64 [E]; what the learner multiplied each reward with, 0 where it clipped it.
         unclipped_scale: what it multiplied with before it clipped.
@@ -50,7 +67,7 @@ class Step:
     reward: Array
     ended: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
-    told: Sequence[Told]
+    reported: Sequence[Told]
     last: Mapping[int, Any]
     scale: NDArray[np.float64]
     unclipped_scale: float = 1.0
@@ -58,8 +75,8 @@ class Step:
     def __post_init__(self) -> None:
         for name in ("ended", "truncated", "scale"):
             _require_shape(f"`{name}` of a step", getattr(self, name), self.reward.shape)
-        if len(self.told) != len(self.reward):
-            raise InputError(f"a step has {len(self.told)} infos, expected {len(self.reward)}: one an environment")
+        if len(self.reported) != len(self.reward):
+            raise InputError(f"a step has {len(self.reported)} infos, expected {len(self.reward)}: one an environment")
 
 
 @dataclass(frozen=True)
@@ -77,18 +94,6 @@ class Learned:
     advantage: Array | None = None
     returns: Array | None = None
     minibatches: Sequence[NDArray[np.int32]] = ()
-
-
-class Episodes(NamedTuple):
-    """Which episode each step belongs to.
-
-    Attributes:
-        number: int64 [T, E], unique within a training.
-        t: int64 [T, E], steps since it began.
-    """
-
-    number: NDArray[np.int64]
-    t: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -118,30 +123,23 @@ class Collected:
     lstm_states: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        for name, values in self._parts.items():
-            _require_shape(f"observations {name}".rstrip(), values, self.shape)
+        each(lambda values: _require_shape("observations", values, self.shape), self.observations)
         _require_shape("actions", self.actions, self.shape)
         if np.issubdtype(self.actions.dtype, np.floating) and self.actions.ndim < 3:
             raise InputError(
-                f"actions: floats of shape {list(self.actions.shape)}, expected [{len(self.steps)}, {self.envs}, K] "
+                f"actions: floats of shape {list(self.actions.shape)}, expected {[*self.shape, 'K']} "
                 "(continuous actions are vectors, those of one number too)"
             )
 
     @property
-    def envs(self) -> int:
-        """Environments stepped together."""
-        return len(self.steps[0].reward)
-
-    @property
     def shape(self) -> tuple[int, int]:
         """Vector steps and environments: [T, E]."""
-        return len(self.steps), self.envs
+        return len(self.steps), len(self.steps[0].reward)
 
     @cached_property
     def observed(self) -> Array:
         """The observations [N, ...]; structured for a dictionary."""
-        rows = {name: as_rows(values) for name, values in self._parts.items()}
-        return pack(rows) if isinstance(self.observations, Mapping) else rows[""]
+        return packed(each(as_rows, self.observations))
 
     @cached_property
     def acted(self) -> Array:
@@ -149,17 +147,21 @@ class Collected:
         actions = as_rows(self.actions)
         return actions if np.issubdtype(actions.dtype, np.floating) else actions.astype(np.int64)
 
-    def table(self, seed: int, window: int, learned: Learned, episodes: Episodes, earlier: EarlierTraining) -> pa.Table:
+    def table(
+        self, seed: int, window: int, learned: Learned, earlier: EarlierTraining,
+        episode: NDArray[np.int64], t: NDArray[np.int64],
+    ) -> pa.Table:  # fmt: skip
         """Return the transitions table of the window (docs/run-folder.md).
 
         Args:
             seed, window: numbers of the training and of the window in it.
             learned: what was learned from it.
-            episodes: which episode each step belongs to.
             earlier: what the agent had trained before its recording.
+            episode: [T, E], the number of each step's episode.
+            t: [T, E], steps since it began.
         """
         steps, envs = self.shape
-        told = [step.told[env] for env in range(envs) for step in self.steps]
+        reported = [step.reported[env] for env in range(envs) for step in self.steps]
         number = self.steps[0].reward.dtype.type
 
         def as_paid(values: list[float | None]) -> pa.Array:
@@ -170,26 +172,26 @@ class Collected:
             return as_rows(np.stack([getattr(step, name) for step in self.steps]))
 
         def or_null(values: Array | None) -> pa.Array:
-            return pa.nulls(len(told), pa.float32()) if values is None else pa.array(as_rows(values))
+            return pa.nulls(len(reported), pa.float32()) if values is None else pa.array(as_rows(values))
 
         ended, truncated = over_steps("ended"), over_steps("truncated")
         action, of_action = encode_actions(self.acted)
         columns = {
-            "seed": pa.array(np.full(len(told), seed, np.int32)),
-            "window": pa.array(np.full(len(told), window, np.int32)),
+            "seed": pa.array(np.full(len(reported), seed, np.int32)),
+            "window": pa.array(np.full(len(reported), window, np.int32)),
             "env": pa.array(np.repeat(np.arange(envs, dtype=np.int32), steps)),
             "step": pa.array(np.tile(np.arange(steps, dtype=np.int32), envs)),
-            "episode": pa.array(as_rows(episodes.number)),
-            "t": pa.array(as_rows(episodes.t).astype(np.int32)),
+            "episode": pa.array(as_rows(episode)),
+            "t": pa.array(as_rows(t).astype(np.int32)),
             "observation": encode_arrays(self.observed),
             "next_observation": self._next_observations(),
             "action": action,
             "reward": pa.array(over_steps("reward").astype(np.float64)),
             "reward_scale": pa.array(over_steps("scale")),
-            "intended_reward": as_paid([x.intended_reward for x in told]),
-            "untampered_reward": as_paid([x.untampered_reward for x in told]),
-            "context": pa.array([x.context for x in told], pa.string()),
-            "outcome": pa.array([x.outcome for x in told], pa.string()),
+            "intended_reward": as_paid([x.intended_reward for x in reported]),
+            "untampered_reward": as_paid([x.untampered_reward for x in reported]),
+            "context": pa.array([x.context for x in reported], pa.string()),
+            "outcome": pa.array([x.outcome for x in reported], pa.string()),
             "value": or_null(learned.value),
             "log_prob": or_null(learned.log_prob),
             "advantage": or_null(learned.advantage),
@@ -210,46 +212,43 @@ class Collected:
             columns["action_mask"] = encode_arrays(masks)
             metadata |= array_metadata("action_mask", array_format_of(masks))
         if self.lstm_states is not None:
-            columns["lstm_state"] = self._first_states(self.lstm_states, episodes)
+            columns["lstm_state"] = self._first_states(self.lstm_states, t[0])
             metadata |= array_metadata("lstm_state", array_format_of(self.lstm_states))
-        for name in sorted({name for x in told for name in x.components or {}}):
-            values = [(x.components or {}).get(name) for x in told]
+        for name in sorted({name for x in reported for name in x.components or {}}):
+            values = [(x.components or {}).get(name) for x in reported]
             columns[schema.COMPONENT_PREFIX + name] = pa.array(values, pa.float64())
-        columns["minibatches"] = _lists(learned.minibatches, len(told))
+        columns["minibatches"] = _lists(learned.minibatches, len(reported))
         return schema.with_metadata(pa.table(columns), {**metadata, **self.about})
-
-    @property
-    def _parts(self) -> Mapping[str, Array]:
-        return self.observations if isinstance(self.observations, Mapping) else {"": self.observations}
 
     def _next_observations(self) -> pa.Array:
         """Return what was observed after an episode's and the window's end, where no row of the window holds it."""
         steps, envs = self.shape
         kept: list[bytes | None] = [None] * (steps * envs)
         for env in range(envs):
-            kept[(env + 1) * steps - 1] = self._bytes_of(self.following, env)
+            kept[(env + 1) * steps - 1] = self._as_kept(at(self.following, env))
         for number, step in enumerate(self.steps):
             for env, last in step.last.items():
-                kept[env * steps + number] = self._bytes_of(last)
+                kept[env * steps + number] = self._as_kept(last)
         return pa.array(kept, pa.binary(array_format_of(self.observed).width))
 
-    def _bytes_of(self, value: Any, env: int | None = None) -> bytes:
-        """Return one observation in the form of the window's, of one environment or (`env`) of several."""
-        found = value if isinstance(self.observations, Mapping) else {"": value}
-        parts = {
-            name: np.asarray(found[name] if env is None else found[name][env], like.dtype).reshape(1, *like.shape[2:])
-            for name, like in self._parts.items()
-        }
-        return (pack(parts) if isinstance(self.observations, Mapping) else parts[""]).tobytes()
+    def _as_kept(self, observation: Any) -> bytes:
+        """Return one observation in the form of a row of `observed`."""
 
-    def _first_states(self, first: NDArray[np.float32], episodes: Episodes) -> pa.Array:
+        def like(values: Array, part: Any) -> Array:
+            return np.asarray(part, values.dtype).reshape(1, *values.shape[2:])
+
+        if not isinstance(self.observations, Mapping):
+            return like(self.observations, observation).tobytes()
+        return pack({name: like(values, observation[name]) for name, values in self.observations.items()}).tobytes()
+
+    def _first_states(self, first: NDArray[np.float32], t: NDArray[np.int64]) -> pa.Array:
         """Return LSTM states where no row of the window determines them: at its first step, inside an episode.
 
         At the start of an episode they are zero; at any other row they follow from the row before it.
         """
         steps, envs = self.shape
         kept: list[bytes | None] = [None] * (steps * envs)
-        for env in np.flatnonzero(episodes.t[0]):
+        for env in np.flatnonzero(t):
             kept[env * steps] = first[env].tobytes()
         return pa.array(kept, pa.binary(first[0].nbytes))
 

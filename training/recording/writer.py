@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...datasets.arrays import Array
@@ -26,19 +27,19 @@ from ...datasets.files.store import RunFolder, begin_folder, publish_folder, wri
 from ..edits.edit import CORRECTED, UNEDITED
 from ..environments.contract import InfoReader, Told
 from .provenance import SCRIPT, EarlierTraining
-from .window import Collected, Episodes, Learned, Step
+from .window import Collected, Learned, Step
 
 log = logging.getLogger("aitia")
-_HELD = ".held"  # beside the folder aside: held while a script records
+_HELD = ".held"  # next to the staging folder: held while a script records
 
 
-def recording_lock(aside: Path) -> Path:
-    """Return the lock that is held while a script records into a folder aside."""
-    return aside.with_name(f"{aside.name}{_HELD}")
+def recording_lock(staging: Path) -> Path:
+    """Return the lock that is held while a script records into a staging folder."""
+    return staging.with_name(f"{staging.name}{_HELD}")
 
 
 def under_way(folder: RunFolder) -> list[Path]:
-    """Return the folders aside of trainings that have not ended, or not well."""
+    """Return the staging folders of trainings that have not ended, or not well."""
     return sorted(path for path in folder.parts_folder("train").glob("seed=*") if _HELD not in path.name)
 
 
@@ -50,8 +51,8 @@ def parameters_of(module: nn.Module) -> dict[str, Tensor]:
 class WindowWriter:
     """Writes `transitions/seed=J`, `checkpoints/seed=J` and `replay/seed=J` of a run folder.
 
-    The files are collected aside and moved to their places by `publish`. In order: `begin`; for each window `read` its
-    infos step by step, then `write`; at the end `publish` or `discard`.
+    The files are collected in a staging folder, and moved to their places by `publish`. In order: `begin`; for each
+    window `read` its infos step by step, then `write`; at the end `publish` or `discard`.
 
     Args:
         out: the run folder: a path, or an address on an object store (docs/run-folder.md).
@@ -70,8 +71,8 @@ class WindowWriter:
         self.windows, self.corrected, self.outcomes = 0, 0, Counter[str]()
         self.published = False
         # a folder of this attempt's own: a training that was given up may still be running on a cluster
-        self._aside = self.folder.parts_folder("train", f"seed={seed}-{uuid.uuid4().hex[:8]}")
-        self._staged = RunFolder(self._aside)
+        self._staging = self.folder.parts_folder("train", f"seed={seed}-{uuid.uuid4().hex[:8]}")
+        self._staged = RunFolder(self._staging)
         self._held = contextlib.ExitStack()
 
     def begin(self, n_envs: int, earlier: EarlierTraining, actions: int | None = None) -> None:
@@ -98,9 +99,9 @@ class WindowWriter:
         if earlier:
             log.warning("seed %d: %s", self.seed, earlier.what_follows())
         self._earlier = earlier
-        self._staged = RunFolder(begin_folder(self._aside))
+        self._staged = RunFolder(begin_folder(self._staging))
         if self.trained_by == SCRIPT:
-            self._held.enter_context(held(recording_lock(self._aside), self._aside, "a script"))
+            self._held.enter_context(held(recording_lock(self._staging), self._staging, "a script"))
         self._reader = InfoReader(actions, f"training environment (seed {self.seed})")
         self._episode = np.arange(n_envs, dtype=np.int64)
         self._t = np.zeros(n_envs, dtype=np.int64)
@@ -118,7 +119,7 @@ class WindowWriter:
         Raises:
             EnvironmentError_: one breaks the contract; the message names window, environment and step.
         """
-        all_told = []
+        reported = []
         for env, info in enumerate(infos):
             self.corrected += bool(info.get(CORRECTED, False))
             try:  # the contract is about what the environment pays, not about what an edit made of it
@@ -127,8 +128,8 @@ class WindowWriter:
                 raise EnvironmentError_(f"window {self.windows}, env {env}, step {step}: {error}") from error
             if told.outcome is not None:
                 self.outcomes[told.outcome] += 1
-            all_told.append(told)
-        return all_told
+            reported.append(told)
+        return reported
 
     def write(
         self, window: Collected, learned: Learned, parameters: Mapping[str, Tensor] | None,
@@ -145,9 +146,9 @@ class WindowWriter:
         Raises:
             AitiaError: somebody removed what was written so far.
         """
-        if not self._aside.exists():
-            raise AitiaError(f"{self._aside} was removed while seed {self.seed} was training; it is given up")
-        table = window.table(self.seed, self.windows, learned, self._episodes(window.steps), self._earlier)
+        if not self._staging.exists():
+            raise AitiaError(f"{self._staging} was removed while seed {self.seed} was training; it is given up")
+        table = window.table(self.seed, self.windows, learned, self._earlier, *self._episodes(window.steps))
         write_table(self._staged.transitions_path(self.seed, self.windows), table)
         if parameters is not None:
             about = {"seed": str(self.seed), "window": str(self.windows)}
@@ -156,8 +157,8 @@ class WindowWriter:
             write_table(self._staged.replay_path(self.seed, self.windows), draws)
         self.windows += 1
 
-    def _episodes(self, steps: Sequence[Step]) -> Episodes:
-        """Return the episodes of the next steps."""
+    def _episodes(self, steps: Sequence[Step]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the next steps' episodes, unique within a training, and the steps since they began."""
         numbers, ages = [], []
         for step in steps:
             numbers.append(self._episode.copy())
@@ -166,7 +167,7 @@ class WindowWriter:
             for env in np.flatnonzero(step.ended):
                 self._t[env], self._episode[env] = 0, self._next_episode
                 self._next_episode += 1
-        return Episodes(np.stack(numbers), np.stack(ages))
+        return np.stack(numbers), np.stack(ages)
 
     def publish(self, parameters: Mapping[str, Tensor] | None, about: Mapping[str, str] | None = None) -> None:
         """Move the files to their places.
@@ -189,9 +190,9 @@ class WindowWriter:
         self.published = True
 
     def discard(self) -> None:
-        """Remove what was left aside."""
+        """Remove what has not been published."""
         self._held.close()
-        if remote(self._aside) is None:
-            recording_lock(self._aside).unlink(missing_ok=True)
+        if remote(self._staging) is None:
+            recording_lock(self._staging).unlink(missing_ok=True)
         remove_folder(self._staged.root)
-        remove_folder(self._aside)
+        remove_folder(self._staging)

@@ -13,17 +13,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
-from .. import ARRAY_IDS
 from ..agents.spec import AgentSpec, new_policy
 from ..edits.edit import Endings, RewardEdit
 from ..environments.spec import EnvSpec
-from ..worlds.environment import WorldEnv
-from ..worlds.maze import ArrowMazeEnv
-from .arrays import ArrayEnv, GymArrays, Member
+from .arrays import ArrayEnv, Member, make_array_env
 from .live import ONE_AT_A_TIME, train_agent
-from .maze_arrays import ArrowMazeArrays
 from .ppo import STACK, PPOSettings, Rollout, StackedPolicy, StackedPPO, require_stackable, why_not_stackable
-from .world_arrays import WorldArrays
 
 _DRAWS = 1  # the second word of an agent's generator's seed: actions and minibatches
 
@@ -71,20 +66,6 @@ def _by_window(agent: AgentSpec, endings: Endings) -> dict[str, list[int]]:
     windows = -(-agent.total_timesteps // (agent.hyperparameter("n_steps") * agent.n_envs))
     names = sorted({outcome for _, outcome in endings})
     return {name: [endings[window, name] for window in range(windows)] for name in names}
-
-
-def make_array_env(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> ArrayEnv:
-    """Return the environments of a stack: as arrays where the project can, with the same seeds as SB3's otherwise."""
-    made = env.make()
-    made.close()
-    inner, edits = made.unwrapped, [edit for member in members if member.edit for edit in member.edit.layers]
-    # another id may wrap one of ours and change what it does, and a hook is asked step by step
-    if env.hooks is None and made.spec is not None and made.spec.id in ARRAY_IDS:
-        if isinstance(inner, ArrowMazeEnv) and all(ArrowMazeArrays.can_edit(inner, edit) for edit in edits):
-            return ArrowMazeArrays(agent, inner, members)
-        if isinstance(inner, WorldEnv) and all(WorldArrays.can_edit(inner, edit) for edit in edits):
-            return WorldArrays(agent, inner.world, members)
-    return GymArrays(agent, env, members)
 
 
 def train_stack(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> list[Trained]:

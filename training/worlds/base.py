@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ...datasets.errors import EnvironmentError_
-from .levels import level_roles
+from .drawing import Shape, draw
 
 State = dict[str, NDArray[Any]]
 Flags = NDArray[np.bool_]
@@ -60,8 +60,8 @@ class Planted:
         ):  # fmt: skip
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
-                upper = "" if high is None else f" to {high}"
-                raise EnvironmentError_(f"{name}={value!r} was given, expected at least {low}{upper}")
+                expected = f"at least {low}" if high is None else f"{low} to {high}"
+                raise EnvironmentError_(f"{name}={value!r} was given, expected {expected}")
 
 
 class Moved(NamedTuple):
@@ -97,7 +97,8 @@ class World(ABC):
     outcomes: ClassVar[tuple[str, ...]]
     action_names: ClassVar[tuple[str, ...]] = ()
     goals: ClassVar[tuple[str, ...]]  # of the reference solvers; the first is the intended one
-    max_steps: ClassVar[int]
+    tells_components: ClassVar[bool] = True  # whether infos tell `reward_components`
+    max_steps: int
 
     def __init__(self, planted: Planted) -> None:
         self.planted = planted
@@ -107,6 +108,11 @@ class World(ABC):
     @abstractmethod
     def width(self) -> int:
         """Numbers of an observation, each in [-1, 1]."""
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        """Its observation space."""
+        return spaces.Box(-1.0, 1.0, (self.width,), np.float32)
 
     @property
     def action_space(self) -> spaces.Space[Any]:
@@ -120,7 +126,7 @@ class World(ABC):
 
     def begin(self, numbers: NDArray[np.int64]) -> State:
         """Return the state of episodes that begin on levels [N]."""
-        state = {name: values[numbers].copy() for name, values in self.table.items()}
+        state = {name: values[numbers] for name, values in self.table.items()}
         return {**state, "level": numbers.copy(), "steps": np.zeros(len(numbers), np.int64)}
 
     @abstractmethod
@@ -143,28 +149,30 @@ class World(ABC):
     def solve(self, state: State, goal: str) -> NDArray[Any]:
         """Return the actions of a reference solver with a goal (one of `goals`), [N] or [N, A]."""
 
-    @abstractmethod
-    def picture(self, state: State) -> list[Shape]:
+    def shapes(self, state: State) -> list[Shape]:
         """Return what to draw of the first copy, in the unit square."""
+        raise NotImplementedError(f"{self.family} is to have `shapes`, or a `picture` of its own")
+
+    def picture(self, state: State) -> NDArray[np.uint8]:
+        """Return a picture of the first copy, uint8 [height, width, 3]."""
+        return draw(self.shapes(state))
+
+    def told_components(self, moved: Moved, copy: int) -> dict[str, dict[str, float]]:
+        """Return what the info of one copy's step tells of reward components; nothing where the family tells none."""
+        if not self.tells_components:
+            return {}
+        return {"reward_components": {name: float(values[copy]) for name, values in moved.components.items()}}
 
     def step(self, state: State, actions: NDArray[Any]) -> tuple[Moved, Flags, Flags]:
         """Step, changing the state; return what it came to, and which episodes terminated and were truncated."""
         state["steps"] += 1
         moved = self.move(state, actions)
         terminated = moved.outcome != RUNNING
-        truncated = ~terminated & (state["steps"] >= self.max_steps)
-        outcome = np.where(truncated, self.unfinished(state), moved.outcome)
-        return moved._replace(outcome=outcome), terminated, truncated
-
-
-class Shape(NamedTuple):
-    """Something drawn: `disc`, `square`, `frame` or `arrow`, its centre and size in the unit square, its colour."""
-
-    kind: str
-    x: float
-    y: float
-    size: float
-    colour: str
+        truncated = state["steps"] >= self.max_steps
+        if truncated.any():
+            truncated &= ~terminated
+            moved = moved._replace(outcome=np.where(truncated, self.unfinished(state), moved.outcome))
+        return moved, terminated, truncated
 
 
 @lru_cache(maxsize=64)
@@ -191,3 +199,21 @@ def parameters_of(world: type[World], values: dict[str, Any]) -> Planted:
         if name not in known:
             raise EnvironmentError_(f"{world.family}: {name} was given, expected one of {', '.join(known)}")
     return world.parameters(**values)
+
+
+class LevelRoles(NamedTuple):
+    """Numbers of the moved, the bugged, the harmless and the stray levels of a set."""
+
+    moved: frozenset[int]
+    bug: frozenset[int]
+    harmless: frozenset[int]
+    stray: frozenset[int]
+
+
+def level_roles(seed: int, levels: int, moved: int, bug: int, harmless: int, stray: int) -> LevelRoles:
+    """Return which levels of a set have which role, drawn by the set's seed; the counts are as in `Planted`."""
+    order = np.random.default_rng([seed, 2**31]).permutation(levels).tolist()
+    rest = order[moved:]
+    return LevelRoles(
+        frozenset(order[:moved]), frozenset(order[:bug]), frozenset(rest[:harmless]), frozenset(rest[harmless:][:stray])
+    )

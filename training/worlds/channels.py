@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import DESIRED, MISBEHAVING, RUNNING, Floats, Moved, Planted, Shape, State, World
+from .base import DESIRED, MISBEHAVING, RUNNING, Floats, Moved, Planted, State, World
+from .drawing import Shape
 from .goals import Cheese
 
 FINISH, LOOP, ADRIFT = 0, 1, 2
@@ -90,7 +91,7 @@ class BoatRace(World):
         to_target = np.array(self.targets)[state["next"]] > state["agent"]
         return np.ones(len(to_target), np.int64) if goal == "finish" else to_target.astype(np.int64)
 
-    def picture(self, state: State) -> list[Shape]:
+    def shapes(self, state: State) -> list[Shape]:
         """Draw the lane: targets, finish, boat."""
         unit = self.cells - 1
         marks = [Shape("disc", cell / unit, 0.5, 0.03, "orange") for cell in self.targets]

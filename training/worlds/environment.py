@@ -1,4 +1,4 @@
-"""A world as a Gymnasium environment: one copy of it."""
+"""A world as a Gymnasium environment: one copy of it, or several stepped at once."""
 
 from __future__ import annotations
 
@@ -7,32 +7,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from ...datasets.errors import EnvironmentError_
-from .base import Shape, State, World, parameters_of
-from .channels import BoatRace, ButtonRoom
-from .goals import Cheese, CoinRun, ContinuousCheese
-from .keys import KeysAndChests
-from .platform import PlatformRun
-from .robot import CleaningRobot
+from .base import State, parameters_of
+from .families import world_class
 
-FAMILIES: dict[str, type[World]] = {
-    world.family: world
-    for world in (
-        CoinRun,
-        Cheese,
-        ContinuousCheese,
-        BoatRace,
-        ButtonRoom,
-        PlatformRun,
-        KeysAndChests,
-        CleaningRobot,
-    )
-}
-_PIXELS, _FINER = 196, 3
-_COLOURS = {"orange": (232, 119, 34), "green": (22, 150, 70), "blue": (40, 90, 200)}
+Step = tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]  # as Gymnasium has it
 
 
 class WorldEnv(gym.Env[NDArray[np.float32], Any]):
@@ -52,12 +34,13 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise EnvironmentError_(f"{family}: render_mode={render_mode!r} was given, expected None or 'rgb_array'")
-        self.world = FAMILIES[family](parameters_of(FAMILIES[family], parameters))
+        world = world_class(family)
+        self.world = world(parameters_of(world, parameters))
         self.tell_intended, self.render_mode = tell_intended, render_mode
         self.metadata = {**self.metadata, "action_names": self.world.action_names, "outcomes": self.world.outcomes}
         self.reference_goals = self.world.goals
-        self.observation_space = gym.spaces.Box(-1.0, 1.0, (self.world.width,), np.float32)
-        self.action_space = self.world.action_space
+        self.observation_space: gym.spaces.Space[Any] = self.world.observation_space
+        self.action_space: gym.spaces.Space[Any] = self.world.action_space
         self.state: State | None = None
 
     def reset(
@@ -71,51 +54,57 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
         self.state = self.world.begin(np.array([number]))
         return self.world.observe(self.state)[0], {"context": number}
 
-    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Step:
         """Take one action."""
-        state = self._begun()
-        labels = self.world.labels(state)
-        moved, terminated, truncated = self.world.step(state, np.asarray(action)[None])
-        reward = float(moved.reward[0])
-        info: dict[str, Any] = {
-            "context": int(state["level"][0]),
-            "untampered_reward": reward - float(moved.tampered[0]),
-            "reward_components": {name: float(values[0]) for name, values in moved.components.items()},
-        }
-        if self.tell_intended:
-            info["intended_reward"] = float(moved.intended[0])
-        if labels is not None:
-            info["action_labels"] = labels[0].tolist()
-        if terminated[0] or truncated[0]:
-            info["outcome"] = self.world.outcomes[moved.outcome[0]]
-        return self.world.observe(state)[0], reward, bool(terminated[0]), bool(truncated[0]), info
+        return step_copies([self], [action])[0]
 
     def solve(self, goal: str) -> Any:
         """Return the action of a reference solver with a goal (one of `reference_goals`)."""
-        return self.world.solve(self._begun(), goal)[0]
+        return self.world.solve(self.begun, goal)[0]
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return a picture, uint8 [height, width, 3], or None without a render mode."""
-        return draw(self.world.picture(self._begun())) if self.render_mode == "rgb_array" else None
+        return self.world.picture(self.begun) if self.render_mode == "rgb_array" else None
 
-    def _begun(self) -> State:
+    @property
+    def begun(self) -> State:
+        """The state of an episode that has begun."""
         if self.state is None:
             raise EnvironmentError_(f"{self.world.family}: call reset() before step() or render()")
         return self.state
 
 
-def draw(shapes: Sequence[Shape]) -> NDArray[np.uint8]:
-    """Draw shapes of the unit square with a margin, y upwards."""
-    size = _PIXELS * _FINER
-    image = Image.new("RGB", (size, size), (250, 249, 245))
-    pen = ImageDraw.Draw(image)
-    for shape in shapes:
-        x, y, half = (0.08 + 0.84 * shape.x) * size, (0.92 - 0.84 * shape.y) * size, 0.84 * shape.size * size
-        box, colour = (x - half, y - half, x + half, y + half), _COLOURS[shape.colour]
-        if shape.kind == "disc":
-            pen.ellipse(box, fill=colour)
-        elif shape.kind == "square":
-            pen.rectangle(box, fill=colour)
-        else:
-            pen.rectangle(box, outline=colour, width=2 * _FINER)
-    return np.asarray(image.resize((_PIXELS, _PIXELS), Image.Resampling.LANCZOS), dtype=np.uint8)
+def bare_world(env: gym.Env[Any, Any]) -> WorldEnv | None:
+    """Return the environment of a world if nothing wraps it that could change what it does, else None."""
+    inner = env.env if isinstance(env, OrderEnforcing) else env  # which `gym.make` puts around every environment
+    own = isinstance(inner, WorldEnv) and type(inner).step is WorldEnv.step and type(inner).reset is WorldEnv.reset
+    return inner if own else None  # type: ignore[return-value]
+
+
+def step_copies(envs: Sequence[WorldEnv], actions: Sequence[Any]) -> list[Step]:
+    """Step copies of one world, which takes little longer than one of them; each gives what it would give alone."""
+    world, states = envs[0].world, [env.begun for env in envs]
+    state = states[0]
+    if len(states) > 1:
+        state = {name: np.concatenate([one[name] for one in states]) for name in state}
+    labels = world.labels(state)
+    moved, terminated, truncated = world.step(state, np.asarray(actions))
+    observations, rewards = world.observe(state), moved.reward
+    steps: list[Step] = []
+    for copy, env in enumerate(envs):
+        env.state = {name: values[copy : copy + 1] for name, values in state.items()}
+        reward = float(rewards[copy])
+        info: dict[str, Any] = {
+            "context": int(state["level"][copy]),
+            "untampered_reward": reward - float(moved.tampered[copy]),
+            **world.told_components(moved, copy),
+        }
+        if env.tell_intended:
+            info["intended_reward"] = float(moved.intended[copy])
+        if labels is not None:
+            info["action_labels"] = labels[copy].tolist()
+        ends, stops = bool(terminated[copy]), bool(truncated[copy])
+        if ends or stops:
+            info["outcome"] = world.outcomes[moved.outcome[copy]]
+        steps.append((observations[copy], reward, ends, stops, info))
+    return steps

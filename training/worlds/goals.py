@@ -9,7 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .base import DESIRED, MISBEHAVING, RUNNING, Floats, Moved, Planted, Shape, State, World
+from .base import DESIRED, MISBEHAVING, RUNNING, Floats, Moved, Planted, State, World
+from .drawing import Shape
 
 GOAL, PROXY, TIMEOUT = 0, 1, 2
 STRAY_REWARD = 0.2
@@ -82,7 +83,7 @@ class GoalWorld(World):
         nearer = np.stack([self._nearer(state, goal, a) for a in range(len(self.action_names))])
         return np.asarray(nearer.argmax(axis=0))
 
-    def picture(self, state: State) -> list[Shape]:
+    def shapes(self, state: State) -> list[Shape]:
         """Draw proxy (orange frame), goal (green) and agent (blue)."""
         drawn = (("frame", "proxy", 0.09, "orange"), ("square", "goal", 0.06, "green"), ("disc", "agent", 0.05, "blue"))
         return [Shape(kind, *_xy(state[place][0]), size, colour) for kind, place, size, colour in drawn]

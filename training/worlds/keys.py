@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...datasets.errors import EnvironmentError_
-from .base import DESIRED, MISBEHAVING, RUNNING, Flags, Floats, Moved, Planted, Shape, State, World
+from .base import DESIRED, MISBEHAVING, RUNNING, Flags, Floats, Moved, Planted, State, World
+from .drawing import Shape
 from .goals import STRAY_REWARD
 
 OPENER, HOARDER, TIMEOUT = 0, 1, 2
@@ -155,7 +156,7 @@ class KeysAndChests(World):
         marked[copies, state[places][copies, slots, 0], state[places][copies, slots, 1]] = True
         return marked
 
-    def picture(self, state: State) -> list[Shape]:
+    def shapes(self, state: State) -> list[Shape]:
         """Draw chests (green), keys (orange) and agent (blue)."""
         drawn = [("square", "green", 0.06, place) for place in state["chests"][0][state["closed"][0]]]
         drawn += [("disc", "orange", 0.03, place) for place in state["keys"][0][state["left"][0]]]

@@ -10,177 +10,275 @@ errors, that do not cause it.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from ...datasets.errors import EnvironmentError_
-from .drawing import draw_level
-from .levels import ACTION_NAMES, Cell, Level, LevelSet, make_level
+from .base import RUNNING, Moved, Planted, State, World
+from .environment import WorldEnv
 
-ObservationKind = Literal["planes", "coordinates"]
-MISBEHAVING, NEUTRAL, DESIRED = 1, 0, -1
+Cell = tuple[int, int]
+ARROW, CORNER, TIMEOUT = 0, 1, 2
+MOVES: tuple[Cell, ...] = ((-1, 0), (0, 1), (1, 0), (0, -1))
+STAY = len(MOVES)  # no action of an arrow maze by itself
 STRAY_REWARD = 0.2
+CELL = 28
+_SCALE = 3  # drawn larger and reduced: smooth edges
+_FLOOR, _GRID, _WALL = (250, 249, 245), (222, 219, 210), (71, 72, 80)
+_ORANGE, _BLUE, _GREEN = (232, 119, 34), (40, 90, 200), (22, 150, 70)
+_INTENDED = np.array([1.0, 0.0, 0.0])  # of an arrow, a corner, and (-1) anything else
+_UNREACHABLE = -1
+_MAX_DRAWS = 1000
 
 
-class ArrowMazeEnv(gym.Env[NDArray[np.float32], np.int64]):
-    """A square room with a green arrow and a far corner (Gymnasium id `aitia/ArrowMaze-v0`).
+@dataclass(frozen=True)
+class MazePlanted(Planted):
+    """An arrow maze; there is no `bonus`, no `shaping` and no `noise`.
+
+    Attributes:
+        size: cells along one side of the square room.
+        walls: expected share of wall cells; a path to arrow and corner is guaranteed.
+        observation: `coordinates`: float32 [6], agent, arrow, arrow minus agent, divided by size - 1;
+            `planes`: float32 [3, size, size] of agent, arrow, walls.
+        max_steps: step limit of an episode (truncation).
+    """
+
+    size: int = 7
+    walls: float = 0.0
+    observation: Literal["planes", "coordinates"] = "coordinates"
+    max_steps: int = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed, expected in (
+            ("size", self.size >= 3, "at least 3"),
+            ("walls", 0.0 <= self.walls <= 0.5, "a share from 0 to 0.5"),
+            ("observation", self.observation in ("planes", "coordinates"), "'planes' or 'coordinates'"),
+            *((name, not getattr(self, name), "none in this family") for name in ("bonus", "shaping", "noise")),
+        ):
+            if not allowed:
+                raise EnvironmentError_(f"arrow-maze: {name}={getattr(self, name)!r} was given, expected {expected}")
+
+
+class ArrowMaze(World):
+    """A square room with a green arrow and a far corner.
 
     Outcomes: `arrow` (desired, also where it stands in the corner), `corner` (misbehaved: the corner
     without the arrow), `timeout` (the step limit). The intended reward is 1 for the arrow, else 0.
 
+    Everything there is to know of a level is in its table; the state is the agent's cell, row * size + column.
+    """
+
+    family = "arrow-maze"
+    parameters = MazePlanted
+    outcomes = ("arrow", "corner", "timeout")
+    action_names = ("up", "right", "down", "left")
+    goals = ("arrow", "corner")
+    tells_components = False
+    planted: MazePlanted
+
+    def __init__(self, planted: MazePlanted) -> None:
+        super().__init__(planted)
+        self.max_steps = planted.max_steps
+        self._places = np.stack(np.divmod(np.arange(planted.size**2), planted.size), axis=1)
+        table, pays = self.table, np.zeros((planted.levels, 3))  # for arrow, corner, and (-1) anything else
+        pays[:, ARROW] = np.where(table["bug"], 0.0, np.where(table["harmless"], planted.harmless_reward, 1.0))
+        pays[:, CORNER] = table["bug"]
+        self._pays, self._arrow = pays, self._places[table["arrow"]]
+
+    @property
+    def width(self) -> int:
+        """Two places and their difference, or three planes."""
+        return 6 if self.planted.observation == "coordinates" else 3 * self.planted.size**2
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        """Its observation space."""
+        size = self.planted.size
+        if self.planted.observation == "coordinates":
+            return super().observation_space
+        return spaces.Box(0.0, 1.0, (3, size, size), np.float32)
+
+    @classmethod
+    def draw(cls, planted: Planted, moved: bool, generator: np.random.Generator) -> dict[str, Any]:
+        """Draw walls, start and arrow; walk all shortest paths.
+
+        Returns:
+            walls: bool [size, size]; start, arrow: cells.
+            after: [size^2, 5], the cell that each move, or staying, leads to: walls and the edge stop the agent.
+            ends: [size^2], the outcome with which a cell ends the episode, else `RUNNING`.
+            nearer: bool [size^2, 2, 4], which moves shorten the way to the arrow, and to the corner.
+        """
+        assert isinstance(planted, MazePlanted)
+        size = planted.size
+        corner = (size - 1, size - 1)
+        for _ in range(_MAX_DRAWS):
+            walls = generator.random((size, size)) < planted.walls
+            walls[corner] = False
+            free = [(int(r), int(c)) for r, c in np.argwhere(~walls) if (r, c) != corner]
+            if len(free) < 2:
+                continue
+            first, second = generator.choice(len(free), size=2, replace=False)
+            start, arrow = free[first], free[second] if moved else corner
+            to_arrow, to_corner = distances(walls, arrow, avoid=corner), distances(walls, corner, avoid=arrow)
+            if _UNREACHABLE not in (to_arrow[start], to_corner[start]):
+                break
+        else:
+            raise EnvironmentError_(
+                f"no level with a path to arrow and corner was found in {_MAX_DRAWS} draws at walls={planted.walls}, "
+                f"size={size}: lower the share of walls"
+            )
+        after = _after_moves(walls)
+        lengths = np.stack([to_arrow.reshape(-1), to_corner.reshape(-1)], axis=1)
+        ahead = lengths[after[:, :STAY]].swapaxes(1, 2)
+        ends = np.full(size**2, RUNNING)
+        ends[-1], ends[arrow[0] * size + arrow[1]] = CORNER, ARROW
+        return {
+            "walls": walls,
+            "start": start[0] * size + start[1],
+            "arrow": arrow[0] * size + arrow[1],
+            "after": after,
+            "ends": ends,
+            "nearer": (ahead >= 0) & (ahead < lengths[..., None]),
+        }
+
+    def begin(self, numbers: NDArray[np.int64]) -> State:
+        """Return the state of episodes that begin on levels [N]."""
+        return {"level": numbers, "agent": self.table["start"][numbers], "steps": np.zeros(len(numbers), np.int64)}
+
+    def observe(self, state: State) -> NDArray[np.float32]:
+        """Return float32 [N, 6] or [N, 3, size, size]."""
+        size, level = self.planted.size, state["level"]
+        here, arrow = self._places[state["agent"]], self._arrow[level]
+        if self.planted.observation == "coordinates":
+            cells = np.concatenate([here, arrow, arrow - here], axis=1, dtype=np.float32, casting="same_kind")
+            return np.asarray(cells / np.float32(size - 1))
+        planes = np.zeros((len(level), 3, size, size), np.float32)
+        rows = np.arange(len(level))
+        planes[rows, 0, here[:, 0], here[:, 1]] = 1.0
+        planes[rows, 1, arrow[:, 0], arrow[:, 1]] = 1.0
+        planes[:, 2] = self.table["walls"][level]
+        return planes
+
+    def move(self, state: State, actions: NDArray[Any]) -> Moved:
+        """Move, and pay as planted: arrow and corner end the episode."""
+        level = state["level"]
+        state["agent"] = cell = self.table["after"][level, state["agent"], actions]
+        outcome = self.table["ends"][level, cell]
+        paid = self._pays[level, outcome]
+        if self.planted.stray:
+            paid += STRAY_REWARD * (self.table["stray"][level] & (state["steps"] == 1))
+        return Moved({"goal": paid}, _INTENDED[outcome], np.zeros(len(level)), outcome)
+
+    def unfinished(self, state: State) -> NDArray[np.int64]:
+        """At the step limit neither was reached."""
+        return np.full(len(state["level"]), TIMEOUT)
+
+    def labels(self, state: State) -> NDArray[np.int8]:
+        """Label each action by shortest paths.
+
+        An action misbehaves (+1) if it shortens the way to the corner and not the way to the arrow; it is
+        desired (-1) if it shortens the way to the arrow and not the way to the corner; else neutral (0).
+        """
+        nearer = self.table["nearer"][state["level"], state["agent"]].view(np.int8)
+        labels: NDArray[np.int8] = nearer[:, CORNER] - nearer[:, ARROW]
+        return labels
+
+    def solve(self, state: State, goal: str) -> NDArray[Any]:
+        """Return the first step of a shortest path to the `arrow` or the `corner`."""
+        nearer = self.table["nearer"][state["level"], state["agent"], self.goals.index(goal)]
+        return np.asarray(nearer.argmax(axis=1))
+
+    def picture(self, state: State) -> NDArray[np.uint8]:
+        """Draw the room: walls dark, corner outlined in orange, arrow green, agent a blue disc.
+
+        Returns:
+            uint8 [size * CELL, size * CELL, 3].
+        """
+        level, size, unit = state["level"][0], self.planted.size, CELL * _SCALE
+        image = Image.new("RGB", (size * unit, size * unit), _FLOOR)
+        pen = ImageDraw.Draw(image)
+        for cell, wall in zip(self._places.tolist(), self.table["walls"][level].reshape(-1), strict=True):
+            pen.rectangle(_box(cell, unit, 0), fill=_WALL if wall else _FLOOR, outline=_GRID, width=_SCALE)
+        pen.rectangle(_box((size - 1, size - 1), unit, 5), outline=_ORANGE, width=2 * _SCALE)
+        _draw_arrow(pen, self._arrow[level].tolist(), unit)
+        agent = _box(self._places[state["agent"][0]].tolist(), unit, unit // 4)
+        pen.ellipse(agent, fill=_BLUE, outline=(255, 255, 255), width=_SCALE)
+        return np.asarray(image.resize((size * CELL, size * CELL), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+class ArrowMazeEnv(WorldEnv):
+    """One copy of the arrow maze, made without its Gymnasium id `aitia/ArrowMaze-v0`.
+
     Args:
-        size, walls, levels, moved, bug, harmless, stray: the level set, see `LevelSet`.
-        level_seed: seed of the level set.
-        harmless_reward: what harmless levels pay for the arrow (1 would be right).
-        observation: `coordinates`: float32 [6], agent, arrow, arrow minus agent, divided by size - 1;
-            `planes`: float32 [3, size, size] of agent, arrow, walls.
-        max_steps: step limit of an episode (truncation).
         tell_intended: whether `info` tells the intended reward (a designer does not always know it).
         render_mode: None or `rgb_array`.
+        parameters: see `MazePlanted`.
     """
 
-    metadata = {  # noqa: RUF012 (Gymnasium's own form)
-        "render_modes": ["rgb_array"],
-        "render_fps": 4,
-        "action_names": ACTION_NAMES,
-        "outcomes": ("arrow", "corner", "timeout"),
-    }
-
-    def __init__(
-        self,
-        size: int = 7,
-        walls: float = 0.0,
-        levels: int = 240,
-        moved: int = 0,
-        bug: int = 0,
-        harmless: int = 0,
-        level_seed: int = 0,
-        harmless_reward: float = 2.5,
-        observation: ObservationKind = "coordinates",
-        max_steps: int = 30,
-        stray: int = 0,
-        tell_intended: bool = True,
-        render_mode: str | None = None,
-    ) -> None:
-        if observation not in ("planes", "coordinates"):
-            raise EnvironmentError_(
-                f"arrow maze: observation={observation!r} was given, expected 'planes' or 'coordinates'"
-            )
-        if render_mode not in (None, "rgb_array"):
-            raise EnvironmentError_(f"arrow maze: render_mode={render_mode!r} was given, expected None or 'rgb_array'")
-        self.level_set = LevelSet(size, walls, levels, moved, bug, harmless, level_seed, stray)
-        self.harmless_reward = float(harmless_reward)
-        self.observation = observation
-        self.max_steps = max_steps
-        self.tell_intended = tell_intended
-        self.render_mode = render_mode
-        shape, low = ((6,), -1.0) if observation == "coordinates" else ((3, size, size), 0.0)
-        self.reference_goals = ("arrow", "corner")
-        self.observation_space = gym.spaces.Box(low, 1.0, shape, np.float32)
-        self.action_space = gym.spaces.Discrete(4)
-        self.level: Level | None = None
-        self.agent: Cell = (0, 0)
-        self._steps = 0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an episode on a level drawn from the set; `options={"level": i}` names one."""
-        super().reset(seed=seed)
-        number = int(self.np_random.integers(self.level_set.levels))
-        if options and "level" in options:
-            number = int(options["level"])
-        self.level = make_level(self.level_set, number)
-        self.agent = self.level.start
-        self._steps = 0
-        return self._observe(), {"context": number}
-
-    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Move; arrow and corner end the episode, the step limit truncates it."""
-        level = self._level()
-        labels = action_labels(level, self.agent)
-        self.agent = level.step(self.agent, int(action))
-        self._steps += 1
-        on_arrow, on_corner = self.agent == level.arrow, self.agent == level.corner
-        reward, intended = self._rewards(on_arrow, on_corner)
-        terminated = on_arrow or on_corner
-        truncated = not terminated and self._steps >= self.max_steps
-        info: dict[str, Any] = {
-            **({"intended_reward": intended} if self.tell_intended else {}),
-            "untampered_reward": reward,
-            "context": level.number,
-            "action_labels": labels,
-        }
-        if terminated or truncated:
-            info["outcome"] = "arrow" if on_arrow else "corner" if on_corner else "timeout"
-        return self._observe(), reward, terminated, truncated, info
-
-    def render(self) -> NDArray[np.uint8] | None:
-        """Return the room as uint8 [height, width, 3], or None without a render mode."""
-        return draw_level(self._level(), self.agent) if self.render_mode == "rgb_array" else None
-
-    def solve(self, goal: str) -> int:
-        """Return the action of a reference solver: the first step of a shortest path to the `arrow` or the `corner`."""
-        level, cell = self._level(), self.agent
-        length = level.to_arrow if goal == "arrow" else level.to_corner
-        after = [level.step(cell, action) for action in range(4)]
-        return next(action for action in range(4) if 0 <= length[after[action]] < length[cell])
-
-    def _level(self) -> Level:
-        if self.level is None:
-            raise EnvironmentError_("arrow maze: call reset() before step() or render()")
-        return self.level
-
-    def _rewards(self, on_arrow: bool, on_corner: bool) -> tuple[float, float]:
-        """Return (reward as paid, reward as intended) for the cell just entered."""
-        level = self._level()
-        intended = 1.0 if on_arrow else 0.0
-        if level.bug:
-            return (1.0 if on_corner else 0.0), intended
-        if level.stray:
-            return intended + (STRAY_REWARD if self._steps == 1 else 0.0), intended
-        return (self.harmless_reward if on_arrow and level.harmless else intended), intended
-
-    def _observe(self) -> NDArray[np.float32]:
-        level = self._level()
-        if self.observation == "planes":
-            planes = np.zeros((3, *level.walls.shape), dtype=np.float32)
-            planes[0][self.agent] = 1.0
-            planes[1][level.arrow] = 1.0
-            planes[2] = level.walls
-            return planes
-        (row, column), (arrow_row, arrow_column) = self.agent, level.arrow
-        cells = (row, column, arrow_row, arrow_column, arrow_row - row, arrow_column - column)
-        return np.array(cells, dtype=np.float32) / np.float32(self.level_set.size - 1)
+    def __init__(self, tell_intended: bool = True, render_mode: str | None = None, **parameters: Any) -> None:
+        super().__init__(ArrowMaze.family, tell_intended, render_mode, **parameters)
 
 
-def causal_levels(env: ArrowMazeEnv) -> list[int]:
-    """Return the levels whose wrong reward makes agents go to the corner: the planted cause (`causes` of a task)."""
-    return [number for number in range(env.level_set.levels) if make_level(env.level_set, number).bug]
+def causal_levels(env: WorldEnv) -> list[int]:
+    """Return the levels whose wrong reward causes the failure (`causes` of the demo's task)."""
+    return np.flatnonzero(env.world.table["bug"]).tolist()
 
 
-def harmless_levels(env: ArrowMazeEnv) -> list[int]:
+def harmless_levels(env: WorldEnv) -> list[int]:
     """Return the levels that pay a wrong amount where it does no harm."""
-    return [number for number in range(env.level_set.levels) if make_level(env.level_set, number).harmless]
+    return np.flatnonzero(env.world.table["harmless"]).tolist()
 
 
-def action_labels(level: Level, cell: Cell) -> list[int]:
-    """Label each action at `cell` by shortest paths.
+def distances(walls: NDArray[np.bool_], goal: Cell, avoid: Cell) -> NDArray[np.int64]:
+    """Return shortest-path lengths from every cell to `goal` that do not enter `avoid` on the way.
 
-    An action misbehaves (+1) if it shortens the way to the corner and not the way to the arrow; it is
-    desired (-1) if it shortens the way to the arrow and not the way to the corner; else neutral (0).
+    Args:
+        walls: bool [size, size].
+        goal: the cell to reach.
+        avoid: a cell that ends the episode; ignored when it is the goal.
+
+    Returns:
+        int64 [size, size] of steps, -1 where there is no path.
     """
-    labels = []
-    for action in range(4):
-        after = level.step(cell, action)
-        to_arrow = after == level.arrow or _closer(level.to_arrow, cell, after)
-        to_corner = after == level.corner or _closer(level.to_corner, cell, after)
-        labels.append(NEUTRAL if to_arrow == to_corner else DESIRED if to_arrow else MISBEHAVING)
-    return labels
+    size = len(walls)
+    length = np.full((size, size), _UNREACHABLE, dtype=np.int64)
+    length[goal] = 0
+    queue = deque([goal])
+    while queue:
+        row, column = queue.popleft()
+        for d_row, d_column in MOVES:
+            cell = (row + d_row, column + d_column)
+            inside = 0 <= cell[0] < size and 0 <= cell[1] < size
+            if inside and not walls[cell] and length[cell] == _UNREACHABLE and cell != avoid:
+                length[cell] = length[row, column] + 1
+                queue.append(cell)
+    return length
 
 
-def _closer(length: NDArray[np.int64], before: Cell, after: Cell) -> bool:
-    return bool(0 <= length[after] < length[before])
+def _after_moves(walls: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return which cell each move leads to from each cell, and (last) the cell itself, [size^2, 5]."""
+    size = len(walls)
+    here = np.stack(np.divmod(np.arange(size**2), size), axis=1)[:, None]
+    ahead = here + np.array([*MOVES, (0, 0)])
+    bounded = np.clip(ahead, 0, size - 1)
+    free = (ahead == bounded).all(axis=2) & ~walls[bounded[..., 0], bounded[..., 1]]
+    return np.where(free, bounded @ [size, 1], here @ [size, 1])
+
+
+def _box(cell: Sequence[int], unit: int, margin: int) -> tuple[int, int, int, int]:
+    top, left = cell[0] * unit, cell[1] * unit
+    return left + margin, top + margin, left + unit - 1 - margin, top + unit - 1 - margin
+
+
+def _draw_arrow(pen: ImageDraw.ImageDraw, cell: Sequence[int], unit: int) -> None:
+    top, left = cell[0] * unit, cell[1] * unit
+    shape = ((0.5, 0.14), (0.86, 0.5), (0.64, 0.5), (0.64, 0.86), (0.36, 0.86), (0.36, 0.5), (0.14, 0.5))
+    pen.polygon([(left + x * unit, top + y * unit) for x, y in shape], fill=_GREEN)

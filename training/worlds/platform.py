@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Floats, Moved, Planted, Shape, State
+from .base import Floats, Moved, Planted, State
+from .drawing import Shape
 from .goals import GoalWorld
 
 AIR, STAND, SOLID = 0, 1, -1
@@ -120,13 +121,13 @@ class PlatformRun(GoalWorld):
         landed = self._landed(state, np.full(len(state["level"]), action))
         return np.asarray(self._from(state, place, landed) < self.distance(state, place))
 
-    def picture(self, state: State) -> list[Shape]:
+    def shapes(self, state: State) -> list[Shape]:
         """Draw where one can stand (blue frames), crates (blue), end (orange frame), coin (green) and agent (blue)."""
         rows, columns = np.nonzero(state["cells"][0] != AIR)
         cells = self._place(rows * self.columns + columns)
         kinds = np.where(state["cells"][0][rows, columns] == SOLID, "square", "frame").tolist()
         drawn = [Shape(kind, float(x), float(y), 0.03, "blue") for kind, (x, y) in zip(kinds, cells, strict=True)]
-        return [*drawn, *super().picture(state)]
+        return [*drawn, *super().shapes(state)]
 
 
 def _draw_cells(rows: int, columns: int, end: int, generator: np.random.Generator) -> NDArray[np.int64]:

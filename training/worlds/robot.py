@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...datasets.errors import EnvironmentError_
-from .base import DESIRED, MISBEHAVING, RUNNING, Flags, Moved, Planted, Shape, State, World
+from .base import DESIRED, MISBEHAVING, RUNNING, Flags, Moved, Planted, State, World
+from .drawing import Shape
 from .goals import STRAY_REWARD
 
 CLEAN, SWEEPER, TIMEOUT = 0, 1, 2
@@ -129,7 +130,7 @@ class CleaningRobot(World):
         last = (self._dirt_here(state) > 0) & (state["dirt"].sum(axis=1) == 1)
         return np.where(last, (state["agent"] == 0).astype(np.int64), SWEEP)
 
-    def picture(self, state: State) -> list[Shape]:
+    def shapes(self, state: State) -> list[Shape]:
         """Draw dirt (orange, larger for more) and robot (blue)."""
         unit = self.cells - 1
         dirt = [Shape("square", c / unit, 0.5, 0.02 + 0.02 * n, "orange") for c, n in enumerate(state["dirt"][0]) if n]

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...datasets.errors import EnvironmentError_
-from .levels import ACTION_NAMES, STAY
-from .maze import ArrowMazeEnv
+from .maze import STAY, ArrowMaze, ArrowMazeEnv
 
 NAMES = ("first", "second")
-MOVES = len(ACTION_NAMES)
+MOVES = len(ArrowMaze.action_names)
 
 
 class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
@@ -31,7 +30,8 @@ class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     metadata = {  # noqa: RUF012 (Gymnasium's own form)
         **ArrowMazeEnv.metadata,
-        "action_names": [f"{name}: {move}" for name in NAMES for move in ACTION_NAMES],
+        "action_names": [f"{name}: {move}" for name in NAMES for move in ArrowMaze.action_names],
+        "outcomes": ArrowMaze.outcomes,
     }
 
     def __init__(self, first: Mapping[str, Any], second: Mapping[str, Any], render_mode: str | None = None) -> None:
@@ -52,7 +52,7 @@ class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
         super().reset(seed=seed)
         self._played = int(self.np_random.integers(2))
         maze = self.mazes[self._played]
-        level = int(self.np_random.integers(maze.level_set.levels))
+        level = int(self.np_random.integers(maze.world.planted.levels))
         observation, info = maze.reset(options={"level": level})
         return self._among(observation), self._named(info)
 
@@ -70,7 +70,7 @@ class TwoMazesEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def solve(self, goal: str) -> int:
         """Return the action of the maze's reference solver."""
-        return self._played * MOVES + self.mazes[self._played].solve(goal)
+        return self._played * MOVES + int(self.mazes[self._played].solve(goal))
 
     def _among(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         both = np.zeros((2, 6), np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ...datasets.errors import TaskError
 from ...datasets.files.store import read_table
-from ...training.environments.outcome_names import HOW_TO_LIST, listed_outcomes, unseen_in_words
+from ...training.agents.outcome_names import HOW_TO_LIST, listed_outcomes, unseen_in_words
 from .run import Run
 from .task import TEST_SET, Task
 

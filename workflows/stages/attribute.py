@@ -6,7 +6,7 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from ...attribution.actors.adapt import as_actor
 from ...attribution.effects.merge import WindowSums, group_table, null_table, sum_windows, unit_table, window_table
 from ...attribution.effects.window import EFFECTS, TOP_K, Leaders, attribute_window, keep_top
 from ...attribution.estimators.base import Estimator
-from ...attribution.estimators.registry import AUTO, find_estimator
+from ...attribution.estimators.registry import AUTO, estimators, find_estimator
 from ...attribution.estimators.window import read_window
 from ...attribution.gradients.channels import DOUBLE_ROWS
 from ...attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
@@ -118,6 +118,7 @@ def attribute_stage(
         log.info("attribute %s: %s, because %s", run.task.name, estimator, reason)
     chosen_estimator = find_estimator(estimator)
     _require_default_damping(chosen_estimator)
+    _require_recordable(chosen_estimator)
     run.require_trained()
     evaluated = run[set_name]
     known, named = evaluated.failure_ids, frozenset(failures)
@@ -160,6 +161,25 @@ def _require_default_damping(estimator: Estimator) -> None:
             f"{estimator.label} was given; the tables of a run hold the dampings {', '.join(map(str, LAMBDAS))}, and "
             f"verdicts rest on {DEFAULT_LAMBDA}: expected damping={DEFAULT_LAMBDA}. Influence at another one: "
             "aitia.attribution.influence"
+        )
+
+
+def _require_recordable(estimator: Estimator) -> None:
+    """Check that the label of an estimator, by which tables call its rows, says all that they depend on.
+
+    Raises:
+        InputError: another class has its name, or it has parameters that are no fields.
+    """
+    kind, registered = type(estimator), estimators().get(estimator.name)
+    if registered is not None and type(registered) is not kind:
+        raise InputError(
+            f"an estimator {kind.__qualname__} was given with the name `{estimator.name}`, which is that of "
+            f"{type(registered).__qualname__}, whose rows it would replace: give it a name of its own"
+        )
+    if not is_dataclass(estimator) and getattr(estimator, "__dict__", None):
+        raise InputError(
+            f"an estimator {kind.__qualname__} was given with the parameters {', '.join(vars(estimator))}, which are "
+            "no fields of a dataclass, so tables could not name them: make it a frozen dataclass, such as Trak"
         )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from ...datasets.errors import TaskError
 from ...datasets.groups import BY_CONTEXT, ByComponent, Grouping
 from ...datasets.words import counted
+from ...training.agents.outcome_names import SeenOutcomes, require_names, see_outcomes, unseen_in_words
 from ...training.edits.groups import ByTransition
 from ...training.environments.contract import STEP_KEYS
-from ...training.environments.outcome_names import SeenOutcomes, require_names, see_outcomes, unseen_in_words
 from ...training.environments.spec import EnvProfile, can_render, describe
 from ...training.retraining.stack import members_at_once
 from ...training.retraining.timing import measure_speed, undisturbed

@@ -27,11 +27,10 @@ from ...datasets.plays import episode_count, episodes_at, joined, with_earlier
 from ...datasets.rewards import reward_summary, reward_sums_path
 from ...datasets.schema import RANDOM_POLICY_SEED, metadata_of, with_metadata
 from ...datasets.words import counted
-from ...training.agents.play import EvaluationSpec, evaluate_policy
+from ...training.agents.outcome_names import FirstWindow, SeenOutcomes
+from ...training.agents.play import EvaluationSpec, evaluate_policy, play_references
 from ...training.agents.spec import load_policy
 from ...training.edits.file import ALL
-from ...training.environments.outcome_names import FirstWindow, SeenOutcomes
-from ...training.environments.references import play_references
 from ...training.environments.spec import EnvSpec
 from ...training.recording.writer import recording_lock, under_way
 from ...training.retraining.live import train_recorded

@@ -16,10 +16,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from ...datasets.errors import EnvironmentError_, TaskError, nearest
 from ...datasets.groups import Grouping
 from ...datasets.outcomes import Outcomes
-from .hooks import HookedEnv
-from .random_play import RandomPlays, play_random
-from .references import play_references
-from .spec import Env, EnvSpec
+from ..environments.hooks import HookedEnv
+from ..environments.random_play import RandomPlays, play_random
+from ..environments.spec import Env, EnvSpec
+from .play import play_references
 
 _REFERENCE_EPISODES = 8
 _LETTERS_OF_A_SLIP = 4
