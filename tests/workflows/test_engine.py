@@ -144,8 +144,10 @@ def test_validation_scores_every_estimator_beside_its_noise_ceiling(
     manifest["task"] |= {"causes": "aitia.training.worlds.maze:causal_levels", "verify": {"seeds": 2, "points": 1}}
     (copy / "run.json").write_text(json.dumps(manifest))
     commands.attribute(copy, estimator="size", workers=0, trust=True)
+    bank = {path: path.read_bytes() for path in (copy / "bank/test").iterdir()}
     done = aitia_command("validate", copy, "--masks", 4, "--workers", 0)
     assert done.code == 0, done.err
+    assert bank == {path: path.read_bytes() for path in bank}, "a verdict would rest on agents of random sets"
     assert "noise ceiling" in done.out and "AUC of the declared cause, trak" in done.out
     found = json.loads((copy / "validation/test/validation.json").read_text())
     for estimand in ("interactive", "replay"):
@@ -156,8 +158,11 @@ def test_validation_scores_every_estimator_beside_its_noise_ceiling(
     assert found["causes"]["auc"]["trak"]["auc"] >= 0.9
     members = pq.read_table(copy / "validation/test/members.parquet")
     assert members.num_rows == 2 * 5 * 2
-    again = {path: path.stat().st_mtime_ns for path in (copy / ".parts/validation").rglob("*.safetensors")}
-    commands.validate(copy, masks=4, workers=0)
+    for piece in list((copy / ".parts/validation").rglob("interactive-*-seed=1.safetensors")):
+        piece.unlink()
+    kept = [path for name in ("validation", "policies") for path in (copy / ".parts" / name).rglob("*.safetensors")]
+    again = {path: path.stat().st_mtime_ns for path in kept}
+    assert commands.validate(copy, masks=4, workers=0) == found, "measured again under the agent that was kept"
     assert again == {p: p.stat().st_mtime_ns for p in again}, "a finished piece was done again"
     summary = commands.report(copy, workers=0)
     assert summary["noise_ceiling"] == found["interactive"]["noise_ceiling"]["value"]
