@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dask
 import fsspec
 import gymnasium as gym
 import pyarrow.parquet as pq
@@ -66,8 +67,12 @@ def runs(other: s3fs.S3FileSystem, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("remote")
     task, local, remote = folder / "task.yaml", folder / "run", "s3://bucket/deep/run"
     task.write_text(yaml.safe_dump(ROOMS))
-    options = {"n_workers": 1, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    with LocalCluster(**options, processes=False, protocol="tcp", silence_logs=50) as cluster:
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),  # fsspec reads its settings at import
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as cluster,
+    ):
         commands.run(task, local, workers=0)
         commands.run(task, remote, scheduler=cluster.scheduler_address)
         yield Runs(local, remote, cluster.scheduler_address)
