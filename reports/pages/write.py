@@ -94,7 +94,7 @@ class EpisodeView:
     """A training episode, drawn with its rewards before and after the correction.
 
     Attributes:
-        reward: its reward that led here, the most influential one.
+        reward: the most influential reward of the episode, because of which it is shown.
         steps: what is drawn of it.
         length: steps in all; None if it goes on after what was read.
     """
@@ -106,7 +106,7 @@ class EpisodeView:
 
 @dataclass(frozen=True)
 class FailureView:
-    """What a failure's page shows beside its entry in `verdicts.json`.
+    """What a failure's page shows in addition to its entry in `verdicts.json`.
 
     Attributes:
         frames: pictures of the episode, one a step; empty without pictures.
@@ -168,7 +168,7 @@ class PageContext:
         unit: what the groups are called.
         findings: of the set.
         clusters: by number.
-        told: in words, what the environment does not tell and what follows.
+        told: in words, what the environment does not report in `info`, and what follows for the results.
         provenance: versions, git SHA and the like.
         edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
         correction: file with the rewards to correct for the whole set; None where there is nothing to correct.
@@ -206,7 +206,7 @@ class PageContext:
 
 @dataclass(frozen=True)
 class ClusterView:
-    """What a cluster's page shows beside its context.
+    """What a cluster's page shows in addition to its context.
 
     Attributes:
         charts: by what they are of: `concentration`, `groups`, `calibration`; those that exist.
@@ -279,16 +279,16 @@ def write_index_page(
         thumbnails: asset of the first frame of each illustrated failure.
         explanation: the set's verdict in words.
         learning: outcomes over training; None: not known.
-        preference: returns by outcome, where no intended reward is told; else None.
+        preference: returns by outcome, where the intended reward is not known; else None.
     """
     thresholds = asdict(page.findings.thresholds)
     rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
     charts = {"shares": _shares(page.findings)}
     if entries:
         charts["counts"] = failure_counts(entries)
-    found = page.findings.factorial
-    if found is not None and found.shares:
-        charts["factorial"] = factorial_shares({str(source): share for source, share in found.shares.items()})
+    factorial = page.findings.factorial
+    if factorial is not None and factorial.shares:
+        charts["factorial"] = factorial_shares({str(source): share for source, share in factorial.shares.items()})
     if learning is not None:
         charts["learning"] = learning_chart(learning)
     for chart in charts.values():
@@ -369,21 +369,21 @@ def _failures_table(
 
 def _where_framings_differ(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, int]]:
     """Return pairs of labels that differ: Framing 1's, the verdict, what each means together, how many failures."""
-    found = Counter((entry["framing1"], entry["verdict"], entry["basis"]) for entry in entries)
-    return [(key[0], key[1], text, n) for key, n in found.items() if (text := differing(*key)) is not None]
+    counts = Counter((entry["framing1"], entry["verdict"], entry["basis"]) for entry in entries)
+    return [(key[0], key[1], text, n) for key, n in counts.items() if (text := differing(*key)) is not None]
 
 
 def _cheapest_budget(findings: SetFindings) -> str | None:
     """Say in words how little had to be corrected."""
-    found = findings.ease
-    if found is None:
+    ease = findings.ease
+    if ease is None:
         return None
-    point = found.verified
+    point = ease.verified
     if point is None:
         return None
     return (
-        f"Half of what correcting everything removes is removed by correcting about {found.groups:.1%} of all "
-        f"groups, {found.reward_events:.1%} of all reward events, {found.transitions:.1%} of all transitions "
+        f"Half of what correcting everything removes is removed by correcting about {ease.groups:.1%} of all "
+        f"groups, {ease.reward_events:.1%} of all reward events, {ease.transitions:.1%} of all transitions "
         f"(between two verified sets, by linear interpolation). The smallest verified set that reaches it has "
         f"{counted(point.corrected.groups, 'group')} and "
         f"{counted(point.corrected.reward_events, 'reward event')} a run."
@@ -401,7 +401,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else percent(value)
-    environment.filters["share"] = lambda found: Interval(found["value"], found["low"], found["high"]).as_percent()
+    environment.filters["share"] = lambda value: Interval(value["value"], value["low"], value["high"]).as_percent()
     environment.filters["interval"] = lambda value: Interval(**value).as_percent()
     environment.filters["between"] = _between
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
@@ -412,10 +412,10 @@ def _templates() -> Environment:
     return environment
 
 
-def _between(found: Interval) -> str:
-    if found.value is None:
+def _between(interval: Interval) -> str:
+    if interval.value is None:
         return "–"
-    return f"{found.value:.3g}" + ("" if found.low is None else f" [{found.low:.3g}, {found.high:.3g}]")
+    return f"{interval.value:.3g}" + ("" if interval.low is None else f" [{interval.low:.3g}, {interval.high:.3g}]")
 
 
 def _cell(value: Cell) -> str:
