@@ -78,13 +78,13 @@ def as_path(where: str | Path) -> Path:
     return cast(Path, UPath(where, use_listings_cache=False))  # other processes write there too
 
 
-def local_path(given: str | Path, what: str) -> Path:
+def local_path(where: str | Path, what: str) -> Path:
     """Return a path that must be local.
 
     Raises:
         InputError: it is an address; the message names it as `what`.
     """
-    path = as_path(given)
+    path = as_path(where)
     if remote(path) is not None:
         raise InputError(f"{path} was given as {what}, expected a local path: only run folders may be on object stores")
     return path

@@ -51,15 +51,15 @@ class RunFolder:
     root: Path
 
     @classmethod
-    def at(cls, given: str | Path | RunFolder) -> RunFolder:
+    def at(cls, where: str | Path | RunFolder) -> RunFolder:
         """Return the run folder at a path or an address, which is asked for.
 
         Raises:
             InputError: an address that cannot be one of a run folder, or whose store does not answer.
         """
-        if isinstance(given, RunFolder):
-            return given
-        root = as_path(given).resolve()  # workers may have another working directory
+        if isinstance(where, RunFolder):
+            return where
+        root = as_path(where).resolve()  # workers may have another working directory
         require_reachable(root)
         return cls(root)
 

@@ -194,11 +194,11 @@ def own_rates(episodes: pa.Table, bank: Bank | None, declared: Outcomes) -> dict
     return {e: {"uncorrected": before[e], "all_corrected": after.get(e)} for e in before}
 
 
-def _rates_by_episode(plays: pa.Table | None, declared: Outcomes) -> dict[int, float | None]:
-    if plays is None:
+def _rates_by_episode(played: pa.Table | None, declared: Outcomes) -> dict[int, float | None]:
+    if played is None:
         return {}
     outcomes: dict[int, list[str]] = {}
-    for episode, outcome in zip(plays["episode"].to_pylist(), plays["outcome"].to_pylist(), strict=True):
+    for episode, outcome in zip(played["episode"].to_pylist(), played["outcome"].to_pylist(), strict=True):
         outcomes.setdefault(episode, []).append(outcome)
     return {episode: PlayCounts.of(values, declared).misbehaviour for episode, values in outcomes.items()}
 
