@@ -1,8 +1,8 @@
 """Did wrong training rewards cause this misbehaviour? What aitia does, in one file that reads from top to bottom.
 
 Agents learn to go to an arrow. In 36 of 240 levels the reward is wrongly paid for the far corner instead, in 60 others
-the arrow pays too much. At test they go to the corner. `python examples/one_file.py` finds out why (about 1.5 minutes
-on two free cores), and prints this; with `inner` no level pays for the corner, but the arrow always stands in it.
+the arrow pays too much. At test they go to the corner. `python examples/one_file.py` finds out why (under two minutes
+on two free cores) and prints this; with `inner` no level pays for the corner, but the arrow always stands in it.
 
     corrected: nothing        misbehaviour rate 0.88 [0.88, 0.89]
     1130 failures; most suspected of 96 wrong levels: 73 (-0.76), 61 (-0.59), 175 (-0.54), 232 (-0.52), 132 (-0.49)
