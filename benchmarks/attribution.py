@@ -33,7 +33,8 @@ from torch import Tensor
 
 import aitia
 from aitia.attribution.actors.adapt import as_actor
-from aitia.attribution.effects.window import TOP_K, Leaders, attribute_window, keep_top
+from aitia.attribution.effects.top import TOP_K, Leaders, keep_top
+from aitia.attribution.effects.window import attribute_window
 from aitia.attribution.estimators.base import Trak
 from aitia.attribution.estimators.window import read_window
 from aitia.attribution.gradients.channels import DOUBLE_ROWS, policy_gradients

@@ -66,7 +66,7 @@ def train(
 
 
 def check(task: TaskSource, edits: str | Path | None = None, workers: int | None = None) -> dict[str, Any]:
-    """Say in seconds what a task will do, what its environment does not tell, and how long it takes.
+    """Say in seconds what a task will do, what its environment does not report, and how long it takes.
 
     Args:
         task: see `train`.
@@ -74,8 +74,8 @@ def check(task: TaskSource, edits: str | Path | None = None, workers: int | None
         workers: processes that would work; None: one a core.
 
     Returns:
-        Observations, keys told, outcomes seen, seeds, steps, groups, trainings, an estimate of minutes and bytes with
-        what it was measured from, and `warnings`.
+        Observations, keys of `info`, outcomes seen, seeds, steps, groups, trainings, an estimate of minutes and bytes
+        with what it was measured from, and `warnings`.
 
     Raises:
         InputError: bad input.
@@ -120,9 +120,9 @@ def attribute(
         run: an evaluated run folder.
         set: name of the evaluation set.
         failure: ids of failures; none given: all.
-        estimator: a name (`aitia.attribution.estimators.registry`); `auto`: exact TRAK, or TRAK projected where the
-            policy or the window leaves no choice. Verdicts use what `auto` chooses. Or an estimator with parameters of
-            your own, such as `TrakProjected(dimension=512)`: tables then call it by name and parameters.
+        estimator: an estimator of `aitia.attribution`, or a name; `auto`: exact TRAK, or TRAK projected where the
+            policy or the window leaves no choice. Verdicts use what `auto` chooses. Tables call an estimator by its
+            name and the parameters that differ from the default ones.
         workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
     """
@@ -232,7 +232,7 @@ def validate(
 
 
 def compare(run_a: str | Path, run_b: str | Path, set: str = TEST_SET, out: str | Path | None = None) -> dict[str, Any]:
-    """Compare two runs of the same environment, before and after a fix: the same episodes and seeds, play by play.
+    """Compare two runs of the same environment, before and after a fix: the same episodes and seeds, paired.
 
     Args:
         run_a: an evaluated run folder: before.

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...datasets.arrays import array_format, decode_arrays
+from ..shapes import require_rows
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,16 @@ class History:
         first: bool [N], states that follow no other one of the N; any other follows the one before it.
         states: float32 [N, 4, layers, H], LSTM states that came in at the first ones (training/agents/memory.py); None:
             zero.
+
+    Raises:
+        InputError: states of another number than N.
     """
 
     first: NDArray[np.bool_]
     states: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        require_rows("History", len(self.first), states=self.states)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,14 @@ class PolicyInputs:
 
     mask: NDArray[np.bool_] | None = None
     history: History | None = None
+
+    def require_rows(self, record: str, rows: int) -> None:
+        """Check that they are of as many states as a record that holds them.
+
+        Raises:
+            InputError: they are not; names both numbers.
+        """
+        require_rows(record, rows, mask=self.mask, history=None if self.history is None else self.history.first)
 
     def rows(self, chosen: NDArray[np.int64]) -> PolicyInputs:
         """Return the inputs of some of the states, in any order: nothing of what came before."""

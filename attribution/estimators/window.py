@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays
+from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, pack
 from ...datasets.errors import InputError, NonFiniteError, RunFolderError
 from ...datasets.files.store import read_table, read_table_schema
 from ...datasets.groups import BY_CONTEXT, Grouping
@@ -69,7 +70,7 @@ class Window:
 
     @staticmethod
     def from_arrays(
-        observations: Array,
+        observations: Array | Mapping[str, Array],
         actions: Array,
         rewards: NDArray[Any],
         values: NDArray[Any] | None,
@@ -91,7 +92,7 @@ class Window:
         Rows of the result, and of influence on it, are environment by environment: row = env * n_steps + step.
 
         Args:
-            observations, actions: as the policy got and drew them.
+            observations, actions: as the policy got and drew them; of a dictionary of observations an array each.
             rewards: as they were learned from.
             values: V(s) of each observation when it was collected; None with `advantages`.
             dones: whether the episode ended with this step.
@@ -130,11 +131,15 @@ class Window:
             raw = estimate_advantages(reward, by_env("values", values, np.float64), ended, after, gamma, gae_lambda)
         else:
             raise InputError(f"{name}: neither values nor advantages, expected one of them")
+        if isinstance(observations, Mapping):
+            observed = pack({key: by_env(f"observations[{key!r}]", part) for key, part in observations.items()})
+        else:
+            observed = by_env("observations", observations)
         taken = by_env("actions", actions)
         batches = None if minibatches is None else by_env("minibatches", minibatches, np.int32)
         groups = np.full(reward.shape, "all") if group is None else by_env("group", group, np.str_)
         return Window(
-            name=name, seed=0, number=0, rows=WindowRows.of(by_env("observations", observations), taken),
+            name=name, seed=0, number=0, rows=WindowRows.of(observed, taken),
             signal=GaeAdvantages(raw, ended, envs, gamma, gae_lambda, normalize, np.ones(len(raw)), batches),
             reward=reward, intended=None if intended is None else by_env("intended", intended, np.float64),
             group=groups, action=taken, vf_coef=vf_coef,

@@ -35,6 +35,7 @@ class WindowRows:
 
     def __post_init__(self) -> None:
         require_rows("WindowRows", len(self.counts), observations=self.observations, actions=self.actions)
+        self.inputs.require_rows("WindowRows", len(self.counts))
 
     @staticmethod
     def of(observations: Array, actions: Array, inputs: PolicyInputs = OBSERVATION_ALONE) -> WindowRows:

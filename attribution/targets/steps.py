@@ -10,7 +10,7 @@ the state in which it began.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays
+from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, pack
 from ...datasets.errors import InputError, TaskError
 from ...datasets.outcomes import failure_ids
 from ...datasets.schema import failure_id
@@ -84,8 +84,9 @@ class Targets:
         require_rows("Targets", len(self.ids), kinds=self.kinds)
         require_rows(
             "Targets", len(self.failure), observations=self.observations, actions=self.actions, labels=self.labels,
-            decisive=self.decisive, mask=self.inputs.mask,
+            decisive=self.decisive,
         )  # fmt: skip
+        self.inputs.require_rows("Targets", len(self.failure))
         if (np.diff(self.failure) < 0).any() or (len(self.failure) and not 0 <= self.failure[-1] < self.failures):
             raise InputError(
                 f"Targets: the failure of each step is {self.failure.tolist()[:20]}, expected ascending indices of "
@@ -94,7 +95,7 @@ class Targets:
 
     @staticmethod
     def from_arrays(
-        observations: Array,
+        observations: Array | Mapping[str, Array],
         actions: Array,
         failure: Sequence[int] | NDArray[np.integer] | None = None,
         *,
@@ -106,7 +107,7 @@ class Targets:
         """Return the targets of failures, of plain arrays: the steps of failing episodes, one after the other.
 
         Args:
-            observations: [T, ...], as the policy sees them.
+            observations: [T, ...], as the policy sees them; of a dictionary of observations an array each.
             actions: the actions taken, [T] or [T, K].
             failure: index of the failure of each step, [T], ascending from 0; None: all are of one failure.
             target: `log-odds`, `episode`, `value`, `labels` (or `auto`, the same): see the head of this file; or a
@@ -118,7 +119,8 @@ class Targets:
         Raises:
             InputError: arrays of different lengths, or an unknown target.
         """
-        steps = len(observations)
+        observed = pack(dict(observations)) if isinstance(observations, Mapping) else np.asarray(observations)
+        steps = len(observed)
         index = np.zeros(steps, np.int64) if failure is None else np.asarray(failure, dtype=np.int64)
         if isinstance(target, str) and target not in BUILT_IN:
             raise InputError(f"Targets: target {target!r}, expected a function or one of {', '.join(BUILT_IN)}")
@@ -130,7 +132,7 @@ class Targets:
         own = None if isinstance(target, str) else target
         return Targets(
             names, _kinds(target if isinstance(target, str) else "user", index[decisive], len(names)), index,
-            np.asarray(observations), np.asarray(actions), signs, decisive, own, PolicyInputs(mask, History(first)),
+            observed, np.asarray(actions), signs, decisive, own, PolicyInputs(mask, History(first)),
         )  # fmt: skip
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -69,28 +69,32 @@ def budgets(
         declared, thresholds: from the task.
     """
     nested = sorted((p for p in curve if p.order in (Order.ATTRIBUTION, Order.ALL)), key=lambda p: p.corrected.groups)
-    corrective = [(p.rates, int(p.corrected.groups), p.corrected.transitions, None) for p in nested]
-    arbitrary = [(t.edited, t.groups, t.transitions, t.placebo or None) for t in evidence.arbitrary]
     covered = bank.rates(bank.members(Order.NONE, variant=COVERAGE), declared) if bank is not None else ()
-    found = []
-    tried: tuple[tuple[Kind, list[tuple[Sequence[SeedRates], int | None, float | None, Any]]], ...] = (
-        ("corrective", list(corrective)),
-        ("arbitrary", list(arbitrary)),
-        ("coverage", [(covered, None, None, None)] if covered else []),
-    )
-    for kind, changes in tried:
-        if not changes:
-            continue
-        removing = [change for change in changes if removal(evidence, change[0], thresholds).removes]
-        rates, groups, events, placebo = (removing or changes[-1:])[0]
-        before, _ = evidence.paired_with(rates)
-        found.append(
-            Budget(
-                kind, bool(removing), groups, events, _misbehaviour(rates), _mean(rates, "competent"),
+    tried: dict[Kind, list[_Tried]] = {
+        "corrective": [_Tried(p.rates, int(p.corrected.groups), p.corrected.transitions) for p in nested],
+        "arbitrary": [_Tried(t.edited, t.groups, t.transitions, t.placebo) for t in evidence.arbitrary],
+        "coverage": [_Tried(covered)] if covered else [],
+    }
+    cheapest = []
+    for kind, changes in tried.items():
+        removing = [change for change in changes if removal(evidence, change.rates, thresholds).removes]
+        for rates, groups, transitions, placebo in (removing or changes[-1:])[:1]:
+            before, _ = evidence.paired_with(rates)
+            budget = Budget(
+                kind, bool(removing), groups, transitions, _misbehaviour(rates), _mean(rates, "competent"),
                 _mean(rates, "desired"), _mean(before, "desired"), _misbehaviour(placebo) if placebo else None,
-            )
-        )  # fmt: skip
-    return tuple(found)
+            )  # fmt: skip
+            cheapest.append(budget)
+    return tuple(cheapest)
+
+
+class _Tried(NamedTuple):
+    """One verified change: rates of the agents trained with it, what it edits a run, and rates of its placebo."""
+
+    rates: Sequence[SeedRates]
+    groups: int | None = None
+    transitions: float | None = None
+    placebo: Sequence[SeedRates] = ()
 
 
 def _misbehaviour(rates: Sequence[SeedRates]) -> Interval:

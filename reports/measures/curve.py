@@ -159,7 +159,7 @@ def minimal_corrections(
         level: highest misbehaviour rate that counts as removed.
         group_by: what a group is.
     """
-    found = []
+    smallest_sets = []
     for order in SEARCHED_ORDERS:
         nested = [point for point in curve if point.order in (order, Order.NONE, Order.ALL)]
         nested.sort(key=lambda point: point.corrected.groups)
@@ -167,8 +167,9 @@ def minimal_corrections(
         if good and any(point.order == order for point in nested):
             smallest = int(good[0].corrected.groups)
             too_few = [int(p.corrected.groups) for p in nested if p.corrected.groups < smallest]
-            found.append(MinimalCorrection(order, good[0].corrected, max(too_few, default=0), group_by == "component"))
-    return tuple(found)
+            units, largest = good[0].corrected, max(too_few, default=0)
+            smallest_sets.append(MinimalCorrection(order, units, largest, group_by == "component"))
+    return tuple(smallest_sets)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The factorial: rewards (as given, corrected) times inductive biases. Which of the two moves the misbehaviour?"""
+"""The factorial: rewards (as paid, corrected) times inductive biases. Which of the two moves the misbehaviour?"""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Factorial:
 
     Attributes:
         biases: the levels of the inductive bias; the first is the task as it is.
-        seeds: paired seeds with competent plays in every cell.
-        rates: mean misbehaviour rate, float64 [biases, 2]: rewards as given, corrected.
+        seeds: paired seeds with competent episodes in every cell.
+        rates: mean misbehaviour rate, float64 [biases, 2]: rewards as paid, corrected.
         shares: share of each source; None where nothing varies.
         primary: the source with the largest share, if its interval lies above every other share's value; `rewards` or
             `bias`, else `undetermined`: also where the interaction or the seed is the largest.
@@ -37,6 +37,10 @@ class Factorial:
     rates: NDArray[np.float64]
     shares: dict[Source, Interval] | None
     primary: str
+
+    def __post_init__(self) -> None:
+        if self.rates.shape != (len(self.biases), 2):
+            raise ValueError(f"rates are of shape {self.rates.shape}, expected {(len(self.biases), 2)}: [biases, 2]")
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as `summary.json` writes it."""
@@ -62,9 +66,9 @@ def factorial(bank: Bank | None, biases: Sequence[str], declared: Outcomes, any_
         return None
     cells = []
     for variant in ("", *biases):
-        given = bank.rates(bank.members(Order.NONE, variant=variant), declared)
-        corrected = bank.rates(bank.members(Order.ALL, variant=variant), declared) if any_wrong else given
-        cells.append([{r.seed: r.misbehaviour for r in rates} for rates in (given, corrected)])
+        as_paid = bank.rates(bank.members(Order.NONE, variant=variant), declared)
+        corrected = bank.rates(bank.members(Order.ALL, variant=variant), declared) if any_wrong else as_paid
+        cells.append([{r.seed: r.misbehaviour for r in rates} for rates in (as_paid, corrected)])
     everywhere = set.intersection(*({s for s, m in cell.items() if m is not None} for row in cells for cell in row))
     if len(everywhere) < 2:
         return None

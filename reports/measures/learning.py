@@ -143,13 +143,13 @@ def find_learning(
     """
     members = {} if bank is None else bank.members(Order.ALL)
     long = windows or {}
-    found = {
+    tables = {
         AS_PAID: [(seed, table) for seed, table in trainings.items()],
         CORRECTED: [(seed, outcomes.filter(pc.field("member") == member)) for member, seed in members.items()],
     }
     seeds = {
-        agents: [_counts(table, declared, long.get(seed, 0)) for seed, table in tables if table.num_rows]
-        for agents, tables in found.items()
+        agents: [_counts(table, declared, long.get(seed, 0)) for seed, table in mine if table.num_rows]
+        for agents, mine in tables.items()
     }
     late = {
         agents: np.array([c for each in counts if (c := _change(each)) is not None]) for agents, counts in seeds.items()
@@ -196,24 +196,24 @@ def _counts(table: pa.Table, declared: Outcomes, length: int) -> _Counts:
 
 
 def _stages(agents: str, counts: Sequence[_Counts]) -> list[Stage]:
-    windows = max(found.length for found in counts)
+    windows = max(training.length for training in counts)
     edges = np.unique(np.linspace(0, windows, min(windows, _MOST_STRETCHES) + 1).astype(int))
     stages = []
     for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        sums = [found.between(first, end) for found in counts]
-        rates = [found / found.sum() for found in sums if found.sum()]
+        sums = [training.between(first, end) for training in counts]
+        rates = [episodes / episodes.sum() for episodes in sums if episodes.sum()]
         for index, kind in enumerate(KINDS):
             if rates:
-                rate = rate_interval([float(found[index]) for found in rates])
+                rate = rate_interval([float(shares[index]) for shares in rates])
                 stages.append(Stage(agents, kind, first, end - 1, rate))
     return stages
 
 
 def _silence(agents: str, counts: Sequence[_Counts]) -> Silence | None:
-    quiet = [found for found in counts if found.length - 1 - int(found.windows[-1]) >= _FEWEST_WINDOWS]
+    quiet = [each for each in counts if each.length - 1 - int(each.windows[-1]) >= _FEWEST_WINDOWS]
     if not quiet:
         return None
-    first = min(quiet, key=lambda found: int(found.windows[-1]))
+    first = min(quiet, key=lambda each: int(each.windows[-1]))
     return Silence(agents, len(quiet), len(counts), int(first.windows[-1]), first.length)
 
 

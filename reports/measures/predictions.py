@@ -77,7 +77,7 @@ def concentration(by_seed: Mapping[str, NDArray[np.float64]], null: pa.Table) ->
     top = max(1, round(TOP_SHARE * count))
     sizes = sorted({top, *np.linspace(1, count, min(count, MOST_SIZES)).astype(int).tolist()})
     columns = np.array(sizes) - 1
-    found = [_shares(row, count)[columns] for row in np.stack(list(by_seed.values()), axis=1)]
+    measured = [_shares(row, count)[columns] for row in np.stack(list(by_seed.values()), axis=1)]
     draws: dict[tuple[int, int], list[float]] = {}
     for row in null.select(["seed", "draw", "effect"]).to_pylist():
         draws.setdefault((row["seed"], row["draw"]), []).append(row["effect"])
@@ -86,7 +86,7 @@ def concentration(by_seed: Mapping[str, NDArray[np.float64]], null: pa.Table) ->
         by_chance.setdefault(seed, []).append(_shares(np.array(values), count)[columns])
     chance = [np.mean(values, axis=0) for values in by_chance.values()]
     curve = tuple(
-        ConcentrationPoint(size, *(mean_interval([float(values[i]) for values in seeds]) for seeds in (found, chance)))
+        ConcentrationPoint(size, *(mean_interval([float(row[i]) for row in rows]) for rows in (measured, chance)))
         for i, size in enumerate(sizes)
     )
     point = curve[sizes.index(top)]
@@ -121,7 +121,7 @@ class Calibration:
         residual: standard deviation of the measured changes about the line.
         fit: R^2 of sets that were left out, against the mean of the others; None with too few sets.
         before: log-odds of the uncorrected misbehaviour rate.
-        poor: why predictions cannot be given a unit; None where they can.
+        poor: why predictions get no unit; None where they can.
     """
 
     sets: tuple[VerifiedSet, ...]
@@ -146,7 +146,7 @@ class Calibration:
         """Return it as `summary.json` writes it."""
         return {
             "slope": self.slope.as_dict(), "residual": self.residual, "fit": self.fit, "poor": self.poor,
-            "sets": [vars(found) for found in self.sets],
+            "sets": [vars(verified) for verified in self.sets],
         }  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def calibrate(bank: Bank | None, effects: Mapping[str, float], declared: Outcome
 
 def fit_line(sets: Sequence[VerifiedSet], before: float) -> Calibration:
     """Fit the line through the origin and say whether it is good enough to use."""
-    x, y = (np.array([getattr(found, name) for found in sets]) for name in ("predicted", "measured"))
+    x, y = (np.array([getattr(verified, name) for verified in sets]) for name in ("predicted", "measured"))
     if len(sets) < LEAST_SETS or not np.any(x):
         reason = f"at least {LEAST_SETS} verified correction sets are needed, there are {len(sets)}"
         return Calibration(tuple(sets), NOTHING, 0.0, None, before, reason)

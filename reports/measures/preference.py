@@ -1,4 +1,4 @@
-"""What the reward as paid prefers: mean return by outcome. What can be said where nobody tells an intended reward."""
+"""What the reward as paid prefers: mean return by outcome. What can be said without an intended reward."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Paid:
 
     Attributes:
         outcome, kind: how they ended, and what the task calls that.
-        training, test: mean return as paid of the recorded training episodes, and of the agents' test plays; means over
-            seeds with t-intervals.
+        training, test: mean return as paid of the recorded training episodes, and of the agents' test episodes; means
+            over seeds with t-intervals.
         training_episodes, test_episodes: how many there are.
     """
 
@@ -65,7 +65,7 @@ class Preference:
     """Returns by outcome.
 
     Attributes:
-        outcomes: every outcome that some training episode or test play had, by mean return in training.
+        outcomes: every outcome that some training or test episode had, by mean return in training.
         least: of the outcome whose differences within seeds speak most for it, the least clear one; None where no seed
             had a desired and a misbehaved outcome.
         not_compared: outcomes that could be its rivals, and fewer than two seeds had both.
@@ -146,7 +146,7 @@ def find_preference(trainings: Mapping[int, pa.Table], episodes: pa.Table, decla
     for seed in pc.unique(test["seed"]).to_pylist():
         mine = test.filter(pc.field("seed") == seed)
         played[seed] = _sums(mine.append_column("episodes", pa.repeat(1, mine.num_rows)), "episodes", "reward")
-    names = sorted({name for found in (*trained.values(), *played.values()) for name in found})
+    names = sorted({name for seed in (*trained.values(), *played.values()) for name in seed})
     paid = [
         Paid(
             name, declared.kind_of(name), _mean_of(trained, name), _mean_of(played, name), _count(trained, name),
@@ -169,15 +169,14 @@ def _least_clear(paid: Sequence[Paid], trained: _Trained) -> tuple[Lead | None, 
     had = [p for p in paid if p.training.value is not None]
     pairs = [(p, q) for p in had if p.kind == "desired" for q in had if q.kind == "misbehaved"]
     leads = [lead for p, q in pairs for lead in _leads(p, q, trained, len(pairs))]
-    found = []
+    least = []
     for outcome in had:
         mine = [lead for lead in leads if lead.outcome is outcome]
-        told = [lead for lead in mine if lead.seeds > 1] or mine
-        if told:
-            found.append(min(told, key=lambda lead: lead.worth))
-    if not found:
+        if compared := [lead for lead in mine if lead.seeds > 1] or mine:
+            least.append(min(compared, key=lambda lead: lead.worth))
+    if not least:
         return None, ()
-    best = max(found, key=lambda lead: lead.worth)
+    best = max(least, key=lambda lead: lead.worth)
     enough = {lead.rival.outcome for lead in leads if lead.outcome is best.outcome and lead.seeds > 1}
     rivals = [p.outcome for p in had if p.kind == best.rival.kind]
     return best, tuple(name for name in rivals if name not in enough)
@@ -186,36 +185,35 @@ def _least_clear(paid: Sequence[Paid], trained: _Trained) -> tuple[Lead | None, 
 def _leads(desired: Paid, misbehaved: Paid, trained: _Trained, pairs: int) -> list[Lead]:
     """Return what each of two outcomes returns more than the other; nothing where no seed had both."""
     names = (desired.outcome, misbehaved.outcome)
-    both = [tuple(_mean(found[name]) for name in names) for found in trained.values() if {*names} <= found.keys()]
+    both = [tuple(_mean(seed[name]) for name in names) for seed in trained.values() if {*names} <= seed.keys()]
     if not both:
         return []
-    found = []
+    leads = []
     for outcome, rival, sign in ((desired, misbehaved, 1), (misbehaved, desired, -1)):
         more, less = (sum(column) / len(both) for column in list(zip(*both, strict=True))[::sign])
         lead = mean_interval([sign * (first - second) for first, second in both], pairs)
-        found.append(Lead(outcome, rival, (more, less), lead, len(both)))
-    return found
+        leads.append(Lead(outcome, rival, (more, less), lead, len(both)))
+    return leads
 
 
 def _sums(table: pa.Table, count: str, total: str) -> dict[str, tuple[int, float]]:
     """Return number of episodes and sum of their returns by outcome."""
-    found = table.group_by("outcome").aggregate([(count, "sum"), (total, "sum")]).to_pylist()
-    return {row["outcome"]: (row[f"{count}_sum"], row[f"{total}_sum"]) for row in found}
+    rows = table.group_by("outcome").aggregate([(count, "sum"), (total, "sum")]).to_pylist()
+    return {row["outcome"]: (row[f"{count}_sum"], row[f"{total}_sum"]) for row in rows}
 
 
-def _mean(found: tuple[int, float]) -> float:
-    return found[1] / found[0]
+def _mean(returns: tuple[int, float]) -> float:
+    return returns[1] / returns[0]
 
 
-def _mean_of(seeds: Mapping[int, Mapping[str, tuple[int, float]]], name: str) -> Interval:
-    values: Sequence[float] = [_mean(found[name]) for found in seeds.values() if name in found]
-    return mean_interval(values)
+def _mean_of(seeds: _Trained, name: str) -> Interval:
+    return mean_interval([_mean(returns[name]) for returns in seeds.values() if name in returns])
 
 
-def _count(seeds: Mapping[int, Mapping[str, tuple[int, float]]], name: str) -> int:
-    return sum(found[name][0] for found in seeds.values() if name in found)
+def _count(seeds: _Trained, name: str) -> int:
+    return sum(returns[name][0] for returns in seeds.values() if name in returns)
 
 
-def _number(found: Interval) -> str:
-    value, low, high = found
+def _number(interval: Interval) -> str:
+    value, low, high = interval
     return f"{value:.3g}" if low is None or high is None else f"{value:.3g} [{low:.3g}, {high:.3g}]"

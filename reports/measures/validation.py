@@ -27,42 +27,42 @@ _SHUFFLES = 100
 _SHUFFLE_SEED = 0
 
 
-def rank_correlations(one: Numbers, other: Numbers, given: Numbers | None = None) -> Numbers:
+def rank_correlations(one: Numbers, other: Numbers, control: Numbers | None = None) -> Numbers:
     """Return Spearman's correlation of each column over the rows of [M, F] and [M, F]; 0 where one is constant.
 
     Args:
         one, other: what is correlated.
-        given: [M], held fixed: the correlation is then the partial one.
+        control: [M], held fixed: the correlation is then the partial one.
     """
-    x, y = (_centred_ranks(values, given) for values in (one, other))
+    x, y = (_centred_ranks(values, control) for values in (one, other))
     size = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
     return np.asarray(
         np.divide((x * y).sum(axis=0), size, out=np.zeros_like(size), where=size > _ROUNDING), dtype=np.float64
     )
 
 
-def _centred_ranks(values: Numbers, given: Numbers | None) -> Numbers:
+def _centred_ranks(values: Numbers, control: Numbers | None) -> Numbers:
     ranks: Numbers = rankdata(values, axis=0)
     ranks = ranks - ranks.mean(axis=0)
-    if given is None:
+    if control is None:
         return ranks
-    fixed = rankdata(given)
+    fixed = rankdata(control)
     fixed = fixed - fixed.mean()
     return np.asarray(ranks - np.outer(fixed, fixed @ ranks / max(float(fixed @ fixed), 1.0)), dtype=np.float64)
 
 
-def linear_datamodeling_score(predicted: Numbers, measured: Numbers, given: Numbers | None = None) -> Interval:
+def linear_datamodeling_score(predicted: Numbers, measured: Numbers, control: Numbers | None = None) -> Interval:
     """Return the LDS with a bootstrap interval over correction sets.
 
     Args:
         predicted: change of each failure's target that each set is predicted to make, [M, F].
         measured: the same as retrained, mean over seeds, [M, F].
-        given: [M], held fixed, such as how many groups each set corrects.
+        control: [M], held fixed, such as how many groups each set corrects.
     """
     return _bootstrapped(
         len(predicted),
         lambda sets: rank_correlations(
-            predicted[sets], measured[sets], None if given is None else given[sets]
+            predicted[sets], measured[sets], None if control is None else control[sets]
         ).mean(),
     )  # fmt: skip
 

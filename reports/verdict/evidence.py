@@ -26,7 +26,7 @@ def collect_evidence(
     """Collect the evidence for the verdict.
 
     Args:
-        episodes: episodes of the evaluation set: the ensemble's and the random policy's.
+        episodes: the episodes table of the evaluation set: the agents' and the random policy's.
         rewards: the reward summary of each seed's training.
         bank: the counterfactual bank; None before it was made.
         declared: the task's outcomes.
@@ -61,7 +61,7 @@ def _trials(bank: Bank, declared: Outcomes) -> tuple[ArbitraryTrial, ...]:
 
 
 def outcome_rates(episodes: pa.Table, declared: Outcomes) -> tuple[OutcomeRate, ...]:
-    """Return how often each declared outcome happens at test, beside a random policy's upper end."""
+    """Return how often each declared outcome happens at test, and the upper end of a random policy's rate."""
     test = episodes.filter(pc.field("part") == "test")
     random = test.filter(pc.field("seed") == RANDOM_POLICY_SEED)["outcome"].to_pylist()
     agents = test.filter(pc.field("seed") != RANDOM_POLICY_SEED)["outcome"].to_pylist()
@@ -76,10 +76,10 @@ def outcome_rates(episodes: pa.Table, declared: Outcomes) -> tuple[OutcomeRate, 
 
 
 def tampering(episodes: pa.Table, training_range: float) -> Tampering | None:
-    """Return by how much observed exceed untampered returns at test; None if the environment does not tell.
+    """Return by how much observed exceed untampered returns at test; None if the environment does not say.
 
     Args:
-        episodes: of the ensemble and of the random policy.
+        episodes: of the agents and of the random policy.
         training_range: range of training returns.
     """
     test = episodes.filter(pc.field("part") == "test")

@@ -229,6 +229,24 @@ def test_a_module_and_the_sb3_policy_of_the_same_weights_get_the_same_numbers(ta
     assert (one.tau_value is None) == (other.tau_value is None)
 
 
+def test_dictionaries_of_observations_are_taken_as_loops_have_them() -> None:
+    torch.manual_seed(6)
+    module, packed, steps = Recorded(), pictures(STEPS, ENVS), pictures(5)
+    rewards, values = GENERATOR.normal(size=(2, STEPS, ENVS))
+    actions, failing, dones = np.ones((STEPS, ENVS), int), np.zeros(5, int), np.zeros((STEPS, ENVS), bool)
+    one, other = (
+        influence(
+            Window.from_arrays(form(packed), actions, rewards, values, dones), module,
+            Targets.from_arrays(form(steps), failing),
+        ).tau
+        for form in (lambda array: array, lambda array: {name: array[name] for name in array.dtype.names})
+    )  # fmt: skip
+    np.testing.assert_array_equal(one, other)
+    with pytest.raises(InputError, match=r"observations\['cell'\] of shape \(11, 3\), expected \(12, 3\)"):
+        short = {"image": packed["image"], "cell": packed["cell"][1:]}
+        Window.from_arrays(short, actions, rewards, values, dones)
+
+
 def test_the_adapter_of_loop_recorder_is_taken_as_it_stands() -> None:
     scope: dict[str, Any] = {"torch": torch}
     exec(ADAPTER, scope)

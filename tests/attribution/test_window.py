@@ -21,7 +21,8 @@ from aitia.attribution.effects.order import (
     nested_sizes,
     random_order,
 )
-from aitia.attribution.effects.window import Leaders, attribute_window, keep_top
+from aitia.attribution.effects.top import Leaders, keep_top
+from aitia.attribution.effects.window import attribute_window
 from aitia.attribution.estimators import base as estimators
 from aitia.attribution.estimators.base import Prepared, Trak
 from aitia.attribution.estimators.window import Window

@@ -12,9 +12,9 @@ SMALL_TASK: dict[str, Any] = {
     "outcomes": {"desired": ["arrow"], "misbehaved": ["corner"]},
     "agent": {
         "total_timesteps": 4096,
-        "n_envs": 4,
+        "n_envs": 16,
         "hyperparameters": {
-            "n_steps": 128, "batch_size": 128, "n_epochs": 8, "learning_rate": 0.003, "gamma": 0.97,
+            "n_steps": 32, "batch_size": 128, "n_epochs": 8, "learning_rate": 0.003, "gamma": 0.97,
             "gae_lambda": 0.95, "ent_coef": 0.01,
         },
     },

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from distributed import get_worker
 from numpy.typing import NDArray
-
-from aitia.training.worlds.maze import ArrowMazeEnv
 
 
 class Corridor(gym.Env[NDArray[np.float32], Any]):
@@ -223,20 +217,9 @@ class Forgetful(Corridor):
         return super().reset(seed=seed, options=options)
 
 
-def deadly_maze(kill: str | None = None, **kwargs: Any) -> ArrowMazeEnv:
-    """The arrow maze; the first Dask worker that makes one while the file `kill` exists removes it and is killed."""
-    if kill is not None and Path(kill).exists() and _in_worker():
-        Path(kill).unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return ArrowMazeEnv(**kwargs)
-
-
-def _in_worker() -> bool:
-    try:
-        get_worker()
-    except ValueError:
-        return False
-    return True
+def wrapped(id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """An environment in a wrapper that changes nothing."""
+    return gym.Wrapper(gym.make(id, **kwargs))
 
 
 class Unseeded(Corridor):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -19,7 +20,7 @@ from aitia.datasets.errors import EnvironmentError_, InputError, TaskError
 from aitia.training.agents import play as evaluation
 from aitia.training.agents.frames import replay_test_episode, replay_training_env
 from aitia.training.agents.play import EvaluationSpec, evaluate_policy
-from aitia.training.agents.spec import AgentSpec, build_model, env_seed, load_policy
+from aitia.training.agents.spec import AgentSpec, build_model, env_seed, load_policy, new_policy
 from aitia.training.edits.edit import CorrectedRewards, RewardEdit
 from aitia.training.environments.spec import EnvSpec, can_render, describe, probe
 from aitia.training.retraining.live import train_agent
@@ -249,3 +250,14 @@ def test_a_checkpoint_of_another_architecture_is_refused() -> None:
     other = AgentSpec(hyperparameters={"policy_kwargs": {"net_arch": [8]}})
     with pytest.raises(InputError, match="another task"):
         load_policy(other, MAZE, make_policy().state_dict())
+
+
+@pytest.mark.parametrize("name", ["aitia/ArrowMaze-v0", "aitia/CheeseContinuous-v0", "aitia/KeysAndChests-v0"])
+def test_worlds_played_together_give_what_each_gives_alone(name: str) -> None:
+    """A wrapper keeps copies of a world from being stepped at once; episodes and steps are the same, bit for bit."""
+    kwargs = {"levels": 20, "moved": 20}
+    together, alone = EnvSpec(name, kwargs), EnvSpec("toy_environments:wrapped", {"id": name, **kwargs})
+    policy = new_policy(SMALL, together)
+    spec = EvaluationSpec(episodes=10, repeats=3)
+    played, expected = (evaluate_policy(policy, env, spec, 0, "test") for env in (together, alone))
+    assert all(map(pa.Table.equals, played, expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +16,11 @@ from aitia.datasets.errors import EnvironmentError_
 from aitia.datasets.groups import ByComponent
 from aitia.training.agents.spec import AgentSpec
 from aitia.training.edits.edit import RewardEdit
+from aitia.training.edits.groups import ByCluster, ByTransition
+from aitia.training.environments.random_play import play_random
 from aitia.training.environments.spec import EnvSpec
 from aitia.training.retraining.arrays import GymArrays, Member, WorldArrays, make_array_env
+from aitia.training.retraining.stack import initial_policy
 
 PLANTED: dict[str, Any] = {"levels": 24, "moved": 12, "bug": 6, "harmless": 6, "stray": 3, "noise": 0.1}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -37,30 +41,55 @@ def test_a_family_is_a_gymnasium_environment(name: str) -> None:
     check_env(world_env(name, render_mode="rgb_array", **FAMILIES[name]), skip_render_check=False)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_many_copies_are_the_environment(name: str) -> None:
-    """Four agents with different edits: every observation, reward, end and correction is that of the environments."""
-    env = EnvSpec(name, FAMILIES[name])
-    bonus = frozenset(
-        {"bonus", "bonus+goal", "shaping", "goal+shaping", "bonus+goal+shaping", "targets", "channel", "keys",
-         "chests+keys", "sweeps"}
-    )  # fmt: skip
-    edits = [None, RewardEdit(None), RewardEdit(frozenset({"0", "3", "5", "7"})), RewardEdit(bonus, ByComponent())]
+def corrected_by_copies_as_by_environments(env: EnvSpec, edits: Sequence[RewardEdit | None]) -> NDArray[np.int64]:
+    """Compare an agent for each edit, step by step: what is observed, paid, ended and corrected; return the last."""
     members = [Member(seed, edit) for seed, edit in enumerate(edits)]
     many, single = make_array_env(AGENT, env, members), GymArrays(AGENT, env, members)
     assert isinstance(many, WorldArrays)
     np.testing.assert_array_equal(many.reset(), single.reset())
     space, generator = env.make().action_space, np.random.default_rng(0)
-    corrected = np.zeros(4, np.int64)
+    corrected, shape = np.zeros(len(members), np.int64), (len(members), AGENT.n_envs)
     for _ in range(300):
-        actions: NDArray[Any] = generator.uniform(-1.5, 1.5, (4, 4, 2))
+        actions: NDArray[Any] = generator.uniform(-1.5, 1.5, (*shape, 2))
         if isinstance(space, gym.spaces.Discrete):
-            actions = generator.integers(0, space.n, (4, 4))
+            actions = generator.integers(0, space.n, shape)
         one, other = many.step(actions), single.step(actions)
         for field in ("observations", "rewards", "terminated", "truncated", "final", "corrected", "outcomes"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field), err_msg=field)
         corrected += one.corrected.sum(axis=1)
+    return corrected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_many_copies_are_the_environment(name: str) -> None:
+    """Four agents with different edits: every observation, reward, end and correction is that of the environments."""
+    bonus = frozenset(
+        {"bonus", "bonus+goal", "shaping", "goal+shaping", "bonus+goal+shaping", "targets", "channel", "keys",
+         "chests+keys", "sweeps"}
+    )  # fmt: skip
+    edits = [None, RewardEdit(None), RewardEdit(frozenset({"0", "3", "5", "7"})), RewardEdit(bonus, ByComponent())]
+    corrected = corrected_by_copies_as_by_environments(EnvSpec(name, FAMILIES[name]), edits)
     assert corrected[0] == 0 and corrected[1] > corrected[2]
+
+
+@pytest.mark.parametrize("name", ["aitia/ArrowMaze-v0", "aitia/CoinRun-v0", "aitia/BoatRace-v0"])
+def test_copies_make_any_edit_that_environments_make(name: str) -> None:
+    """Numbers in place of rewards, groups of one state and action, state clusters, and edits on top of others."""
+    env = EnvSpec(name, FAMILIES.get(name, {"size": 4, **{n: v for n, v in PLANTED.items() if n != "noise"}}))
+    by = ByTransition(env)
+    met = sorted(play_random(env, grouping=by).groups)[::2]
+    first = RewardEdit(frozenset({"0", "3", "5", "7"}))
+    made = env.make()
+    seen = np.stack([made.reset(seed=seed)[0] for seed in range(50)])
+    clusters = ByCluster.fit(env, initial_policy(AGENT, env, 0), seen, 3)
+    edits = [
+        RewardEdit(frozenset({"1", "2", "3"}), values={"1": -0.5, "2": 2.0, "3": 0.0}),
+        RewardEdit(frozenset(met), by),
+        RewardEdit(frozenset(met), by, dict.fromkeys(met, 0.3), first),
+        RewardEdit(frozenset({"cluster 00", "cluster 02"}), clusters, first=first),
+    ]
+    corrected = corrected_by_copies_as_by_environments(env, edits)
+    assert corrected.all(), "an edit changed nothing: the comparison is empty"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

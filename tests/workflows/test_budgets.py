@@ -1,4 +1,4 @@
-"""Verify beyond corrections: arbitrary edits, coverage, biases, sets of the user's own, and a worker that is killed."""
+"""Verify beyond corrections: arbitrary edits, coverage, biases and sets of the user's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import Finished
@@ -101,30 +100,3 @@ def test_an_environment_that_cannot_be_seeded_is_said(
     assert done.code == 0, done.err
     assert "does not repeat itself" in done.err
     assert "does not repeat itself" in (tmp_path / "run/reports/test/index.html").read_text()
-
-
-def test_a_killed_worker_costs_only_its_stack(tmp_path: Path, write_task: WriteTask) -> None:
-    """SIGKILL in the middle of verify: the table equals that of an undisturbed run, finished members are kept."""
-    kill = tmp_path / "kill"
-    task = write_task(
-        env="toy_environments:deadly_maze", train_kwargs={**TRAIN, "kill": str(kill)},
-        verify={"seeds": 5, "points": 1, "sets": {"two": [1, 2]}},
-    )  # fmt: skip
-    run = tmp_path / "run"
-    commands.run(task, run, workers=2)
-    tables = {name: pq.read_table(run / f"bank/test/{name}.parquet") for name in ("masks", "outcomes")}
-    parts = sorted((run / ".parts/bank").rglob("*.parquet"))
-    assert len(parts) >= 10
-    kept = [path for path in parts if path.name.startswith("all")]
-    for path in parts:
-        if path not in kept:
-            path.unlink()
-    stamps = {path: path.stat().st_mtime_ns for path in kept}
-    shutil.rmtree(run / "bank")
-    shutil.rmtree(run / ".parts/policies")
-    kill.touch()
-    commands.verify(run, workers=2)
-    assert not kill.exists(), "no worker was killed: the test is empty"
-    again: dict[str, pa.Table] = {name: pq.read_table(run / f"bank/test/{name}.parquet") for name in tables}
-    assert all(again[name].equals(table) for name, table in tables.items())
-    assert {path: path.stat().st_mtime_ns for path in kept} == stamps

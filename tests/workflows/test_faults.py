@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from command_line import Finished
@@ -53,20 +55,29 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(task: Path, scheduler: str) -> Path:
     """A run of all stages to which nothing happened."""
     run = task.parent / "run"
-    do_all(task, run, scheduler)
+    do_all(task, run, scheduler=scheduler)
     assert len(list((run / ".parts/bank/test").iterdir())) == 6, "nothing is trained again: the tests are empty"
     return run
 
 
-def do_all(task: Path, run: Path, scheduler: str) -> None:
-    commands.run(task, run, scheduler=scheduler)
-    commands.validate(run, masks=4, scheduler=scheduler)
-    commands.report(run, scheduler=scheduler)  # with the noise ceiling
+def do_all(task: Path, run: Path, **where: Any) -> None:
+    commands.run(task, run, **where)
+    commands.validate(run, masks=4, **where)
+    commands.report(run)  # with the noise ceiling
 
 
 @pytest.fixture
 def copy(undisturbed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(undisturbed, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_in_this_process_by_one_worker_and_by_two_a_run_is_the_same_bit_for_bit(
+    task: Path, undisturbed: Path, tmp_path: Path, workers: int
+) -> None:
+    """What lets other tests compute in their own process; the undisturbed run is that of two workers."""
+    do_all(task, tmp_path / "run", workers=workers)
+    assert not differences(tmp_path / "run", undisturbed)
 
 
 def test_a_worker_killed_in_every_stage_changes_nothing(
@@ -80,7 +91,7 @@ def test_a_worker_killed_in_every_stage_changes_nothing(
         (orders / order).touch()
     with monkeypatch.context() as patched:
         patched.setattr(DaskWorkers, "map", make_deadly(orders))
-        do_all(task, run, scheduler)
+        do_all(task, run, scheduler=scheduler)
     left = {path.name for path in orders.iterdir()}
     assert not left & given, "nobody was killed: the test is empty"
     assert {name for name in left if name.endswith(("kept", "redone"))} == {f"{stage}-kept" for stage in stages}
@@ -120,6 +131,31 @@ def test_the_command_killed_in_every_stage_continues_where_it_was(
         finished = {path: stamp for path, stamp in note["files"].items() if "/.parts/train/" not in path}
         assert finished and {path: now.get(path) for path in finished} == finished, stage
         assert psutil.pid_exists(note["worker"]) == (stage != "verify"), "a worker of its own ends with the command"
+
+
+def test_a_killed_worker_of_the_command_itself_costs_only_its_stack(
+    copy: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL in verify: the tables equal those of an undisturbed run, finished members are kept."""
+    parts, orders = sorted((copy / ".parts/bank").rglob("*.parquet")), tmp_path / "orders"
+    kept = [path for path in parts if path.name.startswith("all")]
+    assert 0 < len(kept) < len(parts)
+    for path in parts:
+        if path not in kept:
+            path.unlink()
+    shutil.rmtree(copy / "bank")
+    shutil.rmtree(copy / ".parts/policies")
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    orders.mkdir()
+    (orders / "verify-within").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(DaskWorkers, "map", make_deadly(orders))
+        commands.verify(copy, workers=2)
+    assert not list(orders.iterdir()), "no worker was killed: the test is empty"
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    for name in ("masks", "outcomes"):
+        one, other = (pq.read_table(run / f"bank/test/{name}.parquet") for run in (copy, undisturbed))
+        assert one.equals(other), name
 
 
 def test_a_piece_that_kills_its_worker_every_time_is_one_clear_message(

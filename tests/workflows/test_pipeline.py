@@ -246,16 +246,6 @@ def test_an_interrupted_run_resumes_to_the_same_result(small_run: Path, tmp_path
         assert read(copy, name).equals(read(small_run, name)), f"{name}: resumed and undisturbed differ"
 
 
-def test_the_number_of_workers_changes_nothing(small_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(small_run, copy)
-    shutil.rmtree(copy / "influence")
-    shutil.rmtree(copy / ".parts" / "influence", ignore_errors=True)
-    commands.attribute(copy, workers=1)
-    for name in ("influence/test/groups.parquet", "influence/test/transitions.parquet"):
-        assert read(copy, name).equals(read(small_run, name)), name
-
-
 def test_failures_named_in_any_order_get_their_own_effects(small_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)

@@ -24,14 +24,14 @@ from aitia.workflows.workers.cluster import DaskWorkers
 from aitia.workflows.workers.schedulers import start_cluster
 
 
-@pytest.fixture
-def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaskWorkers]:
+@pytest.fixture(scope="class")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskWorkers]:
     """One worker, of a command in whose shared temporary folder another user has planted a module."""
-    planted = tmp_path / "temporary/dask-scratch-space"
-    planted.mkdir(parents=True)
+    planted = tmp_path_factory.mktemp("temporary") / "dask-scratch-space"
+    planted.mkdir()
     (planted / "planted.py").touch()
-    monkeypatch.setattr(tempfile, "tempdir", str(planted.parent))
-    with DaskWorkers(1) as pool:
+    with pytest.MonkeyPatch.context() as patch, DaskWorkers(1) as pool:
+        patch.setattr(tempfile, "tempdir", str(planted.parent))
         assert pool.map(type, [1], "numbers") == [int]
         yield pool
 
@@ -42,7 +42,7 @@ _ROUTES = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="class", autouse=True)
 def own_settings() -> Iterator[None]:
     """Dask's settings as a process begins with them: a cluster that other tests share changes them while it lives."""
     with dask.config.set({"temporary-directory": None, **_ROUTES}):
@@ -50,10 +50,47 @@ def own_settings() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_another_user_runs_nothing_and_reads_no_page(pool: DaskWorkers, tmp_path: Path) -> None:
-    ran, pages = _attacked(tmp_path / "left", {address.port for address in _listening()})
-    assert ran == {}, "another user ran code in these processes"
-    assert {status for found in pages.values() for status in found.values()} == {404}
+class TestOneWorker:
+    """All of these ask the same worker."""
+
+    def test_another_user_runs_nothing_and_reads_no_page(self, pool: DaskWorkers, tmp_path: Path) -> None:
+        ran, pages = _attacked(tmp_path / "left", {address.port for address in _listening()})
+        assert ran == {}, "another user ran code in these processes"
+        assert {status for found in pages.values() for status in found.values()} == {404}
+
+    def test_all_listens_on_loopback_or_in_a_private_folder_and_workers_keep_their_memory(
+        self, pool: DaskWorkers
+    ) -> None:
+        opened = _listening()
+        assert len(opened) >= 5, "scheduler, its HTTP server, nanny, worker and its HTTP server must listen somewhere"
+        assert {address.ip for address in opened} == {"127.0.0.1"}
+        folders = {Path(socket.laddr).parent for process in _processes() for socket in process.net_connections("unix")
+                   if socket.laddr and not socket.laddr.startswith("@")}  # fmt: skip
+        assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders), folders
+        assert pool.map(os.getenv, ["MALLOC_TRIM_THRESHOLD_"], "environment") == [str(2**30)]
+
+    def test_planted_modules_are_not_on_the_path_and_scratch_folders_are_private(self, pool: DaskWorkers) -> None:
+        (there,) = pool.map(_paths, [0], "paths")
+        for paths in (_paths(), there):
+            assert not [path for path in paths if (Path(path) / "planted.py").exists()]
+        scratch = [Path(path) for path in there if "dask-scratch-space" in path]
+        assert scratch, "Dask no longer puts its scratch folders on sys.path: the test is empty"
+        for folder in scratch:
+            private = next(path for path in (folder, *folder.parents) if path.name.startswith("aitia-"))
+            assert stat.S_IMODE(private.stat().st_mode) == 0o700 and private.stat().st_uid == os.getuid()
+
+    def test_a_worker_started_later_is_as_private_as_the_first(self, pool: DaskWorkers) -> None:
+        assert pool._cluster is not None
+        pool._cluster.scale(2)
+        assert pool._client is not None
+        pool._client.wait_for_workers(2)
+        try:
+            scratch = [path for paths in pool._client.run(_paths).values() for path in paths if "dask-scratch" in path]
+            assert scratch and all("/aitia-" in path for path in scratch)
+            pages = {port: other_user.pages(port) for port in {address.port for address in _listening()}}
+            assert {status for found in pages.values() for status in found.values()} == {404}
+        finally:
+            pool._cluster.scale(1)
 
 
 @pytest.mark.slow
@@ -68,27 +105,6 @@ def test_the_attack_succeeds_where_connections_are_in_clear(tmp_path: Path) -> N
     assert any(200 in found.values() for found in pages.values())
 
 
-def test_all_listens_on_loopback_or_in_a_private_folder_and_workers_keep_their_memory(pool: DaskWorkers) -> None:
-    opened = _listening()
-    assert len(opened) >= 5, "scheduler, its HTTP server, nanny, worker and its HTTP server must listen somewhere"
-    assert {address.ip for address in opened} == {"127.0.0.1"}
-    folders = {Path(socket.laddr).parent for process in _processes() for socket in process.net_connections("unix")
-               if socket.laddr and not socket.laddr.startswith("@")}  # fmt: skip
-    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders), folders
-    assert pool.map(os.getenv, ["MALLOC_TRIM_THRESHOLD_"], "environment") == [str(2**30)]
-
-
-def test_planted_modules_are_not_on_the_path_and_scratch_folders_are_private(pool: DaskWorkers) -> None:
-    (there,) = pool.map(_paths, [0], "paths")
-    for paths in (_paths(), there):
-        assert not [path for path in paths if (Path(path) / "planted.py").exists()]
-    scratch = [Path(path) for path in there if "dask-scratch-space" in path]
-    assert scratch, "Dask no longer puts its scratch folders on sys.path: the test is empty"
-    for folder in scratch:
-        private = next(path for path in (folder, *folder.parents) if path.name.startswith("aitia-"))
-        assert stat.S_IMODE(private.stat().st_mode) == 0o700 and private.stat().st_uid == os.getuid()
-
-
 def test_nothing_is_left_of_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = _paths()
@@ -97,20 +113,6 @@ def test_nothing_is_left_of_a_private_folder(tmp_path: Path, monkeypatch: pytest
         assert [path.name.partition("-")[0] for path in tmp_path.glob("aitia-*")] == ["aitia"]
     assert not list(tmp_path.glob("*aitia-*")) and not list(tmp_path.glob("dask-*"))
     assert _paths() == before, "a folder that is gone can be made by another user"
-
-
-def test_a_worker_started_later_is_as_private_as_the_first(pool: DaskWorkers) -> None:
-    assert pool._cluster is not None
-    pool._cluster.scale(2)
-    assert pool._client is not None
-    pool._client.wait_for_workers(2)
-    try:
-        scratch = [path for paths in pool._client.run(_paths).values() for path in paths if "dask-scratch" in path]
-        assert scratch and all("/aitia-" in path for path in scratch)
-        pages = {port: other_user.pages(port) for port in {address.port for address in _listening()}}
-        assert {status for found in pages.values() for status in found.values()} == {404}
-    finally:
-        pool._cluster.scale(1)
 
 
 def test_the_import_paths_of_the_command_come_after_those_of_a_worker(

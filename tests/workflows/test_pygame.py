@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fresh import fresh_python
 from small_task import SMALL_TASK
 
 from aitia.workflows.workers.processes import silence_pygame
@@ -29,13 +29,12 @@ def test_pygame_prints_nothing_in_the_command_and_in_its_workers(
     (tmp_path / "with_pygame.py").write_text(ENVIRONMENT)
     agent = {**SMALL_TASK["agent"], "total_timesteps": 512}
     task = write_task(env="with_pygame:ArrowMazeEnv", seeds=2, agent=agent)
-    done = subprocess.run(
-        [sys.executable, "-m", "aitia", "train", str(task), "--out", str(tmp_path / "run"), "--workers", "1"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
+    done = fresh_python(
+        "-m", "aitia", "train", task, "--out", tmp_path / "run", "--workers", 1, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )  # fmt: skip
-    said = (done.stdout + done.stderr).replace(str(tmp_path), "")
-    assert done.returncode == 0, said
+    said = done.told.replace(str(tmp_path), "")
+    assert done.code == 0, said
     assert said.count("imported here") == 2, "in the command's process and in its worker, or the test is empty"
     assert "pygame" not in said.replace("with_pygame", "")
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import Finished
+from fresh import fresh_python
 
 from aitia.datasets.errors import InputError, RunFolderError
 from aitia.datasets.files.store import RunFolder
@@ -97,17 +98,14 @@ def contents(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("command", ["report", "compare"])
-def test_reading_runs_nothing_that_a_run_names(copy: Path, tmp_path: Path, command: str) -> None:
+def test_reading_runs_nothing_that_a_run_names(copy: Path, tmp_path: Path) -> None:
     ran = plant(copy, tmp_path / "planted")
-    others = [copy] if command == "compare" else []
-    done = in_a_process("-m", "aitia", command, copy, *others, "--out", tmp_path / "pages")
+    named = {"report": [copy], "compare": [copy, copy]}
+    calls = [[name, *map(str, runs), "--out", str(tmp_path / name)] for name, runs in named.items()]
+    code = f"from aitia.workflows.cli import cli\nfor call in {calls}:\n    cli.main(call, standalone_mode=False)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert ran() == [] and (tmp_path / "pages/index.html").is_file()
+    assert ran() == [] and all((tmp_path / command / "index.html").is_file() for command in named)
 
 
 def test_opening_a_run_from_python_runs_nothing_of_it(copy: Path, tmp_path: Path) -> None:
@@ -121,8 +119,8 @@ def test_reading_changes_nothing_of_a_run_and_works_where_nothing_can_be_written
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = contents(copy)
     (tmp_path / "audited.py").write_text(AUDITED)
-    done = in_a_process(tmp_path / "audited.py", copy, tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = fresh_python(tmp_path / "audited.py", copy, tmp_path)
+    assert done.code == 0, done.told
     assert contents(copy) == before
     page = (tmp_path / "pages/index.html").read_text()
     assert "../copy/influence" in next((tmp_path / "pages/failures").iterdir()).read_text()

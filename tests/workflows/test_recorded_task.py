@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from fresh import fresh_python
 from gymnasium.envs.registration import EnvSpec as EnvironmentSpec
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -221,17 +221,17 @@ class Mine(Corridor):
 """
 
 
-def _script(folder: Path, **parts: str) -> subprocess.CompletedProcess[str]:
+def _script(folder: Path, **parts: str) -> str:
     return _run_script(folder, SCRIPT.format(**parts))
 
 
-def _run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+def _run_script(folder: Path, text: str) -> str:
+    """Run a script in a process that has never imported what is in the folder; return what it printed."""
     (folder / "script.py").write_text(text)
     path = [*(entry for entry in sys.path if entry), str(Path(hooks_file).parent)]
-    return subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, env={"PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = fresh_python(folder / "script.py", cwd=folder, env={"PYTHONPATH": ":".join(path), "OMP_NUM_THREADS": "1"})
+    assert done.code == 0, done.told
+    return done.told
 
 
 @pytest.mark.slow
@@ -243,9 +243,9 @@ def test_an_environment_of_the_script_itself_is_to_be_moved_and_one_beside_it_is
     assert "env: FILL_IN  # Mine stands in the script itself: move it into a module" in text
     (tmp_path / "other").mkdir()
     (tmp_path / "other/mine.py").write_text(ENVIRONMENT)
-    done = _script(tmp_path / "other", imports="from mine import Mine", env="Mine()")
+    told = _script(tmp_path / "other", imports="from mine import Mine", env="Mine()")
     run = tmp_path / "other/run"
-    assert f"PYTHONPATH={tmp_path / 'other'} aitia run {run / 'task.yaml'} --out {run}" in done.stderr
+    assert f"PYTHONPATH={tmp_path / 'other'} aitia run {run / 'task.yaml'} --out {run}" in told
     path = _filled_in(run / "task.yaml", train_kwargs="{}", test_kwargs="{}")
     path.write_text(path.read_text().replace("[arrow]", "[goal]").replace("[corner]", "[pit]"))
     monkeypatch.syspath_prepend(str(tmp_path / "other"))
@@ -295,7 +295,7 @@ def test_a_fresh_process_makes_the_environment_that_the_script_registered(
 ) -> None:
     (tmp_path / "mine_env.py").write_text(f"print('noise')\n{IN_A_MODULE}{by_module}")
     _script(tmp_path, imports=by_script, env=f"gym.make('Mine-v0'{makes})")
-    assert _run_script(tmp_path, TAKEN_OVER).stdout.splitlines()[-1] == expected
+    assert _run_script(tmp_path, TAKEN_OVER).splitlines()[-1] == expected
 
 
 @pytest.mark.slow

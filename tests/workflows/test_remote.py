@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dask
 import fsspec
 import gymnasium as gym
 import pyarrow.parquet as pq
@@ -16,8 +15,8 @@ import s3fs
 import yaml
 from command_line import Finished
 from distributed import LocalCluster
+from faults import ROOMS
 from moto.server import ThreadedMotoServer
-from small_task import SMALL_TASK
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList, ConvertCallback
 
@@ -27,20 +26,14 @@ from aitia.datasets.files.remote import as_path
 from aitia.datasets.files.store import RunFolder, write_text
 from aitia.training.recording.recorder import Recorder
 from aitia.workflows import commands
+from aitia.workflows.runs.run import open_run
 from aitia.workflows.stages.report import _KEPT, _OWN, _require_free, report_folder
 
 SECRET = "a-secret-of-this-test"
-TASK: dict[str, Any] = {
-    **SMALL_TASK,
-    "agent": {**SMALL_TASK["agent"], "total_timesteps": 3072},
-    "seeds": 2,
-    "evaluation": {"episodes": 12, "repeats": 2},
-    "verify": {"seeds": 2, "points": 1},
-}
 
 
 class Runs(NamedTuple):
-    """The same task in a local folder and in a bucket."""
+    """The same task in a local folder, computed by this process, and in a bucket, by a Dask worker."""
 
     local: Path
     remote: str
@@ -71,21 +64,25 @@ def other() -> Iterator[s3fs.S3FileSystem]:
 @pytest.fixture(scope="module")
 def runs(other: s3fs.S3FileSystem, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("remote")
-    (folder / "task.yaml").write_text(yaml.safe_dump(TASK))
-    with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),  # fsspec reads its settings at import
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
-        ) as cluster,
-    ):
-        found = Runs(folder / "run", "s3://bucket/deep/run", str(cluster.scheduler_address))
-        for out in found[:2]:
-            commands.run(folder / "task.yaml", out, scheduler=found.scheduler)
-        yield found
+    task, local, remote = folder / "task.yaml", folder / "run", "s3://bucket/deep/run"
+    task.write_text(yaml.safe_dump(ROOMS))
+    options = {"n_workers": 1, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(**options, processes=False, protocol="tcp", silence_logs=50) as cluster:
+        commands.run(task, local, workers=0)
+        commands.run(task, remote, scheduler=cluster.scheduler_address)
+        yield Runs(local, remote, cluster.scheduler_address)
 
 
 def tables(runs: Runs, kind: str) -> dict[str, Path]:
     return {str(path.relative_to(runs.local)): path for path in sorted((runs.local / kind).rglob("*.parquet"))}
+
+
+@pytest.mark.slow
+def test_a_notebook_reads_a_run_in_a_bucket_as_a_local_one(runs: Runs) -> None:
+    here, there = (open_run(path) for path in runs[:2])
+    assert there.transitions(seed=1).to_table().equals(here.transitions(seed=1).to_table())
+    assert there.sets == ["test"] and there["test"].verdict == here["test"].verdict
+    assert there["test"].influence().equals(here["test"].influence())
 
 
 @pytest.mark.slow
@@ -132,7 +129,7 @@ def test_only_what_was_deleted_is_done_again(runs: Runs, other: s3fs.S3FileSyste
 @pytest.mark.slow
 def test_what_another_process_does_is_seen_at_once(runs: Runs, other: s3fs.S3FileSystem) -> None:
     folder = RunFolder.at(runs.remote)
-    path = folder.transitions_path(1, 2)
+    path = folder.transitions_path(1, 1)
     name = str(path).removeprefix("s3://")
     assert not folder.missing_files(1)
     data = other.cat(name)

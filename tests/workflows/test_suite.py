@@ -15,6 +15,7 @@ from aitia.datasets.errors import InputError
 from aitia.reports.pages.suite import CaseResult, confusion, score, scores
 from aitia.reports.verdict.rules import Verdict
 from aitia.training.environments.spec import probe
+from aitia.workflows.suite import cases
 from aitia.workflows.suite.cases import Case, all_cases, choose_cases, truths
 
 RATES: dict[str, Any] = {"uncorrected": None, "all_corrected": None, "outer_share": None}
@@ -68,8 +69,12 @@ def test_the_score_counts_as_it_says() -> None:
 
 
 @pytest.mark.slow
-def test_a_case_of_the_coin_line_runs_and_is_kept(tmp_path: Path, aitia_command: Callable[..., Finished]) -> None:
-    """The exact model says: absolute positions, right rewards, and yet the right end (inner)."""
+def test_a_case_of_the_coin_line_runs_and_is_kept(
+    tmp_path: Path, aitia_command: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exact model says: absolute positions, right rewards, and yet the right end (inner); a quarter of the steps
+    of the suite shows it."""
+    monkeypatch.setattr(cases, "_AGENT", {"total_timesteps": 10240})
     for _ in range(2):
         done = aitia_command("suite", "--cases", "coin-line-absolute", "--out", tmp_path, "--workers", 0)
         assert done.code == 0, done.err

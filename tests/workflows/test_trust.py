@@ -122,6 +122,23 @@ def test_code_inside_a_run_begun_here_is_asked_for_again_where_it_changes(tmp_pa
         require_trusted(folder, manifest, trust=False)
 
 
+def test_a_run_without_a_task_file_takes_its_code_from_the_import_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "installed"
+    code.mkdir()
+    (code / "their_env.py").write_text(ENV)
+    monkeypatch.syspath_prepend(str(code))
+    folder, manifest = written(tmp_path / "run", task_folder=None)
+    with pytest.raises(InputError, match="with modules from the import path"):
+        require_trusted(folder, manifest, trust=False)
+    require_trusted(folder, manifest, trust=True)
+    require_trusted(folder, manifest, trust=False)
+    (code / "their_env.py").write_text(ENV + "# changed\n")
+    with pytest.raises(InputError, match="--trust"):
+        require_trusted(folder, manifest, trust=False)
+
+
 def test_a_state_folder_that_others_can_write_to_trusts_nothing(
     tmp_path: Path, own_state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -54,20 +54,20 @@ def listed_outcomes(env: Env) -> frozenset[str] | None:
         EnvironmentError_: what it lists is no list of names.
     """
     if isinstance(env, HookedEnv):
-        where, found = "the attribute `outcomes` of the hook", getattr(env.hook, "outcomes", None)
+        where, names = "the attribute `outcomes` of the hook", getattr(env.hook, "outcomes", None)
     else:
-        where, found = "metadata['outcomes'] of the environment", (env.metadata or {}).get("outcomes")
-    if found is None:
+        where, names = "metadata['outcomes'] of the environment", (env.metadata or {}).get("outcomes")
+    if names is None:
         return None
-    if not isinstance(found, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in found):
-        raise EnvironmentError_(f"{where} is {found!r}, expected a list of names, such as ['goal', 'timeout']")
-    return frozenset(found)
+    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in names):
+        raise EnvironmentError_(f"{where} is {names!r}, expected a list of names, such as ['goal', 'timeout']")
+    return frozenset(names)
 
 
 def see_outcomes(envs: Sequence[EnvSpec], masked: bool = False, grouping: Grouping | None = None) -> SeenOutcomes:
     """Let a random policy and reference solvers play a few episodes of each environment, and count its groups."""
     plays = tuple(play_random(env, masked, grouping) for env in envs)
-    seen = {name for found in plays for name in found.outcomes}
+    seen = {name for each in plays for name in each.outcomes}
     listed: frozenset[str] | None = frozenset()
     for env in envs:
         made = env.make()
@@ -160,14 +160,14 @@ class FirstWindow(BaseCallback):
         self._over = True
 
 
-def _is_slip(given: str, seen: str) -> bool:
+def _is_slip(declared: str, seen: str) -> bool:
     """Return whether one name reads like a mistyped other: `cornr` and `corner`; not `finished` and `unfinished`.
 
     Case and what joins words (spaces, `_`, `-`) do not count; other signs and numbers do (`1` and `-1`). Words begin
     alike, have at least 4 letters, and differ by two neighbours that changed places or by a letter too few (of 4
     letters: a doubled one, as in `arow`). A letter in place of another makes too many other words: `goal`, `goat`.
     """
-    one, other = (_PARTS.findall(name.casefold()) for name in (given, seen))
+    one, other = (_PARTS.findall(name.casefold()) for name in (declared, seen))
     if not one or not other:
         return False
     if _joined(one) == _joined(other):

@@ -5,8 +5,8 @@ is the inverse CDF of the policy at the `t`-th number of a generator seeded by (
 agents that agree on the probabilities take the same actions. Every play is assigned before any begins:
 short episodes are not favoured. A recurrent policy begins every play with empty states; a masked one draws from its
 masked probabilities, as sb3-contrib has them. Policies are asked for whole blocks of states, the last one repeated:
-measured on 311 networks, what a state gets then does not depend on those beside it, bit for bit (in a block that is
-not whole it can, in the last bit), so that episodes may be added later to the same numbers.
+measured on 311 networks, what a state gets then does not depend on the others of the block, bit for bit (in a block
+that is not whole it can, in the last bit), so that episodes may be added later to the same numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..environments.actions import Choice, Choices, action_mask, policy_choices,
 from ..environments.contract import InfoReader, Told
 from ..environments.spaces import ObservationForm, Space, as_tensors, choices, env_action
 from ..environments.spec import Env, EnvSpec
-from ..worlds.environment import bare_world, step_copies
+from ..worlds.environment import bare_worlds, step_copies
 from .memory import is_recurrent, rnn_states, stacked_states, zero_states
 
 _SLOTS = 64
@@ -147,8 +147,8 @@ def evaluate_policy(
 
 def _step(envs: Sequence[Env], actions: Sequence[Any]) -> Sequence[Any]:
     """Step copies of one environment, each with its action; those of a world all at once."""
-    worlds = [world for env in envs if (world := bare_world(env)) is not None]
-    if len(worlds) == len(envs):
+    worlds = bare_worlds(envs)
+    if worlds is not None:
         return step_copies(worlds, actions)
     return [env.step(action) for env, action in zip(envs, actions, strict=True)]
 

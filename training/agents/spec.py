@@ -24,6 +24,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor
 
 from ...datasets.arrays import Array
@@ -32,6 +33,7 @@ from ...datasets.files.limits import MOST_WINDOWS
 from ...datasets.words import counted
 from ..environments.spaces import Space, as_tensors
 from ..environments.spec import Env, EnvSpec, describe
+from ..worlds.environment import bare_worlds, step_copies
 from .memory import is_recurrent
 
 MASKABLE, RECURRENT = "MaskablePPO", "RecurrentPPO"  # of sb3-contrib
@@ -71,8 +73,8 @@ def algorithm_class(name: str) -> type[OnPolicyAlgorithm]:
         raise TaskError(
             f'agent.algorithm: {name} was given, which is of sb3-contrib: pip install "aitia[contrib]" ({error})'
         ) from error
-    found: type[OnPolicyAlgorithm] = getattr(sb3_contrib, name)
-    return found
+    algorithm: type[OnPolicyAlgorithm] = getattr(sb3_contrib, name)
+    return algorithm
 
 
 class AgentSpec(BaseModel):
@@ -206,6 +208,27 @@ def _linear_start(name: str, value: Any) -> float | None:
         return None
 
 
+class _VecEnv(DummyVecEnv):
+    """Stable-Baselines3's, one environment after the other; copies of a world step together, which is faster."""
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step as `DummyVecEnv` does, and begin again where an episode ended."""
+        worlds = bare_worlds(self.envs)
+        if worlds is None:
+            return super().step_wait()
+        steps = step_copies(worlds, self.actions)
+        infos = []
+        for number, (observation, reward, terminated, truncated, info) in enumerate(steps):
+            self.buf_rews[number], self.buf_dones[number] = reward, terminated or truncated
+            info["TimeLimit.truncated"] = truncated and not terminated
+            if terminated or truncated:
+                info["terminal_observation"] = observation
+                observation, self.reset_infos[number] = self.envs[number].reset()
+            self._save_obs(number, observation)
+            infos.append(info)
+        return self._obs_from_buf(), np.copy(self.buf_rews), np.copy(self.buf_dones), infos
+
+
 def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPolicyAlgorithm:
     """Build an untrained agent on `n_envs` copies of an environment, in this process and on the CPU.
 
@@ -213,7 +236,7 @@ def build_model(spec: AgentSpec, make_env: Callable[[], Env], seed: int) -> OnPo
         TaskError: Stable-Baselines3 refuses the hyperparameters.
     """
     spec.require_valid()
-    vec_env = DummyVecEnv([make_env] * spec.n_envs)
+    vec_env = _VecEnv([make_env] * spec.n_envs)
     try:
         model = algorithm_class(spec.algorithm)(
             spec.policy, vec_env, seed=seed, device="cpu", verbose=0,
@@ -271,14 +294,14 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
             f"agent.policy: `{spec.policy}` with policy_kwargs {policy_kwargs} does not fit the observations "
             f"{observation_space} (CnnPolicy needs images, MlpPolicy anything flat): {str(error).splitlines()[0]}"
         ) from error
-    found: Any = policy
-    acts = found.action_dist
+    built: Any = policy
+    acts = built.action_dist
     if type(acts) not in _DISTRIBUTIONS and not hasattr(acts, "apply_masking"):
         raise TaskError(
             f"agent.hyperparameters.policy_kwargs: {policy_kwargs} make the policy act by a {type(acts).__name__}; "
             "expected categorical, Bernoulli or Gaussian actions without use_sde, which attribution needs"
         )
-    return found  # type: ignore[no-any-return]  # that of MaskablePPO has the same parts, and is no subclass
+    return built  # type: ignore[no-any-return]  # that of MaskablePPO has the same parts, and is no subclass
 
 
 def _require_trainable(spec: AgentSpec, actions: Space) -> None:

@@ -54,8 +54,8 @@ class _Loader(BoundedLoader):
 
 
 def _ordered(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> dict[Any, Any]:
-    found = loader.construct_sequence(node, deep=True)
-    return dict(found[0]) if found else {}
+    pairs = loader.construct_sequence(node, deep=True)
+    return dict(pairs[0]) if pairs else {}
 
 
 def _tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
@@ -139,49 +139,49 @@ def read_saved_model(path: str | Path) -> SavedModel:
     except ValueError as error:
         raise InputError(f"{path}: `data` is not JSON ({error}), expected it as `model.save` writes it") from error
     try:
-        found = torch.load(io.BytesIO(_read_member(path, "policy.pth")), map_location="cpu", weights_only=True)
+        parameters = torch.load(io.BytesIO(_read_member(path, "policy.pth")), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
             f"{path}: policy.pth is not a dictionary of tensors alone, expected one as `model.save` writes it; it is "
             "not loaded, for a pickle can run any code"
         ) from error
-    shared = [name for name in found if name.startswith(_SHARED)]
+    shared = [name for name in parameters if name.startswith(_SHARED)]
     if shared:
         raise InputError(
             f"{path} has layers that actor and critic share ({shared[0]}): Stable-Baselines3 has none since 1.8, so "
             "nothing can be done with it here. Train it again, or keep to the version that wrote it"
         )
     steps = data.get("num_timesteps", 0)
-    return SavedModel(_with_three_extractors(found), steps if isinstance(steps, int) else 0, version)
+    return SavedModel(_with_three_extractors(parameters), steps if isinstance(steps, int) else 0, version)
 
 
 def _with_three_extractors(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parameters with the names of the features extractor that policies have since SB3 1.8."""
-    found = dict(parameters)
-    if "action_net.weight" in found and not any(name.startswith("pi_features_extractor.") for name in found):
-        own = {name: value for name, value in found.items() if name.startswith("features_extractor.")}
-        found |= {f"{part}_{name}": value for part in ("pi", "vf") for name, value in own.items()}
-    return found
+    renamed = dict(parameters)
+    if "action_net.weight" in renamed and not any(name.startswith("pi_features_extractor.") for name in renamed):
+        own = {name: value for name, value in renamed.items() if name.startswith("features_extractor.")}
+        renamed |= {f"{part}_{name}": value for part in ("pi", "vf") for name, value in own.items()}
+    return renamed
 
 
 def _config_path(folder: Path) -> Path:
-    found = [path for path in (folder / "config.yml", *sorted(folder.glob("*/config.yml"))) if path.is_file()]
-    if len(found) != 1:
+    paths = [path for path in (folder / "config.yml", *sorted(folder.glob("*/config.yml"))) if path.is_file()]
+    if len(paths) != 1:
         raise InputError(
-            f"{folder} has {len(found)} config.yml, expected one: a model folder of rl-zoo3 such as ppo/CartPole-v1_1, "
+            f"{folder} has {len(paths)} config.yml, expected one: a model folder of rl-zoo3 such as ppo/CartPole-v1_1, "
             "with CartPole-v1/config.yml and CartPole-v1/args.yml in it"
         )
-    return found[0].resolve()
+    return paths[0].resolve()
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        found = read_yaml(path, _Loader)  # a SafeLoader with two more tags
+        values = read_yaml(path, _Loader)  # a SafeLoader with two more tags
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected plain values, as rl-zoo3 writes them") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}, expected a mapping as rl-zoo3 writes it")
-    return found
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}, expected a mapping as rl-zoo3 writes it")
+    return values
 
 
 def _algorithm(name: str) -> str:
@@ -202,18 +202,18 @@ def _defaults(algorithm: str, known: Collection[str]) -> dict[str, Any]:
     return {name: parameters[name].default for name in PPO_DEFAULTS if name in known}
 
 
-def _policy_kwargs(given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _policy_kwargs(written: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return `policy_kwargs`, which rl-zoo3 writes as a Python expression, and what of them a task cannot say."""
-    if given in _NOTHING:
+    if written in _NOTHING:
         return {}, {}
-    if isinstance(given, dict):
-        return dict(given), {}
+    if isinstance(written, dict):
+        return dict(written), {}
     try:
-        call = ast.parse(str(given).strip(), mode="eval").body
+        call = ast.parse(str(written).strip(), mode="eval").body
     except SyntaxError:
-        return {}, {"policy_kwargs": given}
+        return {}, {"policy_kwargs": written}
     if not _is_dict(call):
-        return {}, {"policy_kwargs": given}
+        return {}, {"policy_kwargs": written}
     kept: dict[str, Any] = {}
     unsupported: dict[str, Any] = {}
     for keyword in call.keywords:

@@ -160,8 +160,8 @@ class CorrectedRewards(gym.Wrapper[Any, Any, Any, Any]):
         if terminated or truncated:
             self.endings[self._steps // self._window, str(info.get("outcome"))] += 1
         self._steps += 1
-        told = {**info, CORRECTED: changed, UNEDITED: float(reward)}
-        return self._left, float(paid.rewards[0]), terminated, truncated, told
+        info = {**info, CORRECTED: changed, UNEDITED: float(reward)}
+        return self._left, float(paid.rewards[0]), terminated, truncated, info
 
     @staticmethod
     def _edited(

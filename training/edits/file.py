@@ -33,7 +33,7 @@ class Edits(BaseModel):
 
     Attributes:
         grouping: what a group is, as `group_by` of the task.
-        groups: the groups that are edited, in the order given; or `all`, also those that nobody has met yet.
+        groups: the groups that are edited, in the order of the file; or `all`, also those that nobody has met yet.
         correct: `intended`: every transition of these groups pays info["intended_reward"].
         values: instead of `correct`, an arbitrary edit: what each group's reward events pay.
         source: where the edits come from, in free text; nothing depends on it.
@@ -49,11 +49,11 @@ class Edits(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _groups_of_values(cls, given: Any) -> Any:
-        """Take the groups from `values` where they are not given too."""
-        if isinstance(given, dict) and "groups" not in given and isinstance(given.get("values"), dict):
-            return {**given, "groups": list(given["values"])}
-        return given
+    def _groups_of_values(cls, document: Any) -> Any:
+        """Take the groups from `values` where the file names none."""
+        if isinstance(document, dict) and "groups" not in document and isinstance(document.get("values"), dict):
+            return {**document, "groups": list(document["values"])}
+        return document
 
     @field_validator("groups", mode="before")
     @classmethod

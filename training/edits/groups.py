@@ -40,8 +40,8 @@ _NAME_OF_0_1 = re.compile(r"([^\n]*/)?[^/\n]*/[0-9a-f]{8}")
 class ByTransition:
     """This very state and action, by a name that can be read: `17 / obs 14 / left`.
 
-    A name has the context where one is told, the observation and the action. Numbers are written to three digits, of
-    observations with more than a few numbers none. Where that tells less than all bytes of observation and action,
+    A name has the context if there is one, the observation and the action. Numbers are written to three digits, of
+    observations with more than a few numbers none. Where that is less than all bytes of observation and action,
     their digest follows (`obs [0.123, -1.4] #1f..`), so two transitions share a name only if they are the same. Names
     are made of the transition alone, the same in every process.
 
@@ -65,15 +65,15 @@ class ByTransition:
         """Return the group of each transition, [N]."""
         observations = decode_arrays(table["observation"], array_format(table.schema, "observation"))
         known: dict[tuple[bytes, bytes, str | None], str] = {}
-        found = []
+        names = []
         for observation, action, context in zip(
             observations, decode_actions(table), table["context"].to_pylist(), strict=True
         ):
             key = (observation.tobytes(), action.tobytes(), context)
             if key not in known:
                 known[key] = self._label(observation, action, context)
-            found.append(known[key])
-        return np.array(found)
+            names.append(known[key])
+        return np.array(names)
 
     def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
         """Return the group of one transition of the environment."""
@@ -106,9 +106,9 @@ def _observation_text(observation: Any) -> _Text:
     parts = {name: np.asarray(observation[name]) for name in observation.dtype.names}
     if sum(part.size for part in parts.values()) > _SHOWN_NUMBERS:
         return _Text("", False)
-    found = {name: _numbers_text(part) for name, part in parts.items()}
-    text = ", ".join(f"{name} {part.text}" for name, part in found.items())
-    return _Text(text, all(part.exact for part in found.values()))
+    texts = {name: _numbers_text(part) for name, part in parts.items()}
+    text = ", ".join(f"{name} {part.text}" for name, part in texts.items())
+    return _Text(text, all(part.exact for part in texts.values()))
 
 
 def _numbers_text(values: Array) -> _Text:

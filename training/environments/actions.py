@@ -146,20 +146,19 @@ def policy_choices(policy: ActorCriticPolicy, said: Distribution) -> Choices:
     Raises:
         InputError: a distribution that is not supported, such as state-dependent exploration.
     """
-    found: Any = getattr(said, "distributions", None) or said.distribution  # several where MaskablePPO draws several
+    acts: Any = getattr(said, "distributions", None) or said.distribution  # several where MaskablePPO draws several
     single = isinstance(policy.action_space, spaces.Discrete)
-    if isinstance(found, Categorical):
-        return Categories([found.probs.double().numpy()], single)
-    if isinstance(found, list) and all(isinstance(part, Categorical) for part in found):
-        return Categories([part.probs.double().numpy() for part in found], single)
-    if isinstance(found, Bernoulli):
-        ones = found.probs.double().numpy()
+    if isinstance(acts, Categorical):
+        return Categories([acts.probs.double().numpy()], single)
+    if isinstance(acts, list) and all(isinstance(part, Categorical) for part in acts):
+        return Categories([part.probs.double().numpy() for part in acts], single)
+    if isinstance(acts, Bernoulli):
+        ones = acts.probs.double().numpy()
         return Categories([np.stack([1.0 - p, p], axis=1) for p in ones.T], single)
-    if isinstance(found, Normal) and not policy.use_sde:
-        return Gaussians(found.mean.double().numpy(), found.stddev.double().numpy())
+    if isinstance(acts, Normal) and not policy.use_sde:
+        return Gaussians(acts.mean.double().numpy(), acts.stddev.double().numpy())
     raise InputError(
-        f"the policy acts by {type(found).__name__}, expected categorical, Bernoulli or Gaussian actions without "
-        "use_sde"
+        f"the policy acts by {type(acts).__name__}, expected categorical, Bernoulli or Gaussian actions without use_sde"
     )
 
 

@@ -49,19 +49,19 @@ class Fingerprint:
 
     def differences(self, now: Fingerprint) -> list[str]:
         """Say how the same rollout of an environment differs from this one; empty: it does not."""
-        found = []
+        changes = []
         old, new = self.rewards.split(), now.rewards.split()
         if (step := _first_difference(old, new)) is not None:
-            found.append(f"rewards, from step {step} on: {old[step]} when the run began, {new[step]} now")
+            changes.append(f"rewards, from step {step} on: {old[step]} when the run began, {new[step]} now")
         if (step := _first_difference(self.ends, now.ends)) is not None:
-            found.append(f"where episodes end, from step {step} on")
+            changes.append(f"where episodes end, from step {step} on")
         for name in ("observations", "infos"):
             parts = [_split(getattr(each, name)) for each in (self, now)]
             if (step := _first_difference(*parts)) is not None:
-                found.append(
+                changes.append(
                     f"{name}, from number {step} on" + (" (resets count too)" if name == "observations" else "")
                 )
-        return found
+        return changes
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, for `run.json`."""

@@ -42,8 +42,8 @@ def load_callable(value: str, key: str, expected: str) -> Callable[..., Any]:
         raise TaskError(f"{key}: `{value}` was given, expected {expected} ({error})") from error
     if not callable(function):
         raise TaskError(f"{key}: `{value}` is a {type(function).__name__}, expected a callable")
-    found: Callable[..., Any] = function
-    return found
+    checked: Callable[..., Any] = function
+    return checked
 
 
 class _Column:
@@ -80,7 +80,7 @@ class _Column:
 class HookedEnv(gym.Wrapper[Any, Any, Any, Any]):
     """Adds to every step's `info` what a hook says of it; what the hook does not return is left as it was.
 
-    The hook is given a mapping of columns, T rows each, of the episode so far: `observation` and `next_observation`
+    The hook gets a mapping of columns, T rows each, of the episode so far: `observation` and `next_observation`
     ([T, ...], of a Dict by name), `action`, `reward`, `terminated`, `truncated`, `t` (from 0), `info` (a list of
     T dictionaries) and `reset_info`. It returns a mapping from keys of the contract to T values each
     (`reward_components`: T dictionaries, or a dictionary of T values each). `outcome` counts where the episode ends.
@@ -114,7 +114,7 @@ class HookedEnv(gym.Wrapper[Any, Any, Any, Any]):
         """Step the environment and ask the hook.
 
         Raises:
-            EnvironmentError_: the hook fails, or returns an unknown key or another number of values than it was given.
+            EnvironmentError_: the hook fails, returns an unknown key or not one value for each row.
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._observations.append(observation)
@@ -122,10 +122,10 @@ class HookedEnv(gym.Wrapper[Any, Any, Any, Any]):
         for column, value in zip(self._steps.values(), values, strict=True):
             column.append(value)
         self._infos.append(info)
-        told = self._ask()
+        answer = self._ask()
         if not (terminated or truncated):
-            told.pop("outcome", None)
-        return observation, reward, terminated, truncated, {**info, **told}
+            answer.pop("outcome", None)
+        return observation, reward, terminated, truncated, {**info, **answer}
 
     def _ask(self) -> dict[str, Any]:
         """Return what the hook says of the last step, without what it leaves open (None)."""
@@ -149,8 +149,8 @@ class HookedEnv(gym.Wrapper[Any, Any, Any, Any]):
             raise EnvironmentError_(
                 f"{self._where} returned a {type(said).__name__}, expected a dictionary of {', '.join(KNOWN_KEYS)}"
             )
-        told = {str(key): self._last(str(key), values, count) for key, values in said.items()}
-        return {key: value for key, value in told.items() if value is not None}
+        last = {str(key): self._last(str(key), values, count) for key, values in said.items()}
+        return {key: value for key, value in last.items() if value is not None}
 
     def _last(self, key: str, values: Any, count: int) -> Any:
         if key not in KNOWN_KEYS:
@@ -161,11 +161,11 @@ class HookedEnv(gym.Wrapper[Any, Any, Any, Any]):
         if isinstance(values, Mapping):
             return {name: self._last(key, part, count) for name, part in values.items()}
         try:
-            given = len(values)
+            length = len(values)
         except TypeError:
-            given = -1
-        if isinstance(values, str) or given != count:
-            shown = counted(given, "value") if given >= 0 and not isinstance(values, str) else f"{values!r}"
+            length = -1
+        if isinstance(values, str) or length != count:
+            shown = counted(length, "value") if length >= 0 and not isinstance(values, str) else f"{values!r}"
             raise EnvironmentError_(
                 f"{self._where} returned {shown} for `{key}`, expected {count}: one for each row it was given"
             )

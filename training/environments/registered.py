@@ -1,4 +1,4 @@
-"""What importing a module registers with Gymnasium, found out in a process of its own that runs this file.
+"""What importing a module registers with Gymnasium, determined in a process of its own that runs this file.
 
 So it imports nothing of aitia: that would take longer than the answer.
 """

@@ -118,7 +118,7 @@ class EnvFacts(NamedTuple):
     action_names: tuple[str, ...]
 
     def action_name(self, text: str) -> str:
-        """Return the name of an action given as text (`action_text`), or the text."""
+        """Return the name of an action written as text (`action_text`), or the text."""
         known = text.isdecimal() and int(text) < len(self.action_names)
         return self.action_names[int(text)] if known else text
 
@@ -147,13 +147,13 @@ def _describe(env_id: str, kwargs: str, hooks: str | None) -> EnvFacts:
 
 
 class EnvProfile(NamedTuple):
-    """What a probe of an environment found.
+    """What a probe of an environment showed.
 
     Attributes:
         observation_space, action_space: its spaces.
         keys: the step keys its infos carry.
         renders: whether it can draw itself (`rgb_array`).
-        repeats: whether, given a seed and the actions, an episode repeats itself.
+        repeats: whether an episode repeats itself from its seed and actions.
     """
 
     observation_space: Space
@@ -216,14 +216,14 @@ def random_actions(env: Env, masked: bool, where: str) -> Callable[[], Any]:
 def _repeats(env: Env, form: ObservationForm, masked: bool) -> bool:
     """Return whether the same seed and actions give the same observations and rewards."""
     heard: list[list[Any]] = [[], []]
-    for told in heard:
+    for seen in heard:
         draw = random_actions(env, masked, "the environment")
         observation, _ = env.reset(seed=1)
-        told.append(flat_numbers(form.batch([observation])))
+        seen.append(flat_numbers(form.batch([observation])))
         for _ in range(_REPEATED_STEPS):
             action = env_action(env.action_space, draw())
             observation, reward, terminated, truncated, _ = env.step(action)
-            told.append(np.append(flat_numbers(form.batch([observation])), float(reward)))
+            seen.append(np.append(flat_numbers(form.batch([observation])), float(reward)))
             if terminated or truncated:
                 break
     return len(heard[0]) == len(heard[1]) and all(map(np.array_equal, *heard))

@@ -103,15 +103,15 @@ class GymArrays:
     def step(self, actions: NDArray[Any]) -> ArrayStep:
         """Step everywhere."""
         flat = actions.reshape(len(self._envs), *actions.shape[2:])
-        final, following, told, outcomes = [], [], [], []
+        final, following, steps, outcomes = [], [], [], []
         for env, action in zip(self._envs, flat, strict=True):
             observation, reward, terminated, truncated, info = env.step(env_action(self._facts.action_space, action))
             final.append(observation)
             following.append(env.reset()[0] if terminated or truncated else observation)
             outcomes.append(str(info.get("outcome")) if terminated or truncated else None)
-            told.append((float(reward), terminated, truncated and not terminated, bool(info.get(CORRECTED, False))))
+            steps.append((float(reward), terminated, truncated and not terminated, bool(info.get(CORRECTED, False))))
         rewards, terminated_, truncated_, corrected = (
-            np.array(values).reshape(self._shape) for values in zip(*told, strict=True)
+            np.array(values).reshape(self._shape) for values in zip(*steps, strict=True)
         )
         return ArrayStep(
             self._stacked(following),

@@ -120,11 +120,11 @@ class StackedPolicy:
 
     def state_dict(self, agent: int) -> dict[str, Tensor]:
         """Return the weights of one agent as its own policy has them."""
-        found = {}
+        weights = {}
         for name, values in self.parameters.items():
             own = values[agent].detach()
-            found[name] = (own.mT if name.endswith(".weight") else own[0]).clone().contiguous()
-        return found
+            weights[name] = (own.mT if name.endswith(".weight") else own[0]).clone().contiguous()
+        return weights
 
     def head(self, observations: Tensor) -> Tensor:
         """Return logits or means [K, B, O] of observations [K, B, D], categories as numbers."""
@@ -160,13 +160,13 @@ class StackedPolicy:
 
 def _layers(net: nn.Module, prefix: str, last: str) -> list[tuple[str, nn.Module | None]]:
     """Return the names of a network's linear layers, each with the activation that follows it."""
-    found: list[tuple[str, nn.Module | None]] = []
+    layers: list[tuple[str, nn.Module | None]] = []
     for name, module in net.named_children():
         if isinstance(module, nn.Linear):
-            found.append((f"{prefix}.{name}", None))
+            layers.append((f"{prefix}.{name}", None))
         else:
-            found[-1] = (found[-1][0], module)
-    return [*found, (last, None)]
+            layers[-1] = (layers[-1][0], module)
+    return [*layers, (last, None)]
 
 
 @dataclass

@@ -47,7 +47,7 @@ def train_members(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> 
     """Train agents with edited rewards, as a stack where the task allows it, else by Stable-Baselines3."""
     if members_at_once(agent, env)[1] is None:
         return train_stack(agent, env, members)
-    found = []
+    trained = []
     for member in members:
         edit, initial = member.edit or RewardEdit(frozenset()), None
         if _initial_seed(member) != member.seed:
@@ -57,8 +57,8 @@ def train_members(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> 
         assert vec_env is not None
         policy.set_training_mode(False)
         endings: Endings = sum(vec_env.get_attr("endings"), Counter())
-        found.append(Trained(policy, sum(vec_env.get_attr("corrected")), _by_window(agent, endings)))
-    return found
+        trained.append(Trained(policy, sum(vec_env.get_attr("corrected")), _by_window(agent, endings)))
+    return trained
 
 
 def _by_window(agent: AgentSpec, endings: Endings) -> dict[str, list[int]]:
@@ -180,12 +180,12 @@ class _Stack:
     def _advantages(self, rewards: Tensor, values: Tensor, ended: Tensor, last: Tensor) -> Tensor:
         """Return GAE advantages [K, E, T]."""
         settings, running = self._settings, torch.zeros_like(last)
-        found: list[Any] = []
+        advantages: list[Any] = []
         following = last
         for step in reversed(range(rewards.shape[2])):
             goes_on = (~ended[:, :, step]).float()
             delta = rewards[:, :, step] + settings.gamma * following * goes_on - values[:, :, step]
             running = delta + settings.gamma * settings.gae_lambda * goes_on * running
-            found.append(running)
+            advantages.append(running)
             following = values[:, :, step]
-        return torch.stack(found[::-1], dim=2)
+        return torch.stack(advantages[::-1], dim=2)

@@ -114,7 +114,7 @@ class ButtonRoom(Cheese):
     """A room with a button: whoever presses it changes the reward channel, and observes more reward from then on.
 
     Reaching the goal ends the episode; an episode in which the button was pressed ends `tampered`. The intended and
-    the untampered reward are the goal's alone. Tampering is a third category beside outer and inner: Ngo 2022's
+    the untampered reward are the goal's alone. Tampering is a third category next to outer and inner: Ngo 2022's
     footnotes (seed S3, row N24).
     """
 
@@ -151,7 +151,7 @@ class ButtonRoom(Cheese):
         return Moved(components, moved.intended, gained, outcome)
 
     def unfinished(self, state: State) -> NDArray[np.int64]:
-        """At the step limit it is told whether the button was pressed."""
+        """At the step limit the outcome says whether the button was pressed."""
         return np.where(state["pressed"], TAMPERED, STUCK)
 
     def solve(self, state: State, goal: str) -> NDArray[Any]:

@@ -81,7 +81,13 @@ def bare_world(env: gym.Env[Any, Any]) -> WorldEnv | None:
     return inner if own else None  # type: ignore[return-value]
 
 
-def step_copies(envs: Sequence[WorldEnv], actions: Sequence[Any]) -> list[Step]:
+def bare_worlds(envs: Sequence[gym.Env[Any, Any]]) -> list[WorldEnv] | None:
+    """Return several environments as copies of one world, None where they are not."""
+    worlds = [world for env in envs if (world := bare_world(env)) is not None]
+    return worlds if len(worlds) == len(envs) else None
+
+
+def step_copies(envs: Sequence[WorldEnv], actions: Sequence[Any] | NDArray[Any]) -> list[Step]:
     """Step copies of one world, which takes little longer than one of them; each gives what it would give alone."""
     world, states = envs[0].world, [env.begun for env in envs]
     state = states[0]

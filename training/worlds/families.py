@@ -40,8 +40,8 @@ def _gymnasium_id(family: str) -> str:
 def world_class(family: str) -> type[World]:
     """Return the class of a world by its family's name."""
     module, _, name = _WORLDS[family].partition(":")
-    found: type[World] = getattr(importlib.import_module(f".{module}", __package__), name)
-    return found
+    world: type[World] = getattr(importlib.import_module(f".{module}", __package__), name)
+    return world
 
 
 def register() -> None:

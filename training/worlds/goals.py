@@ -9,11 +9,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .base import DESIRED, MISBEHAVING, RUNNING, Floats, Moved, Planted, State, World
+from .base import DESIRED, MISBEHAVING, RUNNING, STRAY_REWARD, Floats, Moved, Planted, State, World
 from .drawing import Shape
 
 GOAL, PROXY, TIMEOUT = 0, 1, 2
-STRAY_REWARD = 0.2
 
 
 class GoalWorld(World):

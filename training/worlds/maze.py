@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ...datasets.errors import EnvironmentError_
-from .base import RUNNING, Moved, Planted, State, World
+from .base import RUNNING, STRAY_REWARD, Moved, Planted, State, World
 from .environment import WorldEnv
 
 Cell = tuple[int, int]
 ARROW, CORNER, TIMEOUT = 0, 1, 2
 MOVES: tuple[Cell, ...] = ((-1, 0), (0, 1), (1, 0), (0, -1))
 STAY = len(MOVES)  # no action of an arrow maze by itself
-STRAY_REWARD = 0.2
 CELL = 28
 _SCALE = 3  # drawn larger and reduced: smooth edges
 _FLOOR, _GRID, _WALL = (250, 249, 245), (222, 219, 210), (71, 72, 80)

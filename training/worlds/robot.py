@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...datasets.errors import EnvironmentError_
-from .base import DESIRED, MISBEHAVING, RUNNING, Flags, Moved, Planted, State, World
+from .base import DESIRED, MISBEHAVING, RUNNING, STRAY_REWARD, Flags, Moved, Planted, State, World
 from .drawing import Shape
-from .goals import STRAY_REWARD
 
 CLEAN, SWEEPER, TIMEOUT = 0, 1, 2
 SWEEP = 2

@@ -141,17 +141,17 @@ def require_environments(task: Task) -> dict[str, EnvProfile]:
     """Probe the training environment and every evaluation set, equal ones once.
 
     Returns:
-        What was found of the training environment (`TRAINING`), and of each set by its name.
+        What probes measured of the training environment (`TRAINING`), and of each set, by its name.
 
     Raises:
         EnvironmentError_: one of them breaks the contract, or their spaces differ.
     """
-    found_of: dict[str, EnvProfile] = {}
+    known: dict[str, EnvProfile] = {}
 
     def probed(env: EnvSpec) -> EnvProfile:
         key = repr(env)
-        found_of[key] = found_of.get(key) or probe(env, task.agent.masked)
-        return found_of[key]
+        known[key] = known.get(key) or probe(env, task.agent.masked)
+        return known[key]
 
     training = probed(task.training_env)
     profiles = {TRAINING: training}
@@ -168,14 +168,14 @@ def require_environments(task: Task) -> dict[str, EnvProfile]:
             f"target: `labels` was given, but `{task.env}` tells no info['action_labels']: use `auto` or `log-odds`"
         )
     for name in (TEST_SET, *task.sets):
-        found = profiles[name] = probed(task.evaluation_env(name))
-        if not found.repeats:
+        profile = profiles[name] = probed(task.evaluation_env(name))
+        if not profile.repeats:
             log.warning("set `%s` of %s: %s", name, task.name, NOT_REPEATABLE)
         for kind in ("observation_space", "action_space"):
-            given, expected = getattr(found, kind), getattr(training, kind)
-            if given != expected:
+            actual, expected = getattr(profile, kind), getattr(training, kind)
+            if actual != expected:
                 raise EnvironmentError_(
-                    f"the evaluation set `{name}` has {kind} {given}, the training environment {expected}: "
+                    f"the evaluation set `{name}` has {kind} {actual}, the training environment {expected}: "
                     "expected the same; check test_kwargs and sets"
                 )
     return profiles

@@ -11,7 +11,7 @@ import socket
 import sys
 from datetime import UTC, datetime
 
-from ...attribution.effects.window import TOP_K
+from ...attribution.effects.top import TOP_K
 from ...attribution.gradients.kernel import LAMBDAS
 from ...datasets.errors import RunFolderError
 from ...datasets.manifest import Manifest, digest, installed_versions, source_git_sha
@@ -22,7 +22,7 @@ from .sources import changed_sources, hashes_of, packages_of
 from .task import TEST_SET, Task
 
 log = logging.getLogger("aitia")
-_imported: dict[str, str] = {}  # of a worker: modules it has imported for runs, with the hashes of their source then
+_imported: dict[str, str] = {}  # of this process: modules imported for runs, with the hashes of their source then
 TRAINING = "train"
 _DECISIVE = ("aitia", "torch")  # a major or minor release of theirs may change what a run holds
 
@@ -171,9 +171,9 @@ def require_current_modules(manifest: Manifest) -> None:
     old = [name for name, source in (manifest.sources or {}).items() if _imported.get(name, source) != source]
     if old:
         raise RunFolderError(
-            f"a Dask worker on {socket.gethostname()} has imported {', '.join(old)} before the source changed, or "
-            "another module of that name for another task, and would go on with what it has. Restart the workers of "
-            "the cluster; finished pieces are kept"
+            f"a process on {socket.gethostname()} that computes has imported {', '.join(old)} before the source "
+            "changed, or another module of that name for another task, and would go on with what it has. Restart the "
+            "workers of the cluster (of --workers 0: this Python); finished pieces are kept"
         )
 
 

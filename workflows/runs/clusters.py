@@ -1,4 +1,4 @@
-"""The clusters of an evaluation set's failures: which failures, and which plays count for each."""
+"""The clusters of an evaluation set's failures: which failures, and which of the episodes played count for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cluster:
     Attributes:
         number: 0 is the largest.
         failures: their ids.
-        selection: the plays that count for it; None: all, where it is the whole set.
+        selection: the episodes played that count for it; None: all, where it is the whole set.
     """
 
     number: int
@@ -31,7 +31,7 @@ class Cluster:
 
 
 def whole_set(failures: Sequence[str]) -> Cluster:
-    """Return all failures of a set as one cluster, for which every play counts."""
+    """Return all failures of a set as one cluster, for which every episode counts."""
     return Cluster(0, tuple(failures))
 
 
@@ -41,16 +41,16 @@ def find_clusters(task: Task, sums: pa.Table, failures: Sequence[str]) -> list[C
     One cluster is the whole set.
 
     Args:
-        task: the task; with one repeat no play is left to count for a cluster, and there is one.
+        task: the task; with one repeat no episode is left to count for a cluster, and there is one.
         sums: group sums of the task's own estimator.
         failures: ids of all failures.
     """
-    found = cluster_failures(sums, failures, 1 if task.evaluation.repeats == 1 else task.verify.clusters)
-    if found.clusters < 2:
+    split = cluster_failures(sums, failures, 1 if task.evaluation.repeats == 1 else task.verify.clusters)
+    if split.clusters < 2:
         return [whole_set(failures)] if failures else []
-    members = [tuple(found.failures(number)) for number in range(found.clusters)]
+    members = [tuple(split.failures(number)) for number in range(split.clusters)]
     log.info(
         "%s: %d clusters of %s failures (held-out silhouette %.2f, distance %.2f)",
-        task.name, found.clusters, ", ".join(str(len(names)) for names in members), found.silhouette, found.distance,
+        task.name, split.clusters, ", ".join(str(len(names)) for names in members), split.silhouette, split.distance,
     )  # fmt: skip
     return [Cluster(number, names, Selection.of(names, task.seeds)) for number, names in enumerate(members)]

@@ -214,9 +214,9 @@ class EvaluatedSet:
         own = pc.field("estimator") == self.estimator.name
         sums = read_table(self._path("groups"), _EFFECT_COLUMNS)
         top = current_top_transitions(read_table(self._path("transitions"))).filter(own)
-        found = Attributed(sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)), top)
-        self._require_current(found)
-        return found
+        tables = Attributed(sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)), top)
+        self._require_current(tables)
+        return tables
 
     @cached_property
     def effects(self) -> EffectTable:
@@ -307,12 +307,12 @@ class EvaluatedSet:
                     f"{nearest(name, known)}"
                 )
 
-    def _require_current(self, found: Attributed) -> None:
+    def _require_current(self, tables: Attributed) -> None:
         """Check that influence tables cover all failures, as the task asks for them now."""
         failures, key = self.failure_ids, self.run.manifest.attribution
         again = f"`aitia attribute {self.run.folder.root} --set {self.name}`"
         known = {  # group sums, or, where no group is wrong, top transitions
-            name for table in found for name in pc.unique(table["failure"].cast(pa.string())).to_pylist()
+            name for table in tables for name in pc.unique(table["failure"].cast(pa.string())).to_pylist()
         }
         if missing := [name for name in failures if name not in known]:
             raise InputError(

@@ -16,7 +16,7 @@ _PLAYED = "any episode played: agents, a random policy, reference solvers"
 
 
 def warn_of_outcomes(run: Run, set_name: str) -> None:
-    """Say which declared outcomes no play of an evaluation set ended in."""
+    """Say which declared outcomes no episode of an evaluation set ended in."""
     seen = set(_played(run, set_name))
     if words := unseen_in_words(run.task.outcomes, seen, _listed(run.task), _PLAYED):
         log.warning("evaluate %s: %s", run.task.name, words)
@@ -26,7 +26,7 @@ def require_outcomes(run: Run) -> None:
     """Check, before agents are trained again, that some desired and some misbehaved outcome ever occurred.
 
     Raises:
-        TaskError: none of a kind did, in training, in play, with a random policy or reference solvers, and the
+        TaskError: none of a kind did, in training, in evaluation, with a random policy or reference solvers, and the
             environment does not list it.
     """
     for kind in ("desired", "misbehaved"):
@@ -58,7 +58,7 @@ def _played(run: Run, set_name: str) -> Iterator[str]:
 
 
 def _everywhere(run: Run) -> Iterator[str]:
-    """Yield outcomes of plays, then of training, the last windows first: whoever looks for one may stop."""
+    """Yield outcomes of evaluations, then of training, the last windows first: whoever looks for one may stop."""
     for name in (TEST_SET, *run.task.sets):
         yield from _played(run, name)
     for seed in run.task.seeds:

@@ -27,7 +27,7 @@ NOT_RECORDED = "not recorded by the version of aitia that made this run"
 
 
 class EnvironmentRecord(BaseModel):
-    """What a probe found of one environment.
+    """What a probe measured of one environment.
 
     Attributes:
         keys: step keys that its infos carry.
@@ -61,18 +61,18 @@ def record_environments(manifest: Manifest, task: Task, profiles: Mapping[str, E
         profiles: of the training environment (`TRAINING`) and of each evaluation set, by name.
     """
     specs = {name: task.training_env if name == TRAINING else task.evaluation_env(name) for name in profiles}
-    found_of = {
+    records = {
         name: EnvironmentRecord(
-            keys=sorted(found.keys),
-            draws="rgb_array" if found.renders else way_of_drawing(specs[name]),
-            repeats=found.repeats,
+            keys=sorted(profile.keys),
+            draws="rgb_array" if profile.renders else way_of_drawing(specs[name]),
+            repeats=profile.repeats,
             action_names=list(describe(specs[name]).action_names),
-            observation_space=str(found.observation_space),
-            action_space=str(found.action_space),
+            observation_space=str(profile.observation_space),
+            action_space=str(profile.action_space),
         ).model_dump(mode="json")
-        for name, found in profiles.items()
+        for name, profile in profiles.items()
     }
-    manifest.environments = {"training": found_of.pop(TRAINING), "sets": found_of}
+    manifest.environments = {"training": records.pop(TRAINING), "sets": records}
     manifest.estimator = estimator_of(task)._asdict()
 
 
@@ -107,13 +107,13 @@ def recorded_estimator(folder: RunFolder, manifest: Manifest, set_name: str) -> 
     Raises:
         RunFolderError: what it says is damaged.
     """
-    if told := manifest.estimator:
-        if told.keys() != set(Chosen._fields):
+    if recorded := manifest.estimator:
+        if recorded.keys() != set(Chosen._fields):
             raise RunFolderError(
-                f"{folder.manifest_path} was not written by aitia: key `estimator` has {', '.join(sorted(told))}, "
+                f"{folder.manifest_path} was not written by aitia: key `estimator` has {', '.join(sorted(recorded))}, "
                 f"expected {' and '.join(Chosen._fields)}"
             )
-        return Chosen(**told)
+        return Chosen(**recorded)
     used = pc.unique(read_table(folder.influence_path(set_name, "groups"), ["estimator"])["estimator"]).to_pylist()
     names = [name for name in (Trak.name, TrakProjected.name) if name in used]
     return Chosen(names[0] if names else Trak.name, f"why was {NOT_RECORDED}")

@@ -142,7 +142,7 @@ class Run:
         return {seed: training_outcomes(self.folder, seed) for seed in self.task.seeds}
 
     def allow_code(self, trust: bool = False) -> None:
-        """Check that the code which the task names is the user's or trusted, and let modules beside its file be found.
+        """Check that the code which the task names is the user's or trusted; let modules next to its file be imported.
 
         Args:
             trust: run it, although the run was made elsewhere, and remember that.
@@ -173,8 +173,8 @@ class Run:
 
     def note_files(self, paths: Sequence[Path]) -> None:
         """Write the checksums of files that workers wrote into `run.json`; those that are not there are left out."""
-        found = {name_in(path, self.folder.root): sha256_of(path) for path in paths if path.exists()}
-        self._set_checksums({**self.manifest.checksums, **found})
+        written = {name_in(path, self.folder.root): sha256_of(path) for path in paths if path.exists()}
+        self._set_checksums({**self.manifest.checksums, **written})
 
     def note_new(self, paths: Sequence[Path]) -> None:
         """Write the checksums of files that have none yet into `run.json`."""
@@ -184,7 +184,7 @@ class Run:
         """Take the checksums of files that are no more out of `run.json`."""
         kept = self.manifest.checksums
         there = exist([self.folder.root / name for name in kept])
-        self._set_checksums({name: kept[name] for name, found in zip(kept, there, strict=True) if found})
+        self._set_checksums({name: kept[name] for name, exists in zip(kept, there, strict=True) if exists})
 
     def _set_checksums(self, checksums: dict[str, str]) -> None:
         if checksums != self.manifest.checksums:
@@ -214,7 +214,8 @@ class Run:
 
     @property
     def _card(self) -> Card:
-        trained = [seed for seed in self.task.seeds if not self.folder.missing_files(seed)]
+        there = exist([self.folder.final_path(seed) for seed in self.task.seeds])
+        trained = [seed for seed, whole in zip(self.task.seeds, there, strict=True) if whole]
         agent = self.task.agent
         return Card(
             f"Run {self.task.name}",
@@ -246,7 +247,7 @@ def open_run(path: str | Path) -> Run:
 
 
 def open_for_computing(path: str | Path, trust: bool = False) -> Run:
-    """Open a run folder to compute, which runs the code that its task names; modules beside its task file are found.
+    """Open a run folder to compute, which runs the code that its task names, with modules next to its task file.
 
     Args:
         path: the run folder.

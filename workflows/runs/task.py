@@ -341,8 +341,8 @@ def _known_keys(location: Iterable[str]) -> list[str]:
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         candidates = [annotation, *get_args(annotation)]
-        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if found is None:
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if inner is None:
             return []
-        model, named = found, get_origin(annotation) is dict
+        model, named = inner, get_origin(annotation) is dict
     return list(model.model_fields)

@@ -20,7 +20,7 @@ TaskSource = str | Path | Mapping[str, Any] | Task
 
 
 def load_task(task: TaskSource, edits: str | Path | None = None) -> Task:
-    """Validate a task; modules beside its file can then be named by `env` and `target`.
+    """Validate a task; modules next to its file can then be named by `env` and `target`.
 
     Args:
         task: the task file, or the task itself, as a mapping of a task file's keys or a model.
@@ -36,8 +36,8 @@ def load_task(task: TaskSource, edits: str | Path | None = None) -> Task:
         values, where = _given_values(task), "the task"
     if not isinstance(task, Task) and isinstance(values, dict) and "edits" in values:
         raise TaskError(f"{where}: key `edits` is no key of a task file: give a file with --edits FILE")
-    found = make_task(values, where)
-    return found if edits is None else found.model_copy(update={"edits": read_edits(edits)})
+    loaded = make_task(values, where)
+    return loaded if edits is None else loaded.model_copy(update={"edits": read_edits(edits)})
 
 
 def place_of(task: TaskSource) -> tuple[str, str] | tuple[None, None]:
@@ -49,7 +49,7 @@ def place_of(task: TaskSource) -> tuple[str, str] | tuple[None, None]:
 
 
 def _read_task(task: str | Path) -> tuple[Any, str]:
-    """Return what a task file holds, and its path for messages; modules beside it can then be imported.
+    """Return what a task file holds, and its path for messages; modules next to it can then be imported.
 
     Raises:
         TaskError: it is missing, is not YAML, or is not filled in.
@@ -94,6 +94,6 @@ def _given_values(task: Mapping[str, Any] | Task) -> Any:
 
 
 def add_import_path(path: Path) -> None:
-    """Let modules beside the task file be imported."""
+    """Let modules next to the task file be imported."""
     if str(path) not in sys.path:
         sys.path.append(str(path))

@@ -17,7 +17,8 @@ import torch
 
 from ...attribution.actors.adapt import as_actor
 from ...attribution.effects.merge import WindowSums, group_table, null_table, sum_windows, unit_table, window_table
-from ...attribution.effects.window import EFFECTS, TOP_K, Leaders, attribute_window, keep_top
+from ...attribution.effects.top import TOP_K, Leaders, keep_top
+from ...attribution.effects.window import EFFECTS, attribute_window
 from ...attribution.estimators.base import Estimator
 from ...attribution.estimators.registry import AUTO, estimators, find_estimator
 from ...attribution.estimators.window import read_window

@@ -38,19 +38,16 @@ class BankBuilder:
     """The bank of an evaluation set, in the making; finished members are never trained again.
 
     Attributes:
-        run, set_name, task, evaluated: whose bank it is.
+        run, task: whose bank it is.
+        evaluated: the evaluation set.
         rewards: the reward summary of each seed's training.
-        episodes: the episodes table: of the run's own agents and of the random policy.
-        failures: ids of the failures.
     """
 
     def __init__(self, run: Run, set_name: str, workers: Workers) -> None:
-        self.evaluated = run[set_name]
-        self.run, self.set_name, self.task = run, set_name, run.task
+        self.run, self.task, self.evaluated = run, run.task, run[set_name]
+        self.rewards = list(run.rewards.values())
         self._workers, self._done = workers, list[MemberPiece]()
-        self.rewards, self.episodes = list(run.rewards.values()), self.evaluated.episodes
-        self.failures = self.evaluated.failure_ids
-        played, wanted = episode_count(self.episodes), run.task.evaluation.episodes
+        played, wanted = episode_count(self.evaluated.episodes), run.task.evaluation.episodes
         if played < wanted:
             raise RunFolderError(
                 f"the set `{set_name}` of {run.folder.root} was played with {counted(played, 'episode')}, the "
@@ -86,9 +83,8 @@ class BankBuilder:
             if allowed < len(masks):
                 log.warning("verify %s: the budget of %d trainings ends the bank early", task.name, budget)
             masks = masks[:allowed]
-        pieces = [
-            MemberPiece(self.run.folder.root, task, self.set_name, mask, seed) for mask in masks for seed in seeds
-        ]
+        root, name = self.run.folder.root, self.evaluated.name
+        pieces = [MemberPiece(root, task, name, mask, seed) for mask in masks for seed in seeds]
         by_path = {piece.path: piece for piece in pieces}
         waiting = [piece for path, piece in by_path.items() if episodes_at(path) < task.evaluation.episodes]
         parts, label = self.run.folder.parts_folder, f"verify {task.name}"
@@ -102,14 +98,14 @@ class BankBuilder:
 
     def read(self) -> Bank:
         """Return the bank as written."""
-        bank = read_bank(self.run.folder, self.set_name, self.task.seeds, self.task.evaluation.most_plays)
+        bank = read_bank(self.run.folder, self.evaluated.name, self.task.seeds, self.task.evaluation.most_plays)
         assert bank is not None
         return bank
 
     def evidence(self, cluster: Cluster) -> Evidence:
         """Return what the verdict of a cluster of failures depends on, so far."""
         bank = self.read().of_cluster(cluster.number, cluster.selection) if self._done else None
-        return collect_evidence(self.episodes, self.rewards, bank, self.task.outcomes, cluster.selection)
+        return collect_evidence(self.evaluated.episodes, self.rewards, bank, self.task.outcomes, cluster.selection)
 
     def decision(self, cluster: Cluster) -> Decision:
         """Return the verdict that the bank gives a cluster of failures so far."""
@@ -121,7 +117,7 @@ class BankBuilder:
         outcomes, learned = [BANK_OUTCOMES.empty_table()], [BANK_LEARNING.empty_table()]
         for seed in sorted({*self.task.paired_seeds, *self.seeds}) if self._done else []:
             rows.append(_row(none, seed, 0))
-            plays = self.episodes.filter(pc.field("seed") == seed).select(_PLAY_COLUMNS)
+            plays = self.evaluated.episodes.filter(pc.field("seed") == seed).select(_PLAY_COLUMNS)
             outcomes.append(_of_member(none.member(seed), plays))
         for piece in self._done:
             plays, member = read_table(piece.path), piece.mask.member(piece.seed)
@@ -132,7 +128,7 @@ class BankBuilder:
         masks = pa.Table.from_pylist(rows, schema=MASKS)
         tables = {"outcomes": pa.concat_tables(outcomes), "learning": pa.concat_tables(learned), "masks": masks}
         for name, table in tables.items():
-            write_table(self.run.folder.bank_path(self.set_name, name), table)
+            write_table(self.run.folder.bank_path(self.evaluated.name, name), table)
 
 
 def _row(mask: Mask, seed: int, corrected: int | None) -> dict[str, object]:

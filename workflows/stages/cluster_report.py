@@ -35,7 +35,7 @@ class ClusterReport(NamedTuple):
     Attributes:
         cluster: which failures.
         findings: its verdict and curve.
-        around: what advice depends on beside them.
+        around: what advice depends on in addition.
         groups: all wrong groups, most suspected first.
         predictions: what predicted effects are worth.
         correction: what to correct; None: nothing.
@@ -68,9 +68,9 @@ class ClusterReport(NamedTuple):
         charts: dict[str, Chart] = {}
         if self.groups:
             charts["groups"] = group_effects([(str(g["group"]), g["interval"]) for g in self.groups], unit)
-        found, calibration = self.predictions.concentration, self.predictions.calibration
-        if found is not None:
-            charts["concentration"] = concentration_chart(found.curve, found.top)
+        concentrated, calibration = self.predictions.concentration, self.predictions.calibration
+        if concentrated is not None:
+            charts["concentration"] = concentration_chart(concentrated.curve, concentrated.top)
         if calibration is not None and calibration.fit is not None:
             charts["calibration"] = calibration_chart(calibration)
         return ClusterView(charts, self.groups[:_SHOWN_GROUPS], len(self.groups))

@@ -91,7 +91,7 @@ def failing_steps(steps: pa.Table, failures: Sequence[str]) -> dict[str, pa.Tabl
     keys = np.stack([seeds, episodes], axis=1)[order]
     begins = np.flatnonzero((np.diff(keys, axis=0, prepend=keys[:1] - 1) != 0).any(axis=1))
     spans = {tuple(keys[start]): (start, end) for start, end in zip(begins, [*begins[1:], len(order)], strict=True)}
-    found = {}
+    by_failure = {}
     for name in failures:
         if (span := spans.get(seed_and_episode(name))) is None:
             raise RunFolderError(f"the steps of failure {name} are missing, expected those of all: evaluate again")
@@ -100,5 +100,5 @@ def failing_steps(steps: pa.Table, failures: Sequence[str]) -> dict[str, pa.Tabl
                 f"failure {name} has {counted(span[1] - span[0], 'step')}, expected at most {MOST_STEPS:,}: evaluate "
                 "again"
             )
-        found[name] = table.take(pa.array(order[slice(*span)])).combine_chunks()
-    return found
+        by_failure[name] = table.take(pa.array(order[slice(*span)])).combine_chunks()
+    return by_failure

@@ -1,4 +1,4 @@
-"""What a report's pages note of a set: its influence, what the environment does not tell, by which code."""
+"""What a report's pages note of a set: its influence, what the environment does not report, by which code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("aitia")
 
 
 def page_notes(evaluated: EvaluatedSet, checked: Checked) -> list[str]:
-    """Return what every page of a set says beside its numbers, a sentence each.
+    """Return what every page of a set says in addition to its numbers, a sentence each.
 
     Args:
         evaluated: the set.
@@ -35,7 +35,7 @@ def page_notes(evaluated: EvaluatedSet, checked: Checked) -> list[str]:
     return [
         *([f"Influence is TRAK's random projection: {reason}."] if estimator != "trak" else []),
         *recording_notes(run.folder, run.task.seeds),
-        *_untold(record, list(run.rewards.values())),
+        *_unreported(record, list(run.rewards.values())),
         *_undeclared(run.task, evaluated.episodes),
         *_unchecked(checked),
         *code_in_words(run.manifest),
@@ -49,24 +49,24 @@ def _unchecked(checked: Checked) -> list[str]:
     return [f"Checksums of these tables were {NOT_RECORDED}: {', '.join(checked.unrecorded)}."]
 
 
-def _untold(record: EnvironmentRecord | None, rewards: Sequence[pa.Table]) -> list[str]:
-    """Say what the environment does not tell, and what follows."""
+def _unreported(record: EnvironmentRecord | None, rewards: Sequence[pa.Table]) -> list[str]:
+    """Say what the environment does not report, and what follows."""
     follows = {
         "context": f"The environment tells no context{_as_one_group(rewards)}.",
         "action_labels": "The environment tells no action labels: targets are the log-odds of the actions taken.",
         "untampered_reward": "The environment tells no untampered reward: tampering could not be checked.",
     }
-    told = [] if record is None else [text for key, text in follows.items() if key not in record.keys]
+    notes = [] if record is None else [text for key, text in follows.items() if key not in record.keys]
     if not intended_known(list(rewards)):
-        told.append("The environment tells no intended reward: no reward could be called wrong or corrected.")
+        notes.append("The environment tells no intended reward: no reward could be called wrong or corrected.")
     if record is None:
-        told.append(f"What else the environment tells, and whether it repeats itself, was {NOT_RECORDED}.")
-        return told
+        notes.append(f"What else the environment tells, and whether it repeats itself, was {NOT_RECORDED}.")
+        return notes
     if not record.repeats:
-        told.append(NOT_REPEATABLE)
+        notes.append(NOT_REPEATABLE)
     if record.draws is None:
-        told.append("The environment does not draw itself (rgb_array or ansi): there are no pictures.")
-    return told
+        notes.append("The environment does not draw itself (rgb_array or ansi): there are no pictures.")
+    return notes
 
 
 def _undeclared(task: Task, episodes: pa.Table) -> list[str]:
@@ -76,15 +76,15 @@ def _undeclared(task: Task, episodes: pa.Table) -> list[str]:
     declared = [*task.outcomes.desired, *task.outcomes.misbehaved]
     shares = [f"{name} ({percent(n / test.num_rows)} of plays)" for name, n in counts.items() if name not in declared]
     never = [name for name in declared if name not in set(episodes["outcome"].to_pylist())]
-    told = []
+    notes = []
     if shares:
-        told.append(f"Outcomes that the task does not declare count as incompetent: {', '.join(sorted(shares))}.")
+        notes.append(f"Outcomes that the task does not declare count as incompetent: {', '.join(sorted(shares))}.")
     if never:
-        told.append(
+        notes.append(
             f"Declared, but no play ended so, not even a random policy's: {', '.join(never)}. Check the spelling."
         )
         log.warning("report %s: no play ended as %s; check `outcomes` in the task", task.name, ", ".join(never))
-    return told
+    return notes
 
 
 def _as_one_group(rewards: Sequence[pa.Table]) -> str:

@@ -142,15 +142,15 @@ def _checked(evaluated: EvaluatedSet, drawn: Drawn) -> Checked:
     paths += [folder.validation_path(name), folder.frames_folder(name) / "index.json"]
     paths += [reward_sums_path(folder, seed, run.task.group_by) for seed in seeds]
     paths += [learning_path(folder, seed) for seed in seeds]
-    found = check(folder, run.manifest.checksums, paths)
-    changed = [*found.changed, *(f"frames/{name}/{file}" for file in drawn.damaged)]
+    compared = check(folder, run.manifest.checksums, paths)
+    changed = [*compared.changed, *(f"frames/{name}/{file}" for file in drawn.damaged)]
     if changed:
         log.warning("report %s: changed by hand: %s", run.task.name, ", ".join(changed))
-    return Checked(changed, found.unrecorded)
+    return Checked(changed, compared.unrecorded)
 
 
 def _preference(evaluated: EvaluatedSet) -> Preference | None:
-    """Return what returns say of the rewards where no intended reward is told; else None."""
+    """Return what returns say of the rewards where no intended reward is reported; else None."""
     if evaluated.findings.evidence.largest_error is not None:
         return None
     return find_preference(evaluated.run.training_outcomes, evaluated.episodes, evaluated.run.task.outcomes)

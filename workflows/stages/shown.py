@@ -77,9 +77,9 @@ class Drawn:
 
     def __init__(self, frames: Path, index: FrameIndex | None, assets: Path, record: EnvironmentRecord | None) -> None:
         self._frames, self._index, self._assets, self._record = frames, index, assets, record
-        found = index or FrameIndex(asked=0)
-        self._states = {state.moment: state.file for state in found.states}
-        self._episodes = {episode.moment: episode for episode in found.episodes}
+        known = index or FrameIndex(asked=0)
+        self._states = {state.moment: state.file for state in known.states}
+        self._episodes = {episode.moment: episode for episode in known.episodes}
         self._copied: dict[str, bytes | None] = {}
 
     @property
@@ -91,16 +91,16 @@ class Drawn:
         """Return the states of a failing episode, and why there are none where there are none."""
         if self._index is None:
             return [], f"Pictures were {NOT_RECORDED}, or none were drawn; aitia illustrate RUN draws them."
-        found = self._index.failures.get(failure)
-        if found is None:
+        drawn = self._index.failures.get(failure)
+        if drawn is None:
             return [], "This failure was not chosen for pictures; aitia illustrate RUN all draws every one."
-        views = [(self._asset(step.file), self._text(step.file), step) for step in found.steps]
+        views = [(self._asset(step.file), self._text(step.file), step) for step in drawn.steps]
         frames = [
             FrameView(asset or "", step.caption, step.decisive, text, step.step)
             for asset, text, step in views
             if asset is not None or text is not None
         ]
-        return frames, found.why or "The pictures of this failure are missing or were changed by hand: none is shown."
+        return frames, drawn.why or "The pictures of this failure are missing or were changed by hand: none is shown."
 
     def training(self, failure: str, shown: ShownRewards) -> TrainingViews:
         """Return what a failure's page shows of the training; pictures only where the failure itself has some."""

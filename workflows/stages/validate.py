@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -92,7 +92,8 @@ def validate_stage(run: Run, set_name: str, masks: int, workers: Workers) -> dic
             f"{counted(len(wrong), 'group')} with wrong "
             "rewards: expected failures and at least 2 such groups, or there is nothing to validate"
         )
-    effects = _effects(run, set_name, failures)
+    sums = read_table(folder.influence_path(set_name, "groups"))
+    effects = _effects(run, sums, failures)
     chosen = random_sets(wrong, masks)
     pieces = [
         MeasuredPiece(folder.root, task, set_name, Mask(Order.RANDOM, groups), seed, estimand, failures)
@@ -104,21 +105,23 @@ def validate_stage(run: Run, set_name: str, masks: int, workers: Workers) -> dic
     waiting = [piece for piece, done in zip(pieces, there, strict=True) if not done]
     train_agents([piece for piece in waiting if piece.trained_again], workers, f"validate {task.name}")
     workers.map(_measure, waiting, f"validate {task.name}, targets")
-    scores: dict[str, Any] = {
-        "set": set_name, "failures": len(failures), "wrong_groups": len(wrong), "masks": masks,
-        "sizes": [len(groups) for groups in chosen], "seeds": task.paired_seeds, "estimator": estimator_of(task).name,
-    }  # fmt: skip
-    changes = {}
+    results = [read_tensors(piece.path) for piece in pieces]
+    shape = (len(get_args(Estimand)), 1 + masks, len(task.paired_seeds), len(failures))
+    values = np.stack([result["values"].numpy() for result in results]).reshape(shape)
+    changes = (values[:, 1:] - values[:, :1]).swapaxes(1, 2)  # [estimand, S, M, F], against the seed's recorded agent
     corrects = np.array([np.isin(wrong, groups) for groups in chosen], dtype=np.float64)
     predicted = {name: _of_groups(table, wrong, failures) for name, table in effects.items()}
-    for estimand in get_args(Estimand):
-        mine = [piece for piece in pieces if piece.estimand == estimand]
-        changes[estimand] = _changes(mine, len(task.paired_seeds))
-        scores[estimand] = validation_scores(changes[estimand], corrects, predicted)
-    scores["replay_gap"] = replay_gap(changes["interactive"], changes["replay"])
-    scores["causes"] = _causes(run, set_name, effects, wrong)
+    scores = {
+        "set": set_name, "failures": len(failures), "wrong_groups": len(wrong), "masks": masks,
+        "sizes": [len(groups) for groups in chosen], "seeds": task.paired_seeds, "estimator": estimator_of(task).name,
+        **{
+            estimand: validation_scores(mine, corrects, predicted)
+            for estimand, mine in zip(get_args(Estimand), changes, strict=True)
+        },
+        "replay_gap": replay_gap(*changes), "causes": _causes(run, sums, effects, wrong),
+    }  # fmt: skip
     path = folder.validation_path(set_name)
-    write_table(path.with_name("members.parquet"), _members(pieces))
+    write_table(path.with_name("members.parquet"), pa.Table.from_pylist(list(map(_row, pieces, results))))
     write_json(path, scores)
     return scores
 
@@ -130,9 +133,8 @@ def random_sets(wrong: Sequence[str], masks: int) -> list[tuple[str, ...]]:
     return [tuple(sorted(generator.choice(wrong, size, replace=False).tolist())) for size in sizes]
 
 
-def _effects(run: Run, set_name: str, failures: Sequence[str]) -> dict[str, EffectTable]:
-    """Return the effects by estimator, of all that attributed every failure; the task's own one is required."""
-    sums = read_table(run.folder.influence_path(set_name, "groups"))
+def _effects(run: Run, sums: pa.Table, failures: Sequence[str]) -> dict[str, EffectTable]:
+    """Return the effects by estimator, of all that attributed every failure; the task's own one, first, is required."""
     effects = {}
     for name in pc.unique(sums["estimator"]).to_pylist():
         table = effect_table(sums.filter(pc.field("estimator") == name))
@@ -167,14 +169,6 @@ def _agent(piece: MeasuredPiece) -> ActorCriticPolicy:
     return load_policy(task.agent, task.training_env, read_tensors(path))
 
 
-def _changes(pieces: Sequence[MeasuredPiece], seeds: int) -> NDArray[np.float64]:
-    """Return the measured change of each failure's target, [S, M, F], against the uncorrected agent of the seed."""
-    values = np.stack([read_tensors(piece.path)["values"].numpy() for piece in pieces])
-    by_seed = values.reshape(-1, seeds, values.shape[1]).swapaxes(0, 1)
-    changes: NDArray[np.float64] = by_seed[:, 1:] - by_seed[:, :1]
-    return changes
-
-
 def _of_groups(table: EffectTable, groups: Sequence[str], failures: Sequence[str]) -> NDArray[np.float64]:
     """Return the effects of correcting groups on failures, [G, F], in their orders; 0 of a group without any."""
     rows = [table.failures.index(name) for name in failures]
@@ -182,7 +176,7 @@ def _of_groups(table: EffectTable, groups: Sequence[str], failures: Sequence[str
     return np.stack([table.effect[rows, column[g]] if g in column else np.zeros(len(rows)) for g in groups])
 
 
-def _causes(run: Run, set_name: str, effects: dict[str, EffectTable], wrong: Sequence[str]) -> dict[str, Any] | None:
+def _causes(run: Run, sums: pa.Table, effects: dict[str, EffectTable], wrong: Sequence[str]) -> dict[str, Any] | None:
     """Return the AUC of ranking declared causes before the other wrong groups; None where none are declared."""
     causal = run.task.causal_groups()
     if causal is None:
@@ -190,7 +184,6 @@ def _causes(run: Run, set_name: str, effects: dict[str, EffectTable], wrong: Seq
     inside = set(wrong) & causal
     if not inside or inside == set(wrong):
         return None
-    sums = read_table(run.folder.influence_path(set_name, "groups"))
     aucs = {}
     for name, table in effects.items():
         mine = sums.filter(pc.field("estimator") == name)
@@ -203,16 +196,10 @@ def _causes(run: Run, set_name: str, effects: dict[str, EffectTable], wrong: Seq
     return {"causal": len(inside), "wrong": len(wrong), "auc": aucs}
 
 
-def _members(pieces: Sequence[MeasuredPiece]) -> pa.Table:
-    rows = []
-    for piece in pieces:
-        tensors = read_tensors(piece.path)
-        misbehaved, desired, total = tensors["plays"].tolist()
-        rows.append(
-            {
-                "estimand": piece.estimand, "seed": piece.seed, "size": piece.mask.size,
-                "groups": list(piece.mask.groups), "target": float(tensors["values"].mean()),
-                "misbehaved": misbehaved, "desired": desired, "plays": total,
-            }
-        )  # fmt: skip
-    return pa.Table.from_pylist(rows)
+def _row(piece: MeasuredPiece, result: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the row of a finished piece in `members.parquet`."""
+    misbehaved, desired, total = result["plays"].tolist()
+    return {
+        "estimand": piece.estimand, "seed": piece.seed, "size": piece.mask.size, "groups": list(piece.mask.groups),
+        "target": float(result["values"].mean()), "misbehaved": misbehaved, "desired": desired, "plays": total,
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """Stage verify: which rewards are edited, and how many agents are trained on them, to decide the verdict.
 
 Three budgets, never mixed: corrective (rewards as intended), arbitrary (rewards within the range seen), coverage
-(more varied levels). Beside them the factorial: rewards as given or corrected, times the task's inductive biases.
+(more varied levels). In addition the factorial: rewards as paid or corrected, times the task's inductive biases.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ...attribution.effects.order import (
 from ...datasets.errors import InputError, nearest
 from ...datasets.files.store import read_table
 from ...datasets.rewards import reward_bounds, wrong_groups
-from ...datasets.schema import GROUP_EFFECTS, Order
+from ...datasets.schema import Order
 from ...reports.measures.budgets import COVERAGE
 from ...reports.measures.curve import suffices
 from ...reports.pages.findings import group_means
 from ...reports.verdict.rules import removal
-from ..runs.clusters import Cluster, find_clusters, whole_set
+from ..runs.clusters import Cluster, find_clusters
 from ..runs.outcomes import require_outcomes
 from ..runs.recorded import estimator_of
 from ..runs.run import Run
@@ -56,7 +56,7 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     """
     run.require_trained()
     build, spec = BankBuilder(run, set_name, workers), run.task.verify
-    clusters, sums = _clusters_to_explain(build)
+    clusters = _clusters_to_explain(build)
     if not clusters:
         build.write()
         return
@@ -64,7 +64,7 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     named = _named_sets(build)  # first: what the task names must be there
     rule = build.decision(clusters[0]).rule  # 5 and 6 speak of the training: they apply to all clusters or to none
     if rule not in (_UNKNOWN_RULE, _NOTHING_WRONG_RULE) and wrong_groups(build.rewards):
-        _correct(build, clusters, sums, named)
+        _correct(build, clusters, named)
     if rule == _UNKNOWN_RULE or spec.arbitrary:
         _search_arbitrary(build, clusters)
     if spec.coverage is not None:
@@ -76,21 +76,20 @@ def verify_stage(run: Run, set_name: str, workers: Workers) -> None:
     build.write()
 
 
-def _clusters_to_explain(build: BankBuilder) -> tuple[list[Cluster], pa.Table]:
-    """Return the clusters of failures that recur, and the group sums of every failure; none under rules 1 to 4."""
-    task, failures = build.task, build.failures
-    whole = build.decision(whole_set(failures))
-    if whole.of_set or not failures:
+def _clusters_to_explain(build: BankBuilder) -> list[Cluster]:
+    """Return the clusters of failures that recur; none under rules 1 to 4."""
+    task, evaluated = build.task, build.evaluated
+    whole = build.decision(evaluated.whole)
+    if whole.of_set or not evaluated.failure_ids:
         log.info("verify %s: rule %d applies, nothing to train again", task.name, whole.rule)
-        return [], GROUP_EFFECTS.empty_table()
-    sums = build.evaluated.attributed.sums
+        return []
     clusters = []
-    for cluster in find_clusters(task, sums, failures):
+    for cluster in find_clusters(task, evaluated.attributed.sums, evaluated.failure_ids):
         if build.decision(cluster).rule > _NOTHING_TO_EXPLAIN:
             clusters.append(cluster)
         else:
             log.info("verify %s: cluster %d does not recur, nothing to train again", task.name, cluster.number)
-    return clusters, sums
+    return clusters
 
 
 def _named_sets(build: BankBuilder) -> list[Mask]:
@@ -115,7 +114,7 @@ def _everything(build: BankBuilder, variant: str = "") -> Mask:
     return Mask(Order.ALL, tuple(sorted(wrong_groups(build.rewards))), variant=variant)
 
 
-def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, named: Sequence[Mask]) -> None:
+def _correct(build: BankBuilder, clusters: Sequence[Cluster], named: Sequence[Mask]) -> None:
     """Correct everything with as many seeds as decide; then nested sets, where correcting everything helps.
 
     Nested sets, in the order of the whole set and of each of several clusters, and their random control are verified
@@ -129,8 +128,8 @@ def _correct(build: BankBuilder, clusters: Sequence[Cluster], sums: pa.Table, na
         )  # fmt: skip
     _add_seeds(build, clusters)
     build.train(named)
-    every = clusters if len(clusters) == 1 else [whole_set(build.failures), *clusters]
-    helped = {cluster: _orders(build, cluster, sums) for cluster in every if _correction_helps(build, cluster)}
+    every = clusters if len(clusters) == 1 else [build.evaluated.whole, *clusters]
+    helped = {cluster: _orders(build, cluster) for cluster in every if _correction_helps(build, cluster)}
     sizes = nested_sizes(len(wrong_groups(build.rewards)), task.verify.points)
     masks = [
         _nested(cluster, name, orders[name], size)
@@ -150,11 +149,11 @@ def _nested(cluster: Cluster, order: str, groups: Sequence[str], size: int) -> M
     return Mask(order, tuple(groups[:size]), cluster=cluster.number if own else None)
 
 
-def _orders(build: BankBuilder, cluster: Cluster, sums: pa.Table) -> dict[str, list[str]]:
+def _orders(build: BankBuilder, cluster: Cluster) -> dict[str, list[str]]:
     """Return the wrong groups in every order in which they are corrected."""
     wrong = wrong_groups(build.rewards)
     error = {group: values[0] for group, values in group_means(build.rewards, ("error",)).items()}
-    mine = sums.filter(pc.field("failure").cast(pa.string()).isin(list(cluster.failures)))
+    mine = build.evaluated.attributed.sums.filter(pc.field("failure").cast(pa.string()).isin(list(cluster.failures)))
     return {
         Order.ATTRIBUTION: attribution_order(effect_table(mine), wrong),
         Order.SIZE: sorted(wrong, key=lambda group: (-error[group], group)),
@@ -185,8 +184,8 @@ def _correction_helps(build: BankBuilder, cluster: Cluster) -> bool:
 def _bisect(build: BankBuilder, cluster: Cluster, orders: Mapping[str, Sequence[str]], level: float) -> None:
     """Verify sets until, of each order, the smallest that removes the misbehaviour is known to a group."""
     while True:
-        found = {name: _next_size(build, cluster, name, len(groups), level) for name, groups in orders.items()}
-        masks = [_nested(cluster, name, orders[name], size) for name, size in found.items() if size is not None]
+        sizes = {name: _next_size(build, cluster, name, len(groups), level) for name, groups in orders.items()}
+        masks = [_nested(cluster, name, orders[name], size) for name, size in sizes.items() if size is not None]
         if not masks or not build.train(masks):
             return  # all are known, or the budget is spent
 
@@ -199,7 +198,7 @@ def _next_size(build: BankBuilder, cluster: Cluster, order: str, groups: int, le
         if row["order"] == order and not row["variant"]:
             verified[row["size"]] = bank.members(order, row["size"])
     rates = {size: bank.rates(members, build.task.outcomes) for size, members in verified.items()}
-    good = [size for size, found in rates.items() if suffices(found, level)]
+    good = [size for size, by_seed in rates.items() if suffices(by_seed, level)]
     high = min(good, default=0)  # 0: not even correcting everything removes it
     low = max((size for size in verified if size < high), default=0)
     return (low + high) // 2 if high - low > 1 else None
@@ -208,12 +207,11 @@ def _next_size(build: BankBuilder, cluster: Cluster, order: str, groups: int, le
 def _search_arbitrary(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
     """Verify nested sets of bounded edits against the misbehaviour; a placebo for each that removes it.
 
-    The edits are those of the whole set's failures.
-
-    Sizes double up to the share `few` of all groups; the last set is every edit that is predicted to help.
+    Edits are predicted from all failures of the set, not of one cluster. Sizes double up to the share `few` of all
+    groups; the last set is every edit that is predicted to help.
     """
     task, bounds = build.task, reward_bounds(build.rewards)
-    units = read_table(build.run.folder.influence_path(build.set_name, "units"))
+    units = read_table(build.run.folder.influence_path(build.evaluated.name, "units"))
     edits = bounded_edits(units.filter(pc.field("estimator") == estimator_of(task).name), bounds)
     helpful = sum(edit.effect < 0.0 and edit.change > 0.0 for edit in edits)
     if not helpful:
@@ -222,8 +220,8 @@ def _search_arbitrary(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
     sizes = sorted({max(1, int(few / 2**k)) for k in range(task.verify.points)})
     nested = [size for size in sizes if size < helpful]
     build.train([_arbitrary_mask(Order.ARBITRARY, edits, edits[:size], size) for size in (*nested, helpful)])
-    found = [build.evidence(cluster) for cluster in clusters]
-    removing = {t.groups for e in found for t in e.arbitrary if removal(e, t.edited, task.verdict.thresholds).removes}
+    evidence, thresholds = [build.evidence(cluster) for cluster in clusters], task.verdict.thresholds
+    removing = {t.groups for e in evidence for t in e.arbitrary if removal(e, t.edited, thresholds).removes}
     placebos = [(size, placebo_edits(edits, size, bounds)) for size in sorted(removing)]
     build.train([_arbitrary_mask(Order.PLACEBO, edits, drawn, size) for size, drawn in placebos])
 
