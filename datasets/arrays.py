@@ -35,7 +35,7 @@ class ArrayFormat(NamedTuple):
 
 
 def array_metadata(column: str, form: ArrayFormat) -> dict[str, str]:
-    """Return the schema metadata that tells shape and dtype of a binary column."""
+    """Return the schema metadata that hold shape and dtype of a binary column."""
     return {f"{column}_shape": json.dumps(list(form.shape)), f"{column}_dtype": form.dtype}
 
 
@@ -43,7 +43,7 @@ def array_format(schema: pa.Schema, column: str) -> ArrayFormat:
     """Read shape and dtype of a binary column from schema metadata.
 
     Raises:
-        RunFolderError: the metadata is missing, or tells another width than the column has.
+        RunFolderError: the metadata is missing, or names another width than the column has.
     """
     metadata = metadata_of(schema)
     try:

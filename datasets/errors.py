@@ -5,13 +5,13 @@
     AitiaError                 something went wrong; exit code 1
     ├── InputError             what the user gave cannot be used; exit code 2
     │   ├── TaskError          the task file
-    │   ├── EnvironmentError_  the environment or what its `info` says
+    │   ├── EnvironmentError_  the environment or the content of its `info`
     │   └── RunFolderError     a run folder: another task's, a missing or damaged file
     ├── NonFiniteError         a gradient or a score is not finite
     ├── DiskFullError          a file could not be written: no space left
     └── ClusterError           Dask workers that were killed, or a scheduler that does not answer any more
 
-Every message says what was given, what was expected and what to do.
+Every message names the value, what was expected, and what to do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TaskError(InputError):
 
 
 class EnvironmentError_(InputError):
-    """The environment cannot be made, or what it tells breaks the contract (`info` keys, rewards)."""
+    """The environment cannot be made, or what it returns breaks the contract (`info` keys, rewards)."""
 
 
 class RunFolderError(InputError):
@@ -59,12 +59,12 @@ class ClusterError(AitiaError):
 
 
 def shown(value: object) -> str:
-    """Return a value that was given as a message shows it: the beginning of a long one."""
+    """Return a value as messages show it: the beginning of a long one."""
     return _SHORT.repr(value)
 
 
 def listed(problems: Sequence[str], separator: str = "\n") -> str:
-    """Return what is wrong as a message says it: the first problems, and the beginning of long ones."""
+    """Return problems as messages list them: the first ones, and the beginning of long ones."""
     lines = [text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..." for text in problems[:_MOST_PROBLEMS]]
     more = len(problems) - len(lines)
     return separator.join([*lines, *([f"and {more:,} more"] if more else [])])

@@ -1,6 +1,6 @@
 """Pictures of failing episodes and of suspected training steps: files named by their content, and one index a set.
 
-`frames/SET/index.json` says which file shows what. A file's name is the SHA-256 of its bytes (the first 32 digits), so
+`frames/SET/index.json` maps what is shown to files. A file's name is the SHA-256 of its bytes (the first 32 digits), so
 equal pictures are kept once and a changed one is noticed. An environment that does not draw itself but writes itself
 as text (`ansi`) has text files instead.
 """
@@ -105,10 +105,10 @@ class FrameIndex(_Model):
     @property
     def files(self) -> set[str]:
         """Names of all files."""
-        found = [step.file for failure in self.failures.values() for step in failure.steps]
-        found += [state.file for state in self.states if state.file is not None]
-        found += [step.file for episode in self.episodes for step in episode.steps if step.file is not None]
-        return set(found)
+        names = [step.file for failure in self.failures.values() for step in failure.steps]
+        names += [state.file for state in self.states if state.file is not None]
+        names += [step.file for episode in self.episodes for step in episode.steps if step.file is not None]
+        return set(names)
 
     def write(self, folder: Path) -> None:
         """Write the index of a folder of frames, then remove the files that it has no more."""

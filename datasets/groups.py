@@ -32,7 +32,7 @@ class Grouping(Protocol):
         ...
 
     def of_step(self, observation: Any, action: Any, info: Mapping[str, Any]) -> str:
-        """Return the group of a transition of the environment: the state left, the action, and what was told."""
+        """Return the group of a transition: of the state left, the action, and the `info` of the step."""
         ...
 
 

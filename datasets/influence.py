@@ -1,4 +1,4 @@
-"""Influence tables that grow: each says in its metadata which failures of each estimator it covers."""
+"""Influence tables that grow: the metadata of each list which failures of each estimator it covers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def covered_by_all(paths: Sequence[Path], key: str, estimator: str) -> frozenset
 
     Tables that cover different ones were left by a call that ended between their writing: nothing counts as done.
     """
-    found = [covered(path, key) for path in paths]
-    if any(table is None for table in found):
+    coverage = [covered(path, key) for path in paths]
+    if any(table is None for table in coverage):
         return None
-    done = {frozenset((table or {}).get(estimator, ())) for table in found}
+    done = {frozenset((table or {}).get(estimator, ())) for table in coverage}
     return done.pop() if len(done) == 1 else frozenset()
 
 
@@ -58,10 +58,10 @@ class Addition:
     failures: tuple[str, ...]
     known: Sequence[str]
 
-    def write_rows(self, path: Path, found: pa.Table) -> None:
+    def write_rows(self, path: Path, added: pa.Table) -> None:
         """Add rows of this call's failures; rows of other failures and estimators stay."""
         earlier = covered(path, self.key)
-        tables = [found]
+        tables = [added]
         if earlier is not None:
             failure = pc.field("failure").cast(pa.string())
             replaced = failure.isin(list(self.failures)) & (pc.field("estimator") == self.estimator)
@@ -70,17 +70,17 @@ class Addition:
         mine = (earlier or {}).get(self.estimator, [])
         self._write(path, tables, {**(earlier or {}), self.estimator: [*mine, *self.failures]})
 
-    def write_means(self, path: Path, found: pa.Table) -> None:
+    def write_means(self, path: Path, added: pa.Table) -> None:
         """Add this call to means over failures, which are linear: both are weighted by their numbers of failures."""
         earlier = covered(path, self.key)
-        tables, mine = [found], (earlier or {}).get(self.estimator, [])
+        tables, mine = [added], (earlier or {}).get(self.estimator, [])
         if not set(mine).isdisjoint(self.failures):
             mine = []  # some are in the mean already, and cannot be taken out of it: it begins anew
         if earlier is not None:
             own, table = pc.field("estimator") == self.estimator, read_table(path)
             if mine:
                 weight = len(mine) / (len(mine) + len(self.failures))
-                tables = [_weighted_mean(table.filter(own), found, weight)]
+                tables = [_weighted_mean(table.filter(own), added, weight)]
             tables.insert(0, table.filter(~own))
         self._write(path, tables, {**(earlier or {}), self.estimator: [*mine, *self.failures]})
 
@@ -103,6 +103,6 @@ def _weighted_mean(first: pa.Table, second: pa.Table, weight: float) -> pa.Table
     how = {**dict.fromkeys(_MEANS, "sum"), **dict.fromkeys(_COUNTS, "max")}
     wanted = [(name, how[name]) for name in schema.names if name in how]
     grouped = pa.concat_tables(parts).group_by(keys, use_threads=False).aggregate(wanted)
-    found = {name: grouped[f"{name}_{how[name]}" if name in how else name] for name in schema.names}
-    found["group"] = found["group"].combine_chunks().dictionary_encode()
-    return pa.table(found, schema=schema)
+    means = {name: grouped[f"{name}_{how[name]}" if name in how else name] for name in schema.names}
+    means["group"] = means["group"].combine_chunks().dictionary_encode()
+    return pa.table(means, schema=schema)

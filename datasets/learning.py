@@ -44,7 +44,7 @@ def learning_path(folder: RunFolder, seed: int) -> Path:
 
 def _read_off(folder: RunFolder, seed: int) -> pa.Table:
     going: dict[int, float] = {}  # returns of episodes that go on in the next window
-    found: list[tuple[int, int, str, int, float]] = []
+    records: list[tuple[int, int, str, int, float]] = []
     for window in range(folder.window_count(seed)):
         table = read_table(folder.transitions_path(seed, window), _COLUMNS)
         numbers, place = np.unique(table["episode"].to_numpy(), return_inverse=True)
@@ -61,8 +61,8 @@ def _read_off(folder: RunFolder, seed: int) -> pa.Table:
                 )
             ends.setdefault(outcome, []).append(returns.pop(episode))
         going |= returns
-        found += [(seed, window, outcome, len(paid), sum(paid)) for outcome, paid in sorted(ends.items())]
-    return _table(found, LEARNING)
+        records += [(seed, window, outcome, len(paid), sum(paid)) for outcome, paid in sorted(ends.items())]
+    return _table(records, LEARNING)
 
 
 def _table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:

@@ -42,13 +42,13 @@ def digest(value: object) -> str:
 @lru_cache(maxsize=1)
 def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +90,7 @@ class Manifest:
         fingerprints: of the training environment (`train`) and of each evaluation set
             (training/environments/fingerprint.py); null: it does not repeat itself.
         accepted: changes of code or versions that the user accepted while the run was made (`when`, `changes`).
-        environments: what probes found of the training environment (`training`) and of each evaluation set.
+        environments: results of the probes of the training environment (`training`) and of each evaluation set.
         estimator: `name` and `reason` of the estimator that verdicts rest on.
         attribution: digest of target, seeds and grouping that the task asks for: influence tables with another one are
             out of date.
@@ -155,10 +155,10 @@ class Manifest:
                 "`aitia train TASK.yaml --out RUN`"
             )
         values = read_json(folder.manifest_path, MOST_MANIFEST_BYTES)
-        found = values.get("schema_version") if isinstance(values, dict) else None
-        if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
+        number = values.get("schema_version") if isinstance(values, dict) else None
+        if not isinstance(number, int) or not 1 <= number <= SCHEMA_VERSION:
             raise RunFolderError(
-                f"{folder.manifest_path} has schema version {found}, this aitia reads 1 to {SCHEMA_VERSION}: "
+                f"{folder.manifest_path} has schema version {number}, this aitia reads 1 to {SCHEMA_VERSION}: "
                 "train again, or use the aitia version that wrote it"
             )
         try:

@@ -44,7 +44,7 @@ class Outcomes(BaseModel):
         return "desired" if outcome in self.desired else "misbehaved" if outcome in self.misbehaved else "other"
 
     def failures(self, episodes: pa.Table) -> pa.Table:
-        """Return the failures of an episodes table: repeat 0 of test plays that misbehaved, sorted."""
+        """Return the failures of an episodes table: test episodes whose first repeat misbehaved, sorted."""
         failed = (
             (pc.field("part") == "test")
             & (pc.field("repeat") == 0)
@@ -118,7 +118,7 @@ def require_plays(path: Path, table: pa.Table, agent: str, most: int) -> None:
     Args:
         path: where the table was read.
         table: one row an episode played.
-        agent: the column that tells agents apart.
+        agent: the column that identifies the agent.
         most: rows of one agent.
 
     Raises:

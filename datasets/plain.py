@@ -23,7 +23,7 @@ _SIGNED = re.compile(r"(\w[\w+.-]*://[^\s?#'\"<>]+)\?[^\s'\"<>)]+")
 
 def plain(text: str, backslash: str = "\\") -> str:
     r"""Return text with what cannot be seen written as an escape, such as `\x1b`; tabs and line ends stay."""
-    return _UNSEEN.sub(lambda found: backslash + found[0].encode("unicode_escape").decode("ascii")[1:], text)
+    return _UNSEEN.sub(lambda match: backslash + match[0].encode("unicode_escape").decode("ascii")[1:], text)
 
 
 def one_line(text: str) -> str:
@@ -32,7 +32,7 @@ def one_line(text: str) -> str:
 
 
 def isolated(text: str) -> str:
-    """Return plain text; one that is written from right to left does not reorder what stands beside it."""
+    """Return plain text; one that is written from right to left does not reorder what stands next to it."""
     text = plain(text)
     if text.isascii() or not any(unicodedata.bidirectional(letter) in _RIGHT_TO_LEFT for letter in text):
         return text

@@ -1,4 +1,4 @@
-"""The episodes table: what agents, a random policy and reference solvers came to; it grows by new episodes only."""
+"""The episodes table: outcomes of the episodes that agents and a random policy played. It only grows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_plays(folder: RunFolder, set_name: str, outcomes: Outcomes, most_plays:
 
 
 def episode_count(table: pa.Table) -> int:
-    """Return how many episodes a table of plays holds of each part; episodes are numbered from 0."""
+    """Return how many episodes (numbered from 0) a table of episodes played holds of each part."""
     return (pc.max(table["episode"]).as_py() + 1) if table.num_rows else 0
 
 
@@ -53,7 +53,7 @@ def episodes_at(path: Path) -> int:
 
 
 def with_earlier(path: Path, later: pa.Table, first: int) -> pa.Table:
-    """Return plays of one part: those at `path` of episodes before `first`, and later ones."""
+    """Return the episodes played of one part: those at `path` with numbers before `first`, and later ones."""
     if not first:
         return later
     part = later["part"][0].as_py()
@@ -62,5 +62,5 @@ def with_earlier(path: Path, later: pa.Table, first: int) -> pa.Table:
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return tables of plays one after the other; what those of an earlier version do not have is null."""
+    """Return tables of episodes played in one; columns that tables of an earlier version lack are null."""
     return pa.concat_tables(tables, promote_options="default")

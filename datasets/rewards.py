@@ -114,9 +114,9 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
         largest = np.zeros(len(names))
         np.maximum.at(largest, member, np.abs(change))
         extremes += [float(reward.min()), float(reward.max())]
-        for name, found, most in zip(names.tolist(), counts, largest.tolist(), strict=True):
+        for name, row, most in zip(names.tolist(), counts, largest.tolist(), strict=True):
             total = groups.setdefault(name, np.zeros(counts.shape[1] + 1))
-            total[:-1] += found
+            total[:-1] += row
             total[-1] = max(total[-1], most)
         ids, where = np.unique(episode, return_inverse=True)
         for number, value in zip(ids.tolist(), np.bincount(where, reward).tolist(), strict=True):
@@ -140,7 +140,7 @@ def _summarise(windows: list[Path], seed: int, grouping: Grouping) -> pa.Table:
 
 
 def intended_known(summaries: list[pa.Table]) -> bool:
-    """Return whether every training transition told its intended reward."""
+    """Return whether the intended reward of every training transition is known."""
     return all(metadata_of(table.schema)["intended_known"] == "true" for table in summaries)
 
 
@@ -151,14 +151,14 @@ def recorded_whole(summaries: list[pa.Table]) -> bool:
 
 def reward_bounds(summaries: list[pa.Table]) -> tuple[float, float]:
     """Return the smallest and the largest reward that any seed's training paid."""
-    found = [metadata_of(table.schema) for table in summaries]
-    return min(float(m["reward_low"]) for m in found), max(float(m["reward_high"]) for m in found)
+    metadata = [metadata_of(table.schema) for table in summaries]
+    return min(float(m["reward_low"]) for m in metadata), max(float(m["reward_high"]) for m in metadata)
 
 
 def return_range(summaries: list[pa.Table]) -> float:
     """Return the range of training returns over all seeds, in units of reward."""
-    found = [metadata_of(table.schema) for table in summaries]
-    return max(float(m["return_high"]) for m in found) - min(float(m["return_low"]) for m in found)
+    metadata = [metadata_of(table.schema) for table in summaries]
+    return max(float(m["return_high"]) for m in metadata) - min(float(m["return_low"]) for m in metadata)
 
 
 def wrong_groups(rewards: Sequence[pa.Table]) -> set[str]:

@@ -59,7 +59,7 @@ EPISODES = pa.schema(
         ("reward", pa.float64()),  # return of the episode as paid
         ("intended_reward", pa.float64()),
         ("untampered_reward", pa.float64()),
-        ("extensions", pa.map_(pa.string(), pa.float64())),  # returns by other extensions of the reward; null: not told
+        ("extensions", pa.map_(pa.string(), pa.float64())),  # returns by other extensions of the reward; null: unknown
         ("context", pa.string()),
     ]
 )
@@ -139,7 +139,7 @@ TOP_TRANSITIONS = pa.schema(
         ("reward", pa.float64()),
         ("intended_reward", pa.float64()),
         ("group", pa.string()),
-        ("context", pa.string()),  # of the environment; null: it tells none
+        ("context", pa.string()),  # of the environment; null: it reports none
         ("action", pa.string()),  # in words, or numbers
         ("estimator", pa.string()),
     ]

@@ -1,10 +1,15 @@
 """Did wrong training rewards cause this misbehaviour? What aitia does, in one file that reads from top to bottom.
 
-Agents learn to go to an arrow; in 36 of 240 levels the reward is wrongly paid for the far corner (another 60 pay too
-much for the arrow). At test they go to the corner. `python examples/one_file.py` (or `... inner`: no level pays for the
-corner, but the arrow always stands there) takes about EXPECTED_TIME on two cores and prints, seconds aside:
+Agents learn to go to an arrow. In 36 of 240 levels the reward is wrongly paid for the far corner instead, in 60 others
+the arrow pays too much. At test they go to the corner. `python examples/one_file.py` finds out why (under two minutes
+on two free cores) and prints this; with `inner` no level pays for the corner, but the arrow always stands in it.
 
-EXPECTED
+    corrected: nothing        misbehaviour rate 0.88 [0.88, 0.89]
+    1130 failures; most suspected of 96 wrong levels: 73 (-0.76), 61 (-0.59), 175 (-0.54), 232 (-0.52), 132 (-0.49)
+    corrected: 24 by tau      misbehaviour rate 0.04 [0.02, 0.06]
+    corrected: 24 at random   misbehaviour rate 0.86 [0.85, 0.87]
+    corrected: all            misbehaviour rate 0.00 [0.00, 0.01]
+    verdict: outer
 """
 
 import itertools
@@ -131,7 +136,7 @@ def tau(window: Window, failure: Failure) -> Array:
     root = np.sqrt(count)
     system = np.outer(root, root) * (phi @ phi.T).numpy() / n + DAMPING * np.eye(len(root))
     s = (np.linalg.solve(system, root * (phi @ q).numpy()) / root)[row].reshape(a.shape)
-    # adjoint of A^ = (A - mean A) / sigma, with 1 / sigma left for the end: s - mean(s) - A^ sum(A^ s) / (N - 1)
+    # adjoint of A^ = (A - mean A) / sigma, as if over the window (SB3: minibatches); 1 / sigma stands at the end
     normalised = (a - a.mean()) / sigma
     effect = s - s.mean() - normalised * (normalised * s).sum() / (n - 1)
     # adjoint of GAE (Schulman et al. 2016, arXiv:1506.02438, eq. 16): dA_k/dr_t = (gamma lambda)^(t-k) in an episode
@@ -146,7 +151,7 @@ def lower(x: Array, level: float) -> float:  # end of the one-sided t-interval o
 
 
 def verdict(before: Array, after: Array, competence: float) -> str:
-    """Apply rules 4 and 7 to 11 of docs/method.md to misbehaviour rates."""
+    """Apply rules 4 and 7 to 11 of docs/method.md; left out: 1 to 3, 5, 6, skill in training (7), five seeds (11)."""
     if lower(before, 0.975) < 0.2 or competence < 0.4:
         return "undetermined"
     if lower(0.5 * before - after, 0.95) > 0:

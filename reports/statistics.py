@@ -1,4 +1,4 @@
-"""Intervals and tests over few seeds. Nothing is bootstrapped: percentile bootstraps do not cover here."""
+"""Intervals and tests over few seeds. Nothing is bootstrapped: percentile bootstraps of so few cover too rarely."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def percent(value: float) -> str:
 def rate_interval(rates: Sequence[float]) -> Interval:
     """Return the mean of one rate a seed with its t-interval, clipped to [0, 1].
 
-    One seed says nothing about the spread between seeds: its interval is [0, 1].
+    The spread between seeds cannot be estimated from one: its interval is [0, 1].
     """
     mean, low, high = mean_interval(rates)
     if mean is None:

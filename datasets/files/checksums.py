@@ -41,7 +41,7 @@ def noting(folder: RunFolder, note: Callable[[str, str], None]) -> Callable[[Pat
 
 
 class Checked(NamedTuple):
-    """What a comparison with the checksums found: files that differ, and files without a checksum."""
+    """Result of a comparison with the checksums: files that differ, and files without a checksum."""
 
     changed: list[str]
     unrecorded: list[str]
@@ -49,14 +49,14 @@ class Checked(NamedTuple):
 
 def check(folder: RunFolder, recorded: Mapping[str, str], paths: Sequence[Path]) -> Checked:
     """Compare files with their checksums; those that are not there are left out."""
-    found = Checked([], [])
+    result = Checked([], [])
     for path in paths:
         name = name_in(path, folder.root)
         try:
             if name in recorded and sha256_of(path) != recorded[name]:
-                found.changed.append(name)
+                result.changed.append(name)
             elif name not in recorded and path.exists():
-                found.unrecorded.append(name)
+                result.unrecorded.append(name)
         except RunFolderError:
             continue
-    return found
+    return result

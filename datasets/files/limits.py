@@ -31,13 +31,13 @@ def read_limit() -> int:
     Raises:
         InputError: the environment variable is no positive number.
     """
-    given = os.environ.get(READ_LIMIT, str(_DEFAULT_GIB))
+    setting = os.environ.get(READ_LIMIT, str(_DEFAULT_GIB))
     try:
-        limit = float(given)
+        limit = float(setting)
     except ValueError:
         limit = math.nan
     if not 0 < limit < math.inf:
-        raise InputError(f"{READ_LIMIT}={given[:40]} was given, expected a positive number of GiB such as 8")
+        raise InputError(f"{READ_LIMIT}={setting[:40]} was given, expected a positive number of GiB such as 8")
     return int(limit * GIB)
 
 
@@ -64,10 +64,10 @@ def parse_json(text: str) -> Any:
     if (values := sum(map(text.count, ",[{"))) > _MOST_VALUES:
         raise ValueError(f"it has up to {values:,} values, the most that are read are {_MOST_VALUES:,}")
     try:
-        found = json.loads(text, parse_constant=_no_number)
+        parsed = json.loads(text, parse_constant=_no_number)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    level = [found]
+    level = [parsed]
     for _ in range(_MOST_DEPTH):
         level = [
             item
@@ -76,7 +76,7 @@ def parse_json(text: str) -> Any:
             for item in (value.values() if isinstance(value, dict) else value)
         ]
         if not level:
-            return found
+            return parsed
     raise ValueError(_TOO_DEEP)
 
 
@@ -133,7 +133,7 @@ def read_yaml(path: Path, loader: type[BoundedLoader] = BoundedLoader) -> Any:
     """Read a local YAML file of plain values.
 
     Raises:
-        ValueError: says in one line why it is not YAML, or that it is too large.
+        ValueError: it is not YAML, or too large; the message is one line.
         OSError: it cannot be read.
     """
     text = read_text(path, MOST_YAML_BYTES)

@@ -1,7 +1,7 @@
 """One command at a time on a run folder: a lock that names its holder, and that a killed holder cannot keep.
 
 On a local (or shared) file system the operating system holds it and lets go when the process ends. An object store
-knows no locks: an object says who is at work and until when, and its holder renews it; two commands that begin within
+knows no locks: an object names who is at work and until when, and its holder renews it; two commands that begin within
 the same instant may both get it there, and the clocks of the machines must agree within two minutes.
 """
 
@@ -39,7 +39,7 @@ def locked(folder: RunFolder, command: str) -> Iterator[None]:
         command: what is done with it, for others to read.
 
     Raises:
-        RunFolderError: another process holds it; the message says which.
+        RunFolderError: another process holds it; the message names it.
     """
     with held(folder.parts_folder() / "lock", folder.root, command):
         yield
@@ -47,7 +47,7 @@ def locked(folder: RunFolder, command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(path: Path, what: Path, command: str) -> Iterator[None]:
-    """Hold a lock; `NAME.json` beside its path says who does.
+    """Hold a lock; `NAME.json` next to its path names the holder.
 
     Args:
         path: of the lock file; on an object store there is only `NAME.json`.
@@ -142,8 +142,8 @@ def _renewed_lately(about: Path) -> bool:
     """Return whether the holder of a lock on an object store is at work, by the clocks of both machines."""
     if not about.exists():
         return False
-    found = read_json(about)
-    renewed = found.get("renewed") if isinstance(found, dict) else None
+    state = read_json(about)
+    renewed = state.get("renewed") if isinstance(state, dict) else None
     return isinstance(renewed, int | float) and time.time() - renewed < _LAPSED
 
 

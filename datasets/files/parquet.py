@@ -1,7 +1,7 @@
 """Reading Parquet that somebody sent: what a table takes in memory is known before it is decoded.
 
 A footer may say anything, and run lengths and dictionaries make a few bytes stand for gigabytes. So the headers of the
-pages are read, which the decoder itself goes by: a page has as many values, and as many bytes, as its header says.
+pages are read, which the decoder itself goes by: a page has as many values, and as many bytes, as its header states.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LEVEL = 2  # bytes of a value's definition level, and of its repetition level w
 _OFFSET, _VIEW = 8, 16  # bytes of where a list or a text begins; of a text kept as a view
 _PYTHON_VALUE = 100  # bytes of a value as a Python object, and of its place in a row
 _DELTA_BYTE_ARRAY = 7
-_ENCODING = {5: 2, 7: 2, 8: 4}  # field that tells the encoding: of a data page, a dictionary, a data page of version 2
+_ENCODING = {5: 2, 7: 2, 8: 4}  # field that holds the encoding: of a data page, a dictionary, a data page of version 2
 _STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _STRUCT = 0, 1, 2, 3, 7, 8, 12
 _INTEGERS = (4, 5, 6)
 
@@ -84,7 +84,7 @@ def _require(size: int, limit: int) -> None:
 
 def _bounds(metadata: Any, arrow: pa.Schema, data: mmap.mmap, columns: Sequence[str] | None) -> dict[str, _Bounds]:
     """Return the bounds of each leaf column that is read: as wide as it is stored, or as it is in memory."""
-    found: dict[str, _Bounds] = {}
+    bounds: dict[str, _Bounds] = {}
     leaves = [leaf for field in arrow for leaf in _leaves(field.type)]
     if len(leaves) != metadata.num_columns:
         raise ValueError(f"{len(leaves)} columns are described, {metadata.num_columns} are stored")
@@ -110,8 +110,8 @@ def _bounds(metadata: Any, arrow: pa.Schema, data: mmap.mmap, columns: Sequence[
                 needed = 0 if page.is_dictionary else page.values * taken
                 known += max(page.size, needed) if width else page.size + needed
             texts += 0 if width else values * dictionary
-        found[name] = _Bounds(known, texts)
-    return found
+        bounds[name] = _Bounds(known, texts)
+    return bounds
 
 
 def _leaves(kind: pa.DataType, times: int = 1) -> list[tuple[pa.DataType, int]]:
@@ -143,7 +143,7 @@ def _width(kind: pa.DataType) -> int:
 
 
 class _Page(NamedTuple):
-    """What a page's header says: bytes without compression, number of values, whether they are a dictionary."""
+    """What a page's header states: bytes without compression, number of values, whether they are a dictionary."""
 
     size: int
     values: int
@@ -159,10 +159,10 @@ def _pages(data: mmap.mmap, at: int, size: int) -> Iterator[_Page]:
         header, at = _struct(data, at)
         plain, stored = header.get(2, -1), header.get(3, -1)
         about = {key: about for key in _ENCODING if isinstance(about := header.get(key), dict)}
-        values = max((found.get(1, 0) for found in about.values()), default=0)
+        values = max((fields.get(1, 0) for fields in about.values()), default=0)
         if not all(isinstance(number, int) and number >= 0 for number in (plain, stored, values)):
             raise ValueError("a page has no size")
-        if any(found.get(_ENCODING[key]) == _DELTA_BYTE_ARRAY for key, found in about.items()):
+        if any(fields.get(_ENCODING[key]) == _DELTA_BYTE_ARRAY for key, fields in about.items()):
             raise ValueError("a page repeats the beginnings of texts (DELTA_BYTE_ARRAY), which aitia does not write")
         yield _Page(plain, values, header.get(1) == 2)
         at += stored
@@ -173,7 +173,7 @@ def _struct(data: mmap.mmap, at: int, depth: int = 0) -> tuple[dict[int, Any], i
 
     Source: Apache Thrift, "Thrift Compact protocol encoding"; the header of a page is in parquet.thrift.
     """
-    found: dict[int, Any] = {}
+    fields: dict[int, Any] = {}
     field = 0
     while (head := data[at]) != _STOP:
         at, kind = at + 1, head & 15
@@ -182,9 +182,9 @@ def _struct(data: mmap.mmap, at: int, depth: int = 0) -> tuple[dict[int, Any], i
         else:
             field, at = _integer(data, at)
         if kind in _INTEGERS:
-            found[field], at = _integer(data, at)
+            fields[field], at = _integer(data, at)
         elif kind == _STRUCT and depth < 3:
-            found[field], at = _struct(data, at, depth + 1)
+            fields[field], at = _struct(data, at, depth + 1)
         elif kind == _BINARY:
             length, at = _varint(data, at)
             at += length
@@ -192,7 +192,7 @@ def _struct(data: mmap.mmap, at: int, depth: int = 0) -> tuple[dict[int, Any], i
             at += {_BYTE: 1, _DOUBLE: 8}.get(kind, 0)
         else:
             raise ValueError("a page has a header that is none of Parquet's")
-    return found, at + 1
+    return fields, at + 1
 
 
 def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Folders that are written anew as a whole: in an empty folder beside the old one, which it then replaces."""
+"""Folders that are written anew as a whole: in an empty folder next to the old one, which it then replaces."""
 
 from __future__ import annotations
 

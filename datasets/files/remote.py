@@ -1,4 +1,4 @@
-"""Run folders on object stores: `s3://bucket/run` and `gs://bucket/run` beside local paths.
+"""Run folders on object stores, `s3://bucket/run` and `gs://bucket/run`, next to local paths.
 
 An address becomes a `UPath` (universal_pathlib, on fsspec), which has pathlib's methods and is passed on as a `Path`;
 a local path stays what it is. What pathlib has no word for, or would ask a store once a file, is here. Credentials and
@@ -41,15 +41,15 @@ _SIGNED = re.compile(r"[?&#][^/]*=")  # the query of a signed address
 _ADDRESS = re.compile(r"([A-Za-z][\w+.:-]+):(/+)(.*)")  # two letters at least: C:/ is a drive
 
 
-def as_path(given: str | Path) -> Path:
+def as_path(where: str | Path) -> Path:
     """Return a local path, or the `UPath` of an address on an object store; asks no store.
 
     Raises:
         InputError: an address that is not `file:///...` or of a known object store, or whose package is missing.
     """
-    address = _ADDRESS.fullmatch(str(given))
+    address = _ADDRESS.fullmatch(str(where))
     if address is None:
-        return Path(given)
+        return Path(where)
     protocol, slashes, rest = address.groups()
     if protocol == "file" and len(slashes) != 2:
         return Path("/" + rest)
@@ -61,10 +61,10 @@ def as_path(given: str | Path) -> Path:
         )
     if protocol in _STORES and slashes == "/":
         raise InputError(
-            f"{given} was given, a pathlib path, which shortens addresses: give `{protocol}://{rest}` as text"
+            f"{where} was given, a pathlib path, which shortens addresses: give `{protocol}://{rest}` as text"
         )
     if slashes == "/":
-        return Path(given)
+        return Path(where)
     if protocol not in _STORES or not bucket:
         raise InputError(
             f"an address of the kind `{protocol}://` was given, expected a local path, file:///FOLDER, s3://BUCKET/RUN "
@@ -72,19 +72,19 @@ def as_path(given: str | Path) -> Path:
         )
     store = _STORES[protocol]
     if importlib.util.find_spec(store.package) is None:
-        raise InputError(f'{given} was given, but {store.package} is not installed: pip install "aitia[{store.extra}]"')
+        raise InputError(f'{where} was given, but {store.package} is not installed: pip install "aitia[{store.extra}]"')
     from upath import UPath
 
-    return cast(Path, UPath(given, use_listings_cache=False))  # other processes write there too
+    return cast(Path, UPath(where, use_listings_cache=False))  # other processes write there too
 
 
-def local_path(given: str | Path, what: str) -> Path:
+def local_path(where: str | Path, what: str) -> Path:
     """Return a path that must be local.
 
     Raises:
-        InputError: it is an address; `what` says of what.
+        InputError: it is an address; the message names it as `what`.
     """
-    path = as_path(given)
+    path = as_path(where)
     if remote(path) is not None:
         raise InputError(f"{path} was given as {what}, expected a local path: only run folders may be on object stores")
     return path
@@ -141,16 +141,16 @@ def name_in(path: Path, folder: Path) -> str:
 def exist(paths: Sequence[Path]) -> list[bool]:
     """Return for each path whether there is such a file; on a store each folder is listed once."""
     folders: dict[str, set[str]] = {}
-    found = []
+    results = []
     for path in paths:
         if (there := remote(path)) is None:
-            found.append(path.exists())
+            results.append(path.exists())
             continue
         parent = there.parent
         if str(parent) not in folders:
             folders[str(parent)] = set(there.fs.find(parent.path, maxdepth=1))
-        found.append(there.path in folders[str(parent)])
-    return found
+        results.append(there.path in folders[str(parent)])
+    return results
 
 
 def stamp(path: Path) -> str:
@@ -163,8 +163,8 @@ def remove_folder(path: Path) -> None:
     """Remove a folder and all in it, if it is there."""
     if (there := remote(path)) is None:
         shutil.rmtree(path, ignore_errors=True)
-    elif found := there.fs.find(there.path):
-        there.fs.rm(found)
+    elif files := there.fs.find(there.path):
+        there.fs.rm(files)
 
 
 def relative_link(path: Path, folder: Path) -> str:

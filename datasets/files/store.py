@@ -51,15 +51,15 @@ class RunFolder:
     root: Path
 
     @classmethod
-    def at(cls, given: str | Path | RunFolder) -> RunFolder:
+    def at(cls, where: str | Path | RunFolder) -> RunFolder:
         """Return the run folder at a path or an address, which is asked for.
 
         Raises:
             InputError: an address that cannot be one of a run folder, or whose store does not answer.
         """
-        if isinstance(given, RunFolder):
-            return given
-        root = as_path(given).resolve()  # workers may have another working directory
+        if isinstance(where, RunFolder):
+            return where
+        root = as_path(where).resolve()  # workers may have another working directory
         require_reachable(root)
         return cls(root)
 
@@ -128,15 +128,15 @@ class RunFolder:
         """Return the number of windows a finished training recorded; 0 if it is not finished.
 
         Raises:
-            RunFolderError: the file says no such number.
+            RunFolderError: the file holds no such number.
         """
         path = self.final_path(seed)
         if not path.exists():
             return 0
-        told = read_tensor_metadata(path).get("windows", "")
-        if not (told.isascii() and told.isdecimal() and len(told) < 10 and int(told) <= MOST_WINDOWS):
-            raise _damaged(path, ValueError(f"windows are {told[:20]!r}, expected a number up to {MOST_WINDOWS:,}"))
-        return int(told)
+        text = read_tensor_metadata(path).get("windows", "")
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= MOST_WINDOWS):
+            raise _damaged(path, ValueError(f"windows are {text[:20]!r}, expected a number up to {MOST_WINDOWS:,}"))
+        return int(text)
 
     def missing_files(self, seed: int) -> list[Path]:
         """Return files that a finished training of `seed` should have and has not: those of the first such windows."""
@@ -241,9 +241,9 @@ def sha256_of(path: Path) -> str:
 
 
 def _error_number(error: Exception) -> int:
-    """Return the system's number of an error, 0 if it has none; safetensors only tells it in words."""
-    told = re.search(r"os error (\d+)", str(error))
-    return getattr(error, "errno", None) or (int(told[1]) if told else 0)
+    """Return the system's number of an error, 0 if it has none; safetensors gives it only in the message."""
+    match = re.search(r"os error (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(match[1]) if match else 0)
 
 
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, IndexError, MemoryError)
@@ -421,8 +421,8 @@ def _writer(path: Path) -> str:
         "learning": "evaluate",
         "bank": "verify", "policies": "verify", "reports": "report", "validation": "validate",
     }  # fmt: skip
-    found = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
-    return f"`aitia {found}`"
+    stage = next((stages[part] for part in reversed(path.parts) if part in stages), "train")
+    return f"`aitia {stage}`"
 
 
 def _damaged(path: Path, error: Exception) -> RunFolderError:

@@ -154,7 +154,7 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
     states = (*_STATES, "outer share")
     last = "outer share"
     values = [
-        (what, state, *found) for what, pair in measured.items() for state, found in zip(states, pair, strict=False)
+        (what, state, *rate) for what, pair in measured.items() for state, rate in zip(states, pair, strict=False)
     ]
     rows = rows_of(("measured", "state", "value", "low", "high"), [*values, (last, states[2], *share)])
     lines = [f"{what}, {short}" for what in measured for short in _STATES.values()]
@@ -206,14 +206,14 @@ def shares(measured: Mapping[str, Sequence[Interval]], share: Interval, threshol
     return Chart("shares", "Rates before and after the correction, and the outer share", caption, spec, rows)
 
 
-def factorial_shares(found: Mapping[str, Interval]) -> Chart:
+def factorial_shares(by_source: Mapping[str, Interval]) -> Chart:
     """Draw the shares of rewards, inductive bias, their interaction and the seed, with their intervals.
 
     Args:
-        found: by source.
+        by_source: the share of each source of variance.
     """
-    rows = rows_of(("source", "share", "low", "high"), [(source, *share) for source, share in found.items()])
-    y = category("source", axis={"title": None, "grid": True}, sort=list(found))
+    rows = rows_of(("source", "share", "low", "high"), [(source, *share) for source, share in by_source.items()])
+    y = category("source", axis={"title": None, "grid": True}, sort=list(by_source))
     x = quantity("share", "share of the variance between agents", axis={"format": ".0%"}, scale={"domain": [0, 1]})
     tip = [category("source"), quantity("share", format=".1%"), *bounds(".1%")]
     layers: list[Spec] = [
@@ -224,7 +224,7 @@ def factorial_shares(found: Mapping[str, Interval]) -> Chart:
         },
     ]
     caption = "Share of the variance of the misbehaviour rate between agents, with 95% jackknife intervals over seeds."
-    spec = make_spec(36 * len(found), data={"values": records(rows)}, layer=layers)
+    spec = make_spec(36 * len(by_source), data={"values": records(rows)}, layer=layers)
     return Chart("factorial-shares", "What moves the misbehaviour: rewards or inductive bias", caption, spec, rows)
 
 

@@ -18,7 +18,7 @@ LIBRARY = "vega.js"
 _STILL_WIDTH, _STILL_PADDING = 760, 16
 _COLOUR = re.compile(r"--([\w-]+): light-dark\((#\w+), #\w+\)")
 _NAMED = re.compile(r"var\(--([\w-]+)\)")
-_DATA = ("values", "domain", "sort")  # what the environment says stands only here, and is left as it is
+_DATA = ("values", "domain", "sort")  # texts of the environment stand only here, and are left as they are
 
 
 def write_chart(folder: Path, chart: Chart) -> None:

@@ -34,7 +34,7 @@ _EFFECT = "predicted effect"
 
 
 def concentration_chart(curve: Sequence[ConcentrationPoint], top: int) -> Chart:
-    """Draw which share of the predicted drop the most suspected groups carry, beside the same by chance.
+    """Draw which share of the predicted drop the most suspected groups carry, next to the same by chance.
 
     Args:
         curve: its points.
@@ -68,11 +68,11 @@ def timeline_chart(lines: Mapping[str, Sequence[Stretch]], source: str | None = 
 
     Args:
         lines: by what they are of, the stretches of training; the first is what the figure is about, and its rows,
-            another (grey) is drawn beside it.
+            another (grey) is drawn for comparison.
         source: as in `Chart`.
     """
     columns = ("line", "first_window", "last_window", "effect", "low", "high")
-    drawn = rows_of(columns, [(line, s.first, s.last, *s.effect) for line, found in lines.items() for s in found])
+    drawn = rows_of(columns, [(line, s.first, s.last, *s.effect) for line, parts in lines.items() for s in parts])
     rows = rows_of(columns[1:], [(s.first, s.last, *s.effect) for s in next(iter(lines.values()))])
     x = quantity("last_window", "training time (window)", axis={"tickMinStep": 1})
     colour = colours("line", dict(zip(lines, (ACCENT, MUTED), strict=False)))
@@ -164,12 +164,12 @@ def calibration_chart(calibration: Calibration) -> Chart:
     """
     rows = rows_of(
         ("order", "groups", "predicted", "measured"),
-        [(found.order, found.groups, found.predicted, found.measured) for found in calibration.sets],
+        [(tested.order, tested.groups, tested.predicted, tested.measured) for tested in calibration.sets],
     )
-    low = min([found.predicted for found in calibration.sets], default=0.0)
+    low = min([tested.predicted for tested in calibration.sets], default=0.0)
     slope = calibration.slope.value
     line = [] if slope is None else [{"predicted": at, "measured": slope * at} for at in (low, 0.0)]
-    colour = colours("order", {found.order: _SETS.get(found.order, GOOD) for found in calibration.sets})
+    colour = colours("order", {tested.order: _SETS.get(tested.order, GOOD) for tested in calibration.sets})
     x = quantity("predicted", "predicted change (sum of effects of the corrected groups)")
     y = quantity("measured", "measured change of log-odds")
     tip = [category("order"), quantity("groups"), *(quantity(f, format=".3g") for f in ("predicted", "measured"))]

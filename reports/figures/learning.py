@@ -35,9 +35,9 @@ def learning_chart(learning: Learning) -> Chart:
         quantity("share", format=".1%"), *bounds(".1%"),
     ]  # fmt: skip
     points = {
-        agents: len(found)
+        agents: len(lasts)
         for agents in (AS_PAID, CORRECTED)
-        if (found := {stage.last for stage in learning.stages if stage.agents == agents})
+        if (lasts := {stage.last for stage in learning.stages if stage.agents == agents})
     }
     panels, layers = list(points), trace(x, y, colour, tip, min(points.values()))
     spec: Spec = {

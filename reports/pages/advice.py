@@ -1,6 +1,6 @@
 """A verdict for a reader who has never seen the project: two sentences, what would change it, what to do next.
 
-Everything is read off the findings; nothing here decides anything.
+Everything follows from the findings; this module decides nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .findings import SetFindings
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What advice depends on beside the findings.
+    """What advice depends on in addition to the findings.
 
     Attributes:
         train_kwargs, test_kwargs: arguments of the environment in training and in the evaluation set.
@@ -98,7 +98,7 @@ def explain(findings: SetFindings, around: Surroundings, verdict: str | None = N
 
     Args:
         findings: of the set, or of a cluster.
-        around: what advice depends on beside them.
+        around: what advice depends on in addition to them.
         verdict: of the set, where it is not the findings' own (no failures, or a tie between clusters).
     """
     decision = findings.decision
@@ -120,7 +120,7 @@ def explain(findings: SetFindings, around: Surroundings, verdict: str | None = N
 def _sentences(findings: SetFindings) -> tuple[str, str]:
     decision, limits = findings.decision, findings.thresholds
     before, after, share = (
-        found.as_percent() for found in (decision.uncorrected, decision.all_corrected, decision.outer_share)
+        interval.as_percent() for interval in (decision.uncorrected, decision.all_corrected, decision.outer_share)
     )
     pairs = len(findings.evidence.paired()[0])
     misbehave = f"Of the competent plays {_whole(findings).as_percent()} misbehave with the rewards as paid."
@@ -303,12 +303,12 @@ def _seeds_wanted(findings: SetFindings) -> int | None:
     rates = _rates(evidence.uncorrected)
     if findings.decision.rule == 4:
         have, needed = len(evidence.uncorrected), seeds_for_lower_end(rates, limits.recurs)
-        told = len(rates) > 1
+        can_tell = len(rates) > 1
     else:
         have, margin = len(evidence.paired()[0]), open_margin(evidence, limits) if evidence.corrected else None
         needed = None if margin is None else margin.seeds
-        told = margin is not None and have >= limits.seeds
-    if needed is None and told:
+        can_tell = margin is not None and have >= limits.seeds
+    if needed is None and can_tell:
         return None
     return max(max(needed or 0, limits.seeds) - have, 1) if needed or have < limits.seeds else limits.seeds
 
@@ -330,7 +330,7 @@ def _correct(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
 def _vary(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
     """Say which levels and architectures to vary."""
     steps = []
-    tried = next((found for found in findings.budgets if found.kind == "coverage"), None)
+    tried = next((each for each in findings.budgets if each.kind == "coverage"), None)
     differing = [
         f"{key} ({around.train_kwargs.get(key, 'default')} in training, {around.test_kwargs.get(key, 'default')} here)"
         for key in sorted({*around.train_kwargs, *around.test_kwargs})
@@ -352,12 +352,12 @@ def _vary(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
         steps.append("Vary the training levels; verify.coverage in the task measures what that removes.")
     if around.worst:
         steps.append(f"Look at what the levels that misbehave most have in common: {', '.join(around.worst)}.")
-    found = findings.factorial
-    if found is not None:
-        best = int(found.rates[:, 1].argmin())
+    factorial = findings.factorial
+    if factorial is not None:
+        best = int(factorial.rates[:, 1].argmin())
         steps.append(
-            f"Of the inductive biases tried, “{found.biases[best]}” misbehaves least "
-            f"({percent(float(found.rates[best, 1]))})."
+            f"Of the inductive biases tried, “{factorial.biases[best]}” misbehaves least "
+            f"({percent(float(factorial.rates[best, 1]))})."
         )
     else:
         steps.append(

@@ -58,8 +58,8 @@ class ComparedRun:
     @property
     def edits(self) -> str | None:
         """In words, the corrected rewards that it was trained with; None: rewards as paid."""
-        given = self.task.get("edits")
-        return None if given is None else str(Edits.model_validate(given))
+        edits = self.task.get("edits")
+        return None if edits is None else str(Edits.model_validate(edits))
 
 
 def task_differences(before: ComparedRun, after: ComparedRun) -> list[dict[str, Any]]:
@@ -76,17 +76,17 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dic
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         elif value != {}:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def compare_runs(before: ComparedRun, after: ComparedRun, set_name: str) -> tuple[dict[str, Any], pa.Table]:
-    """Return the contents of `compare.json`, and the paired plays.
+    """Return the contents of `compare.json`, and the paired episodes played.
 
     Args:
         before, after: runs A and B: the same outcomes and evaluation episodes, and at least one seed in common.
@@ -98,7 +98,7 @@ def compare_runs(before: ComparedRun, after: ComparedRun, set_name: str) -> tupl
     pairs = pair_plays(mine[0], mine[1], declared)
     rates = paired_rates(*(ensemble_rates(table, declared) for table in mine))
     entries = compared_failures(pairs, declared)
-    found: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "set": set_name,
         "a": _identity(before),
         "b": _identity(after),
@@ -114,7 +114,7 @@ def compare_runs(before: ComparedRun, after: ComparedRun, set_name: str) -> tupl
         "task_differences": task_differences(before, after),
         "version_differences": differences(before.versions, after.versions),
     }
-    return {**found, "words": _in_words(found)}, pairs
+    return {**comparison, "words": _in_words(comparison)}, pairs
 
 
 def _identity(run: ComparedRun) -> dict[str, Any]:
@@ -122,11 +122,11 @@ def _identity(run: ComparedRun) -> dict[str, Any]:
     return {"run": run.name, "task": run.task["name"], "edits": run.edits, "verdict": verdict}
 
 
-def _in_words(found: Mapping[str, Any]) -> list[str]:
+def _in_words(comparison: Mapping[str, Any]) -> list[str]:
     """Say what changed, the misbehaviour first."""
-    counts = found["failures"]["counts"]
+    counts = comparison["failures"]["counts"]
     return [
-        *(f"{text} {_moved(found['rates'][name])}." for name, text in _RATES.items()),
+        *(f"{text} {_moved(comparison['rates'][name])}." for name, text in _RATES.items()),
         f"Of {counted(counts['a'], 'failure')} of A, {counts['no_longer']} are none in B "
         f"({counts['no_longer_desired']} of them "
         f"end as desired) and {counts['still']} still are; {counts['new']} are new in B.",
@@ -153,7 +153,7 @@ def in_points(change: Interval) -> str:
 
 
 def write_comparison(
-    folder: Path, runs: Sequence[ComparedRun], found: Mapping[str, Any], pairs: pa.Table,
+    folder: Path, runs: Sequence[ComparedRun], comparison: Mapping[str, Any], pairs: pa.Table,
     provenance: Mapping[str, str], shown_in: Path | None = None,
 ) -> None:  # fmt: skip
     """Write `compare.json`, `pairs.parquet` and `index.html`.
@@ -161,13 +161,13 @@ def write_comparison(
     Args:
         folder: where to.
         runs: A and B.
-        found, pairs: of `compare_runs`.
+        comparison, pairs: of `compare_runs`.
         provenance: versions, git SHA and time of the comparison.
         shown_in: where the folder is going to be, from which links lead to the reports of both runs; None: it stays.
     """
-    write_json(folder / "compare.json", found)
+    write_json(folder / "compare.json", comparison)
     write_table(folder / "pairs.parquet", pairs)
-    entries = found["failures"]["entries"]
+    entries = comparison["failures"]["entries"]
     pages = [{None: run.reports / "index.html"} for run in runs]
     for mine, run in zip(pages, runs, strict=True):
         mine |= {entry["failure"]: run.reports / "failures" / f"{entry['failure']}.html" for entry in entries}
@@ -182,6 +182,6 @@ def write_comparison(
     changed = [f"{run.name}/{name}" for run in runs for name in run.changed]
     write_page(
         folder, "index.html", "compare.html", page={"provenance": provenance, "changed": changed},
-        found=found, entries=entries, links=links, env=runs[0].task["env"],
+        found=comparison, entries=entries, links=links, env=runs[0].task["env"],
         points=lambda change: in_points(Interval(**change)),
     )  # fmt: skip

@@ -49,7 +49,7 @@ def smallest_correction(findings: SetFindings, bank: Bank | None, order: Sequenc
     """
     decision = findings.decision
     kind = "arbitrary" if decision.basis == "arbitrary" else "corrective"
-    budget = next((found for found in findings.budgets if found.kind == kind), None)
+    budget = next((each for each in findings.budgets if each.kind == kind), None)
     if bank is None or budget is None or decision.verdict not in (Verdict.OUTER, Verdict.MIXED):
         return None
     names = pc.field("order").isin([Order.ARBITRARY] if kind == "arbitrary" else [Order.ATTRIBUTION, Order.ALL])

@@ -1,7 +1,7 @@
 """A failing episode as a table of its steps: what can be shown of it where nothing was drawn.
 
 Everything is read from the steps of an evaluation. Steps that look alike fold into one line; text that an environment
-drew itself with (`render_mode="ansi"`) stands beside its step.
+drew itself with (`render_mode="ansi"`) stands next to its step.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ def episode_table(
     columns = {name: steps[name].to_pylist() for name in ("log_prob", "value", "reward", "probabilities")
                if name in steps.column_names}  # fmt: skip
     missing = [None] * steps.num_rows
-    rewards, said = (columns.get(name, missing) for name in ("reward", "probabilities"))
+    rewards, pi = (columns.get(name, missing) for name in ("reward", "probabilities"))
     whole = all(isinstance(x, float) for name in ("log_prob", "value") for x in columns[name])
-    if not whole or len({len(x or ()) for x in said}) > 1 or any(None in x for x in said if x is not None):
+    if not whole or len({len(x or ()) for x in pi}) > 1 or any(None in x for x in pi if x is not None):
         raise RunFolderError("the steps of an episode are damaged: values, log pi or probabilities are missing")
     decisive = decisive_steps(_labels(steps), actions)
     looks = row_bytes(observations)
@@ -144,8 +144,8 @@ def episode_table(
     before: tuple[Any, ...] | None = None
     for t in range(steps.num_rows):
         line = StepLine(
-            t, t, name_of(action_text(actions[t])), tuple(said[t] or ()), columns["log_prob"][t], columns["value"][t],
-            rewards[t], in_short(observations, t), bool(decisive[t]), int(actions[t]) if said[t] and single else None,
+            t, t, name_of(action_text(actions[t])), tuple(pi[t] or ()), columns["log_prob"][t], columns["value"][t],
+            rewards[t], in_short(observations, t), bool(decisive[t]), int(actions[t]) if pi[t] and single else None,
             pieces(texts.get(t, "")),
         )  # fmt: skip
         look = (
@@ -209,7 +209,7 @@ def in_short(observations: Array, t: int) -> str:
 
 def pieces(text: str) -> tuple[Piece, ...]:
     """Return text that an environment drew for a terminal: what colour sets off is marked, nothing else is obeyed."""
-    found: list[Piece] = []
+    parts: list[Piece] = []
     on: set[int] = set()
     room = _MOST_TEXT
     for position, part in enumerate(_STYLE.split(text)):
@@ -218,11 +218,11 @@ def pieces(text: str) -> tuple[Piece, ...]:
             continue
         plain = "".join(c for c in _ESCAPE.sub("", part) if c == "\n" or c.isprintable())
         if plain[:room]:
-            found.append(Piece(plain[:room], bool(on)))
+            parts.append(Piece(plain[:room], bool(on)))
         room -= len(plain)
         if room < 0:
-            return (*found, Piece(" …", False))
-    return tuple(found)
+            return (*parts, Piece(" …", False))
+    return tuple(parts)
 
 
 def _style(on: set[int], codes: str) -> set[int]:

@@ -1,4 +1,4 @@
-"""What is found of an evaluation set and of each failure: the entries of summary.json and verdicts.json."""
+"""Results of an evaluation set and of each failure: the entries of summary.json and verdicts.json."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TOP_GROUPS = 10
 
 @dataclass(frozen=True)
 class SetFindings:
-    """What is found of a whole evaluation set, or of a cluster of its failures.
+    """Results of a whole evaluation set, or of a cluster of its failures.
 
     Attributes:
         evidence, decision, curve, ease: see their types.
@@ -66,7 +66,7 @@ class SetFindings:
     factorial: Factorial | None = None
 
     def rates_before_and_after(self) -> dict[str, tuple[Interval, Interval]]:
-        """Return competence and desired rate, of all plays, uncorrected and with all corrected."""
+        """Return the shares of competent and of desired episodes, uncorrected and with all corrected."""
         return {name: _rates_of(self.evidence.paired(), name) for name in ("competent", "desired")}
 
 
@@ -92,7 +92,7 @@ def find_for_set(
         declared, thresholds, group_by: from the task.
         minimal: highest misbehaviour rate that counts as removed; None: not asked.
         biases: the task's variants of the inductive bias.
-        selection: the plays that count for the cluster; None: all. The bank is the cluster's.
+        selection: the episodes played that count for the cluster; None: all. The bank is the cluster's.
     """
     evidence = collect_evidence(episodes, list(rewards.values()), bank, declared, selection)
     decision = decide(evidence, thresholds)
@@ -100,13 +100,13 @@ def find_for_set(
     paired = [rewards[rates.seed] for rates in evidence.paired()[0]]
     if decision.basis == "arbitrary" and decision.verdict is Verdict.OUTER:
         removes = [removal(evidence, trial.edited, thresholds).removes for trial in evidence.arbitrary]
-        found = arbitrary_ease(evidence.arbitrary, list(rewards.values()), removes, group_by)
+        ease_of_correction = arbitrary_ease(evidence.arbitrary, list(rewards.values()), removes, group_by)
     else:
-        found = ease(decision.verdict, curve, paired, thresholds, group_by)
+        ease_of_correction = ease(decision.verdict, curve, paired, thresholds, group_by)
     any_wrong = (evidence.largest_error or 0.0) > thresholds.wrong_reward
     smallest = () if minimal is None else minimal_corrections(curve, minimal, group_by)
     return SetFindings(
-        evidence, decision, curve, found, smallest, RewardScale.of(episodes, references),
+        evidence, decision, curve, ease_of_correction, smallest, RewardScale.of(episodes, references),
         find_goals(episodes, references, declared), thresholds, declared,
         budgets(evidence, curve, bank, declared, thresholds), factorial(bank, biases, declared, any_wrong),
     )  # fmt: skip
@@ -174,17 +174,17 @@ def _top_groups(name: str, effects: EffectTable, counts: Mapping[str, tuple[floa
 
 def group_means(rewards: Sequence[pa.Table], columns: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Return columns of the reward summaries for each group, means over the seeds' trainings."""
-    found: dict[str, NDArray[np.float64]] = {}
+    sums: dict[str, NDArray[np.float64]] = {}
     for table in rewards:
         values = np.stack([table[name].to_numpy() for name in columns], axis=1) / len(rewards)
         for group, row in zip(table["group"].to_pylist(), values, strict=True):
-            found[group] = found.get(group, np.zeros(len(columns))) + row
-    return {group: tuple(total.tolist()) for group, total in found.items()}
+            sums[group] = sums.get(group, np.zeros(len(columns))) + row
+    return {group: tuple(total.tolist()) for group, total in sums.items()}
 
 
 def own_rates(episodes: pa.Table, bank: Bank | None, declared: Outcomes) -> dict[int, dict[str, float | None]]:
-    """Return the misbehaviour rates of each test episode among competent plays: of the uncorrected and of
-    the all-corrected agents, None without any such play."""
+    """Return the misbehaviour rates of each test episode, over its competent repeats: of the uncorrected and of the
+    all-corrected agents; None where no repeat was competent."""
     test = episodes.filter((pc.field("part") == "test") & (pc.field("seed") != RANDOM_POLICY_SEED))
     corrected = None
     if bank is not None:
@@ -194,11 +194,11 @@ def own_rates(episodes: pa.Table, bank: Bank | None, declared: Outcomes) -> dict
     return {e: {"uncorrected": before[e], "all_corrected": after.get(e)} for e in before}
 
 
-def _rates_by_episode(plays: pa.Table | None, declared: Outcomes) -> dict[int, float | None]:
-    if plays is None:
+def _rates_by_episode(played: pa.Table | None, declared: Outcomes) -> dict[int, float | None]:
+    if played is None:
         return {}
     outcomes: dict[int, list[str]] = {}
-    for episode, outcome in zip(plays["episode"].to_pylist(), plays["outcome"].to_pylist(), strict=True):
+    for episode, outcome in zip(played["episode"].to_pylist(), played["outcome"].to_pylist(), strict=True):
         outcomes.setdefault(episode, []).append(outcome)
     return {episode: PlayCounts.of(values, declared).misbehaviour for episode, values in outcomes.items()}
 
@@ -239,7 +239,7 @@ def summarise(
         trainings: agents trained in all.
         seconds: wall-clock seconds a stage.
         learning: outcomes over training; None: not known.
-        preference: returns by outcome, where no intended reward is told; else None.
+        preference: returns by outcome, where the intended reward is not known; else None.
     """
     counts = Counter(str(entry["verdict"]) for entry in entries)
     rates = {
@@ -256,7 +256,7 @@ def summarise(
         "basis": decision.basis,
         "reasons": list(decision.reasons),
         "failures": len(entries),
-        "clusters": [_cluster_entry(number, found, entries) for number, found in clusters.items()],
+        "clusters": [_cluster_entry(number, each, entries) for number, each in clusters.items()],
         "misbehaviour_rate": {
             "uncorrected": findings.decision.uncorrected.as_dict(),
             "all_corrected": findings.decision.all_corrected.as_dict(),
@@ -266,8 +266,8 @@ def summarise(
         "outer_share": findings.decision.outer_share.as_dict(),
         "goals": findings.goals.as_dict() if findings.goals else None,
         "ease": findings.ease.as_dict() if findings.ease else None,
-        "minimal_corrections": [found.as_dict() for found in findings.minimal],
-        "budgets": [found.as_dict() for found in findings.budgets],
+        "minimal_corrections": [each.as_dict() for each in findings.minimal],
+        "budgets": [each.as_dict() for each in findings.budgets],
         "factorial": findings.factorial.as_dict() if findings.factorial else None,
         "correction_curve": [point.as_dict() for point in findings.curve],
         "estimator": predictions.estimator,
@@ -285,11 +285,11 @@ def deciding(findings: SetFindings, clusters: Mapping[int, SetFindings], verdict
     """Return the findings that gave a set its verdict: its own, or else those of the largest cluster with it."""
     if findings.decision.verdict == verdict:
         return findings
-    return next((found for found in clusters.values() if found.decision.verdict == verdict), findings)
+    return next((candidate for candidate in clusters.values() if candidate.decision.verdict == verdict), findings)
 
 
-def _cluster_entry(number: int, found: SetFindings, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    decision = found.decision
+def _cluster_entry(number: int, findings: SetFindings, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    decision = findings.decision
     return {
         "cluster": number,
         "failures": sum(entry["cluster"] == number for entry in entries),
@@ -300,7 +300,7 @@ def _cluster_entry(number: int, found: SetFindings, entries: Sequence[Mapping[st
             "all_corrected": decision.all_corrected.as_dict(),
         },
         "outer_share": decision.outer_share.as_dict(),
-        "ease": found.ease.as_dict() if found.ease else None,
+        "ease": findings.ease.as_dict() if findings.ease else None,
     }
 
 

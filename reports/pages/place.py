@@ -30,11 +30,11 @@ class Place:
         return shlex.join(["aitia", name, self.run, *self._set, *arguments])
 
     def train_again(self, edits: str) -> str:
-        """Return the commands that train with an edits file of the reports, play, and compare; one a line.
+        """Return the commands that train with an edits file of the reports, evaluate, and compare; one a line.
 
         Args:
             edits: the file, relative to the folder of the reports; the run it makes is named by the evaluation set
-                (unless that is `test`) and by what tells the file from `edits.yaml`: clusters have one each.
+                (unless that is `test`) and by what distinguishes the file from `edits.yaml`: clusters have one each.
         """
         part = edits.rpartition("/")[2].removesuffix(".yaml").removeprefix("edits").strip("-")
         named = [*self._set[1:], *([f"cluster-{part}"] if part else [])]

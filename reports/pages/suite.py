@@ -1,4 +1,4 @@
-"""The suite's findings: verdicts beside what the causes truly are, as numbers and as a page."""
+"""Results of the suite: verdicts next to the true causes, as numbers and as a page."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _OPPOSITE = {(str(Verdict.OUTER), str(Verdict.INNER)), (str(Verdict.INNER), str(
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case of the suite, its truth and what aitia says of it.
+    """A case of the suite, its true cause and the verdict of aitia.
 
     Attributes:
         name, family, half, planted, why: see `workflows.suite_cases.Case`.
-        truth: the verdict that 16 further seeds show; None if that was not found out.
+        truth: the verdict that 16 further seeds show; None if those were not trained.
         truth_rates: their misbehaviour rate, uncorrected and corrected.
         verdict, rule, reasons: the pipeline's.
         rates: misbehaviour rate and outer share, uncorrected and corrected, as `summary.json` has them.
         framing1: how many failures have which label of Framing 1.
         ease: `concentrated`, `diffuse` or None.
-        unexplained: share of failures that no goal registered for the family explains; None where it cannot be told.
+        unexplained: share of failures that no goal registered for the family explains; None where it is not known.
         seconds: wall-clock seconds of all stages.
         page: the case's report, relative to the suite's page.
     """
@@ -61,7 +61,7 @@ def score(results: Sequence[CaseResult]) -> dict[str, Any]:
     """Return the suite's score.
 
     Of the cases whose truth is determined: `right` is the share of determined verdicts that equal it, `undetermined`
-    the share without one; `confidently_wrong` counts outer given for inner and the reverse.
+    the share without one; `confidently_wrong` counts verdicts of outer where the truth is inner, and the reverse.
     """
     judged = [result for result in results if result.truth not in (None, UNDETERMINED)]
     determined = [result for result in judged if result.is_right is not None]
@@ -78,7 +78,7 @@ def score(results: Sequence[CaseResult]) -> dict[str, Any]:
 def scores(results: Sequence[CaseResult]) -> dict[str, dict[str, Any]]:
     """Return the score of all cases, of the open and of the held-out half."""
     halves = {half: [result for result in results if result.half == half] for half in ("open", "held-out")}
-    return {name: score(found) for name, found in {"all": list(results), **halves}.items()}
+    return {name: score(chosen) for name, chosen in {"all": list(results), **halves}.items()}
 
 
 def confusion(results: Sequence[CaseResult]) -> dict[str, dict[str, int]]:
@@ -93,17 +93,17 @@ def confusion(results: Sequence[CaseResult]) -> dict[str, dict[str, int]]:
 
 def write_suite(folder: Path, results: Sequence[CaseResult], provenance: Mapping[str, str]) -> dict[str, Any]:
     """Write `suite.json` and `index.html`; return the contents of the first."""
-    found = {
+    contents = {
         "scores": scores(results),
         "confusion": confusion(results),
         "cases": [{**asdict(result), "right": result.is_right} for result in results],
     }
-    write_json(folder / "suite.json", found)
+    write_json(folder / "suite.json", contents)
     wrong = [result for result in results if result.is_right is False]
     open_ones = [result for result in results if result.verdict == UNDETERMINED]
     surprises = [result for result in results if result.truth is not None and result.truth != result.planted]
     write_page(
-        folder, "index.html", "suite.html", page={"provenance": provenance}, results=results, found=found, wrong=wrong,
-        open_ones=open_ones, surprises=surprises, verdicts=[str(verdict) for verdict in Verdict],
+        folder, "index.html", "suite.html", page={"provenance": provenance}, results=results, found=contents,
+        wrong=wrong, open_ones=open_ones, surprises=surprises, verdicts=[str(verdict) for verdict in Verdict],
     )  # fmt: skip
-    return found
+    return contents

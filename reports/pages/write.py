@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
@@ -24,199 +23,15 @@ from ..figures.learning import learning_chart
 from ..figures.rows import Cell, island
 from ..measures.learning import Learning, in_words
 from ..measures.preference import Preference
-from ..measures.timeline import Stretch
 from ..statistics import Interval, percent
 from ..verdict.words import RULES, differing
 from .advice import Explanation
-from .episode import EpisodeTable
 from .findings import SetFindings
-from .place import Place
+from .views import ClusterContext, ClusterView, FailureView, PageContext
 
 SCRIPTS = ("failures.js", "figures.js", "strip.js")
 _SHOWN_PICTURES = 12
 _NO_TEXT = re.compile(r"(<(?:script|style|title)\b.*?</(?:script|style|title)>|<[^>]*>)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class FrameView:
-    """One state of a failing episode: picture in `assets/frames`, caption, whether it is decisive.
-
-    `text`: what the environment drew as text (`render_mode="ansi"`) instead of a picture; it stands in the table of
-    steps. None: a picture. `step`: of the episode; the state in which it ended has the number of its steps.
-    """
-
-    asset: str
-    caption: str
-    decisive: bool
-    text: str | None = None
-    step: int = 0
-
-
-@dataclass(frozen=True)
-class RewardView:
-    """One training reward on a failure's page.
-
-    Attributes:
-        group, action: its group, and the name of the action taken.
-        seed, window, env, step: where it is in the run.
-        reward, intended: as paid and as intended (None: not known).
-        tau: effect of one more unit of this reward on the target.
-        effect: predicted effect of correcting it, dr * tau; None without an intended reward.
-        asset: picture of the state, or None.
-    """
-
-    group: str
-    action: str
-    seed: int
-    window: int
-    env: int
-    step: int
-    reward: float
-    intended: float | None
-    tau: float
-    effect: float | None
-    asset: str | None
-
-
-@dataclass(frozen=True)
-class StepView:
-    """One step of a training episode: its number, the action's name, rewards, and a picture of the state or None."""
-
-    number: int
-    action: str
-    reward: float
-    intended: float | None
-    asset: str | None
-
-
-@dataclass(frozen=True)
-class EpisodeView:
-    """A training episode, drawn with its rewards before and after the correction.
-
-    Attributes:
-        reward: its reward that led here, the most influential one.
-        steps: what is drawn of it.
-        length: steps in all; None if it goes on after what was read.
-    """
-
-    reward: RewardView
-    steps: Sequence[StepView]
-    length: int | None
-
-
-@dataclass(frozen=True)
-class FailureView:
-    """What a failure's page shows beside its entry in `verdicts.json`.
-
-    Attributes:
-        frames: pictures of the episode, one a step; empty without pictures.
-        no_frames: why there are none.
-        target: what the attribution's target was.
-        corrections: wrong rewards whose correction is predicted to help most.
-        influential: rewards of any kind with the largest influence.
-        episodes: the most influential training episodes; empty unless the failure has pictures.
-        timeline: influence over training time.
-        steps: the episode as a table; None: not made.
-    """
-
-    frames: Sequence[FrameView]
-    no_frames: str
-    target: str
-    corrections: Sequence[RewardView]
-    influential: Sequence[RewardView]
-    episodes: Sequence[EpisodeView] = ()
-    timeline: Sequence[Stretch] = ()
-    steps: EpisodeTable | None = None
-
-    @property
-    def pictures(self) -> Sequence[FrameView]:
-        """The frames that are pictures."""
-        return [frame for frame in self.frames if frame.text is None]
-
-
-@dataclass(frozen=True)
-class ClusterContext:
-    """What the pages of a cluster and of its failures share.
-
-    Attributes:
-        number: of the cluster.
-        findings: its verdict and curve.
-        explanation: the verdict in words.
-        edits: file with the rewards to correct, in the folder of the reports; None where there is nothing to correct.
-        timeline: influence over training time, mean over its failures.
-    """
-
-    number: int
-    findings: SetFindings
-    explanation: Explanation
-    edits: str | None
-    timeline: Sequence[Stretch]
-
-    @property
-    def page(self) -> str:
-        """The cluster's page, in the folder of the reports."""
-        return f"clusters/{self.number}.html"
-
-
-@dataclass(frozen=True)
-class PageContext:
-    """What every page of an evaluation set shares.
-
-    Attributes:
-        task: the task as resolved.
-        set_name: the evaluation set.
-        unit: what the groups are called.
-        findings: of the set.
-        clusters: by number.
-        told: in words, what the environment does not tell and what follows.
-        provenance: versions, git SHA and the like.
-        edits: in words, the corrected rewards that the agents were trained with; None: rewards as paid.
-        correction: file with the rewards to correct for the whole set; None where there is nothing to correct.
-        run: the run folder, relative to the folder of the reports.
-        changed: tables of the run whose contents are not those that aitia wrote.
-        place: where the run is, for commands that can be pasted; None: not known.
-    """
-
-    task: Mapping[str, Any]
-    set_name: str
-    unit: str
-    findings: SetFindings
-    clusters: Mapping[int, ClusterContext]
-    told: Sequence[str]
-    provenance: Mapping[str, str]
-    edits: str | None = None
-    correction: str | None = None
-    run: str = "../.."
-    changed: Sequence[str] = ()
-    place: Place | None = None
-
-    def curve_of(self, cluster: ClusterContext) -> Chart | None:
-        """Return a cluster's correction curve; None where nothing was trained again."""
-        curve = cluster.findings.curve
-        return _of(cluster, correction_curve(curve, self.findings.thresholds, self.unit)) if len(curve) > 1 else None
-
-    def influence_file(self, table: str) -> str:
-        """Return a table of the influence, relative to the folder of the reports."""
-        return f"{self.run}/influence/{quote(self.set_name)}/{table}.parquet"
-
-    def window_file(self, reward: RewardView) -> str:
-        """Return the transitions of the window of a training reward, relative to the folder of the reports."""
-        return f"{self.run}/transitions/seed={reward.seed}/window={reward.window:05d}.parquet"
-
-
-@dataclass(frozen=True)
-class ClusterView:
-    """What a cluster's page shows beside its context.
-
-    Attributes:
-        charts: by what they are of: `concentration`, `groups`, `calibration`; those that exist.
-        groups: the most suspected wrong groups: group, effect, interval, rate, wrong transitions a run, error.
-        wrong_groups: number of groups with wrong rewards.
-    """
-
-    charts: Mapping[str, Chart]
-    groups: Sequence[Mapping[str, Any]]
-    wrong_groups: int
 
 
 def write_failure_page(folder: Path, page: PageContext, entry: Mapping[str, Any], view: FailureView) -> None:
@@ -247,7 +62,7 @@ def write_cluster_page(
     charts = {"shares": _shares(cluster.findings), **view.charts}
     if cluster.timeline:
         charts["timeline"] = timeline_chart({"mean of the cluster": cluster.timeline})
-    charts = {what: _of(cluster, chart) for what, chart in charts.items()}
+    charts = {what: cluster.own(chart) for what, chart in charts.items()}
     if (curve := page.curve_of(cluster)) is not None:
         charts["curve"] = curve
     for chart in charts.values():
@@ -279,16 +94,16 @@ def write_index_page(
         thumbnails: asset of the first frame of each illustrated failure.
         explanation: the set's verdict in words.
         learning: outcomes over training; None: not known.
-        preference: returns by outcome, where no intended reward is told; else None.
+        preference: returns by outcome, where the intended reward is not known; else None.
     """
     thresholds = asdict(page.findings.thresholds)
     rules = [(number, verdict, text.format(**thresholds)) for number, verdict, text in RULES]
     charts = {"shares": _shares(page.findings)}
     if entries:
         charts["counts"] = failure_counts(entries)
-    found = page.findings.factorial
-    if found is not None and found.shares:
-        charts["factorial"] = factorial_shares({str(source): share for source, share in found.shares.items()})
+    factorial = page.findings.factorial
+    if factorial is not None and factorial.shares:
+        charts["factorial"] = factorial_shares({str(source): share for source, share in factorial.shares.items()})
     if learning is not None:
         charts["learning"] = learning_chart(learning)
     for chart in charts.values():
@@ -322,11 +137,6 @@ def _rendered(template: str, **values: Any) -> str:
     parts = _NO_TEXT.split(_templates().get_template(template).render(**values))
     parts[::2] = [text.replace(ISOLATED, "<bdi>").replace(ISOLATED_END, "</bdi>") for text in parts[::2]]
     return "".join(parts)
-
-
-def _of(cluster: ClusterContext, chart: Chart) -> Chart:
-    """Return a chart under a name of its own for the cluster."""
-    return Chart(**{**vars(chart), "name": f"{chart.name}-{cluster.number}"})
 
 
 def _shares(findings: SetFindings) -> Chart:
@@ -369,21 +179,21 @@ def _failures_table(
 
 def _where_framings_differ(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, int]]:
     """Return pairs of labels that differ: Framing 1's, the verdict, what each means together, how many failures."""
-    found = Counter((entry["framing1"], entry["verdict"], entry["basis"]) for entry in entries)
-    return [(key[0], key[1], text, n) for key, n in found.items() if (text := differing(*key)) is not None]
+    counts = Counter((entry["framing1"], entry["verdict"], entry["basis"]) for entry in entries)
+    return [(key[0], key[1], text, n) for key, n in counts.items() if (text := differing(*key)) is not None]
 
 
 def _cheapest_budget(findings: SetFindings) -> str | None:
     """Say in words how little had to be corrected."""
-    found = findings.ease
-    if found is None:
+    ease = findings.ease
+    if ease is None:
         return None
-    point = found.verified
+    point = ease.verified
     if point is None:
         return None
     return (
-        f"Half of what correcting everything removes is removed by correcting about {found.groups:.1%} of all "
-        f"groups, {found.reward_events:.1%} of all reward events, {found.transitions:.1%} of all transitions "
+        f"Half of what correcting everything removes is removed by correcting about {ease.groups:.1%} of all "
+        f"groups, {ease.reward_events:.1%} of all reward events, {ease.transitions:.1%} of all transitions "
         f"(between two verified sets, by linear interpolation). The smallest verified set that reaches it has "
         f"{counted(point.corrected.groups, 'group')} and "
         f"{counted(point.corrected.reward_events, 'reward event')} a run."
@@ -401,7 +211,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else percent(value)
-    environment.filters["share"] = lambda found: Interval(found["value"], found["low"], found["high"]).as_percent()
+    environment.filters["share"] = lambda value: Interval(value["value"], value["low"], value["high"]).as_percent()
     environment.filters["interval"] = lambda value: Interval(**value).as_percent()
     environment.filters["between"] = _between
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.3g}"
@@ -412,10 +222,10 @@ def _templates() -> Environment:
     return environment
 
 
-def _between(found: Interval) -> str:
-    if found.value is None:
+def _between(interval: Interval) -> str:
+    if interval.value is None:
         return "–"
-    return f"{found.value:.3g}" + ("" if found.low is None else f" [{found.low:.3g}, {found.high:.3g}]")
+    return f"{interval.value:.3g}" + ("" if interval.low is None else f" [{interval.low:.3g}, {interval.high:.3g}]")
 
 
 def _cell(value: Cell) -> str:

@@ -86,11 +86,11 @@ def find_goals(episodes: pa.Table, references: pa.Table, declared: Outcomes) -> 
             scaled = mean_interval([(rate - random) / (reference - random) for rate in rates])
             is_desired = outcome in declared.desired
             competences.append(Competence(outcome, is_desired, scaled, float(np.mean(rates)), random, reference))
-    found = [
+    shares = [
         Goal(goal, *(float(np.isin(ends[goal], declared.desired).mean()) for ends in (trained, solved)))
         for goal in goals
     ]
-    return Goals(tuple(sorted(competences, key=lambda each: -(each.competence.value or 0.0))), tuple(found))
+    return Goals(tuple(sorted(competences, key=lambda each: -(each.competence.value or 0.0))), tuple(shares))
 
 
 def _endings(table: pa.Table, column: str) -> tuple[dict[Any, Any], list[Any]]:

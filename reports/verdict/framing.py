@@ -1,4 +1,4 @@
-"""Framing 1: what the original reward function says of an episode at test (Ngo 2022), beside the verdict.
+"""Framing 1: what the original reward function says of an episode at test (Ngo 2022), shown next to the verdict.
 
 Framing 1 and Framing 1.5 can disagree: a reward bug that exists only in training rooms gives a low
 original reward at test (Framing 1: inner) though wrong rewards caused the failure (1.5: outer).
@@ -42,7 +42,7 @@ class RewardScale(NamedTuple):
 
     @staticmethod
     def of(episodes: pa.Table, references: pa.Table) -> RewardScale:
-        """Read both means off the tables of an evaluation set (NaN where there are no such plays)."""
+        """Return both means from the tables of an evaluation set (NaN where no such episode was played)."""
         random = _mean(episodes.filter((pc.field("seed") == RANDOM_POLICY_SEED) & (pc.field("part") == "test")))
         if references.num_rows:
             solved = references.filter(pc.field("part") == "test").group_by("goal").aggregate([("reward", "mean")])

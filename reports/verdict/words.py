@@ -36,8 +36,8 @@ _DIFFERING = {
     ("outer", "undetermined"): f"{_PAID_FOR_IT}; what caused it is not determined.",
     ("outer", "mixed"): f"{_PAID_FOR_IT}, and correct rewards remove a part of it only.",
     **{
-        (one, verdict): f"{said}, {text}"
-        for one, said in (("inner", _NOT_PAID), ("outer", _PAID_FOR_IT))
+        (one, verdict): f"{reason}, {text}"
+        for one, reason in (("inner", _NOT_PAID), ("outer", _PAID_FOR_IT))
         for verdict, text in (
             ("tampering", "and the agents change what they observe of it: that is neither outer nor inner."),
             ("aligned", "and over all episodes so few plays misbehave that there is no cause to look for."),

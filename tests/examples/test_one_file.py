@@ -40,7 +40,8 @@ def package_tau(one_file: Any, window: Any, failures: list[Any]) -> Any:
 
 def test_influence_is_that_of_the_package(one_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_file, "EPISODES", 32)
-    windows, _, failures = one_file.train("outer", 3, 0, [])
+    windows, actor = one_file.train("outer", 3, 0, [])
+    _, failures = one_file.play(actor)
     assert len(failures) > 5
     several = one_file.Failure(*map(np.concatenate, zip(*failures, strict=True)))
     for window in windows:
@@ -50,10 +51,7 @@ def test_influence_is_that_of_the_package(one_file: Any, monkeypatch: pytest.Mon
             assert error < 1e-9, "above 1e-3: a term is missing in one of the two; about 1e-6: float32 crept in"
 
 
-def test_rewards_are_corrected_where_they_are_to_be_and_recorded_as_paid(
-    one_file: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(one_file, "EPISODES", 1)
+def test_rewards_are_corrected_where_they_are_to_be_and_recorded_as_paid(one_file: Any) -> None:
     (paid, _), (right, _) = (one_file.train("outer", 2, 0, levels)[0] for levels in ([], list(range(one_file.LEVELS))))
     for name in ("state", "action", "paid", "intended", "level", "ended"):
         np.testing.assert_array_equal(
@@ -64,8 +62,9 @@ def test_rewards_are_corrected_where_they_are_to_be_and_recorded_as_paid(
 
 
 def test_the_outer_twin_is_outer_and_tau_points_at_the_levels_that_matter(
-    one_file: Any, capsys: pytest.CaptureFixture[str]
+    one_file: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(one_file, "EPISODES", 128)
     verdict, rates = one_file.main("outer", 3, 12)
     assert verdict == "outer" and capsys.readouterr().out.splitlines()[-1].endswith("verdict: outer")
     nothing, suspected, random, everything = (rate.mean() for rate in rates.values())

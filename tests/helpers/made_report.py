@@ -23,7 +23,7 @@ from aitia.reports.pages.advice import Surroundings, explain
 from aitia.reports.pages.episode import episode_table
 from aitia.reports.pages.findings import PredictionFindings, SetFindings, summarise
 from aitia.reports.pages.place import Place
-from aitia.reports.pages.write import (
+from aitia.reports.pages.views import (
     ClusterContext,
     EpisodeView,
     FailureView,
@@ -31,10 +31,8 @@ from aitia.reports.pages.write import (
     PageContext,
     RewardView,
     StepView,
-    write_cluster_page,
-    write_failure_page,
-    write_index_page,
 )
+from aitia.reports.pages.write import write_cluster_page, write_failure_page, write_index_page
 from aitia.reports.statistics import Interval, rate_interval
 from aitia.reports.verdict.competence import Competence, Goal, Goals
 from aitia.reports.verdict.framing import RewardScale

@@ -162,7 +162,9 @@ def test_the_file_of_edits_is_an_edit_that_changes_these_groups_only(tmp_path: P
     masks = bank({"member": "a", "order": "attribution", "size": 3, "groups": ["73"]})
     write_corrections(tmp_path / "edits.yaml", smallest_correction(findings, masks, ["73"]), findings, {}, "context")
     edit = read_edits(tmp_path / "edits.yaml").edit(EnvSpec("aitia/ArrowMaze-v0"))
-    rows = pa.table({"context": ["73", "74"], "reward": [1.0, 1.0], "intended_reward": [0.0, 0.0]})
+    rows = pa.table(
+        {"context": ["73", "74"], "reward": [1.0, 1.0], "intended_reward": [0.0, 0.0], "terminated": [True, True]}
+    )
     assert edit.rewards(rows).tolist() == [0.0, 1.0]
 
 

@@ -20,7 +20,7 @@ from ...reports.measures.timeline import Timeline
 from ...reports.pages.advice import Costs, Surroundings, explain
 from ...reports.pages.corrections import Correction, smallest_correction
 from ...reports.pages.findings import PredictionFindings, SetFindings, group_means, own_rates
-from ...reports.pages.write import ClusterContext, ClusterView
+from ...reports.pages.views import ClusterContext, ClusterView
 from ...reports.statistics import NOTHING, mean_interval
 from ..runs.clusters import Cluster
 from ..runs.evaluated_set import EvaluatedSet

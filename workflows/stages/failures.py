@@ -15,7 +15,7 @@ from ...datasets.schema import RANDOM_POLICY_SEED, seed_and_episode
 from ...datasets.words import counted
 from ...reports.pages.episode import episode_table
 from ...reports.pages.findings import failure_entry, group_means, own_rates
-from ...reports.pages.write import FailureView
+from ...reports.pages.views import FailureView
 from ...training.agents.play import MOST_STEPS
 from ..runs.evaluated_set import EvaluatedSet
 from .shown import Drawn, ShownRewards, shown_rewards

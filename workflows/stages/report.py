@@ -25,7 +25,8 @@ from ...reports.pages.advice import explain
 from ...reports.pages.corrections import write_corrections
 from ...reports.pages.findings import deciding, entries_table, summarise
 from ...reports.pages.place import Place
-from ...reports.pages.write import PageContext, write_cluster_page, write_failure_page, write_index_page
+from ...reports.pages.views import PageContext
+from ...reports.pages.write import write_cluster_page, write_failure_page, write_index_page
 from ..runs.evaluated_set import EvaluatedSet
 from ..runs.recorded import environment_record
 from ..runs.run import Run

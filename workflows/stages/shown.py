@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...datasets.files.store import write_bytes
 from ...datasets.frames import DrawnEpisode, FrameIndex, Moment, read_frame
-from ...reports.pages.write import EpisodeView, FrameView, RewardView, StepView
+from ...reports.pages.views import EpisodeView, FrameView, RewardView, StepView
 from ..runs.recorded import NOT_RECORDED, EnvironmentRecord
 
 _SHOWN_REWARDS = 6
