@@ -21,6 +21,7 @@ from .registry import AUTO, choose_estimator, find_estimator
 from .window import Window
 
 _CHECKED_ROWS = 8
+_SHOWN = 5  # names of failures
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class InfluenceMatrix:
     failures: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"InfluenceMatrix({counted(len(self.tau), 'transition')}, {counted(len(self.failures), 'failure')})"
+        names = [*self.failures[:_SHOWN], *(["..."] if len(self.failures) > _SHOWN else [])]
+        count = counted(len(self.failures), "failure")
+        return f"InfluenceMatrix({counted(len(self.tau), 'transition')}, {count}: {', '.join(names)})"
 
 
 def influence(
