@@ -84,7 +84,7 @@ def bare_world(env: gym.Env[Any, Any]) -> WorldEnv | None:
 
 
 def bare_worlds(envs: Sequence[gym.Env[Any, Any]]) -> list[WorldEnv] | None:
-    """Return several environments as copies of one world, None where they are not: a factory may make each different."""
+    """Return several environments as copies of one world; None where they are not, or a factory made them different."""
     worlds = [world for env in envs if (world := bare_world(env)) is not None]
     alike = len(worlds) == len(envs) and all(other.world.table is worlds[0].world.table for other in worlds)
     return worlds if alike else None
