@@ -231,3 +231,11 @@ class Unseeded(Corridor):
         _, info = super().reset(seed=seed)
         self.cell = 1 + next(self._starts) % (self.length - 1)
         return self._observe(), info
+
+
+_made = itertools.count()
+
+
+def own_levels(**kwargs: Any) -> gym.Env[Any, Any]:
+    """A world of levels of its own each time: copies differ, as where a factory draws parameters at random."""
+    return gym.make("aitia/ArrowMaze-v0", disable_env_checker=True, level_seed=next(_made), **kwargs)
