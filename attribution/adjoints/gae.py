@@ -75,11 +75,10 @@ class GaeAdvantages:
         Returns:
             tau, tau_raw [N, F] a unit of reward as paid; both zero where all advantages are equal.
         """
-        rows = len(scores)
-        scale = self._scale(rows)
+        scale = self._scale
         if scale == 0.0:
             return RewardInfluence(np.zeros_like(scores), np.zeros_like(scores))
-        weight = self.reward_scale[:, None] / (rows * scale)
+        weight = self.reward_scale[:, None] / (len(scores) * scale)
         raw = self.adjoint(scores) * weight
         if not self.normalize:
             return RewardInfluence(raw, raw)
@@ -102,12 +101,11 @@ class GaeAdvantages:
 
     def summed_reward_influence(self, weights: Scores) -> RewardInfluence:
         """Return what scores are summed with, [N, G] each: `reward_influence` transposed; see `Signal`."""
-        rows = len(weights)
-        scale = self._scale(rows)
+        scale = self._scale
         if scale == 0.0:
             return RewardInfluence(np.zeros_like(weights), np.zeros_like(weights))
         summed = self.sums(weights * self.reward_scale[:, None])
-        raw = summed / (rows * scale)
+        raw = summed / (len(weights) * scale)
         if not self.normalize:
             return RewardInfluence(raw, raw)
         if self.minibatches is not None and self.minibatches.size:  # both normalisations are symmetric
@@ -142,9 +140,10 @@ class GaeAdvantages:
         """Return values [N] or [N, F] as [envs, steps, F] (1 of [N])."""
         return values.reshape(self.n_envs, len(values) // self.n_envs, -1)
 
-    def _scale(self, rows: int) -> float:
-        """Return what the window's advantages are divided by."""
-        return spread(self.raw) if self.normalize and rows > 1 else 1.0
+    @property
+    def _scale(self) -> float:
+        """What the window's advantages are divided by."""
+        return spread(self.raw) if self.normalize and len(self.raw) > 1 else 1.0
 
 
 def spread(raw: NDArray[np.float64]) -> float:

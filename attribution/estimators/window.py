@@ -16,6 +16,7 @@ from ...datasets.files.store import read_table, read_table_schema
 from ...datasets.groups import BY_CONTEXT, Grouping
 from ...datasets.rewards import corrections, editable, reward_events
 from ...datasets.schema import metadata_of
+from ...training.recording.window import as_rows
 from ...training.retraining.replay import ReplayedWindow
 from ..actors.inputs import COLUMNS as INPUT_COLUMNS
 from ..actors.inputs import inputs_of_window
@@ -119,8 +120,7 @@ class Window:
             array = np.asarray(values_of, dtype=kind)
             if array.shape[: len(shape)] != shape:
                 raise InputError(f"{name}: {what} of shape {array.shape}, expected {shape} first, that of rewards")
-            part = array if len(shape) == 2 else array[:, None]
-            return np.ascontiguousarray(part.swapaxes(0, 1)).reshape(-1, *part.shape[2:])
+            return as_rows(array if len(shape) == 2 else array[:, None])
 
         ended = by_env("dones", dones, np.bool_)
         reward = by_env("rewards", paid)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,19 +50,16 @@ def gradient_factors(
     uses |= {name: _Use(None, *use) for name, use in outputs.linear_uses.items()}
     derivatives = torch.autograd.grad(total, [use.output for use in uses.values()], allow_unused=True)
     layers = {
-        name: _factors_of(use, derivative)
+        name: _layer_factors(use.layer, use.inputs.detach(), derivative)
         for (name, use), derivative in zip(uses.items(), derivatives, strict=True)
         if derivative is not None
     }
     return Factors(len(observations), layers)
 
 
-def _factors_of(use: _Use, derivative: Tensor) -> LinearFactors | PlacesFactors:
-    inputs = use.inputs.detach()
-    return LinearFactors(inputs, derivative) if use.layer is None else _layer_factors(use.layer, inputs, derivative)
-
-
-def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LinearFactors | PlacesFactors:
+def _layer_factors(layer: nn.Module | None, inputs: Tensor, derivative: Tensor) -> LinearFactors | PlacesFactors:
+    if layer is None:
+        return LinearFactors(inputs, derivative)
     if isinstance(layer, nn.Linear):
         ones = layer.bias is not None
         if inputs.ndim == 2:
@@ -135,31 +134,27 @@ def require_factored(actor: Actor) -> None:
         )
 
 
-class _recorded_layers:
-    """Collects, by name, every layer that a forward pass uses."""
+@contextmanager
+def _recorded_layers(policy: nn.Module) -> Iterator[dict[str, _Use]]:
+    """Collect, by name, every layer that a forward pass uses."""
+    uses: dict[str, _Use] = {}
 
-    def __init__(self, policy: nn.Module) -> None:
-        self.names = {
-            module: name
-            for name, module in policy.named_modules()
-            if _is_factored(module) and any(parameter.requires_grad for parameter in module.parameters())
-        }
-        self.uses: dict[str, _Use] = {}
-
-    def __enter__(self) -> dict[str, _Use]:
-        self.handles = [module.register_forward_hook(self._record) for module in self.names]
-        return self.uses
-
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        name = self.names[module]
-        if name in self.uses:
+    def record(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if name in uses:
             raise InputError(
                 f"exact attribution needs every layer to be used once a forward pass, `{name}` is used more than once. "
                 "Use --estimator trak-projected"
             )
-        self.uses[name] = _Use(module, inputs[0], output)
+        uses[name] = _Use(module, inputs[0], output)
         return output.clone()  # an activation that works in place must not change what was recorded
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
+    handles = [
+        module.register_forward_hook(partial(record, name))
+        for name, module in policy.named_modules()
+        if _is_factored(module) and any(parameter.requires_grad for parameter in module.parameters())
+    ]
+    try:
+        yield uses
+    finally:
+        for handle in handles:
             handle.remove()
