@@ -2,7 +2,7 @@
 
 A specification holds its own rows, so a page needs no request. Text of environments is only ever data (`values`): sort
 orders and domains become expressions of Vega. Colours are names of the style sheet (`var(--accent)`): a browser looks
-them up in the reader's colour scheme, `figures.write_chart` in the light one.
+them up in the reader's colour scheme, `files.write_chart` in the light one.
 """
 
 from __future__ import annotations
