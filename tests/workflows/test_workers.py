@@ -21,6 +21,15 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+_begun: list[int] = []
+
+
+def _fail_at_two(number: int) -> None:
+    _begun.append(number)
+    if number == 2:
+        raise ValueError("two")
+
+
 def _look(number: int) -> tuple[int, int, int]:
     torch.rand(3), np.random.rand()  # noqa: NPY002
     return number, torch.get_num_threads(), os.getpid()
@@ -41,16 +50,10 @@ def test_pieces_take_turns_on_one_thread_and_leave_threads_and_draws_as_they_wer
 
 
 def test_the_first_failure_is_raised_and_no_later_piece_begins() -> None:
-    begun: list[int] = []
-
-    def fail_at_two(number: int) -> None:
-        begun.append(number)
-        if number == 2:
-            raise ValueError("two")
-
+    _begun.clear()
     with start_workers(0) as workers, pytest.raises(ValueError, match="two"):
-        workers.map(fail_at_two, [1, 2, 3], "fail")
-    assert begun == [1, 2]
+        workers.map(_fail_at_two, [1, 2, 3], "fail")
+    assert _begun == [1, 2]
 
 
 def test_other_numbers_of_workers_are_dask_and_negative_ones_are_refused() -> None:
