@@ -71,7 +71,7 @@ class _QOutputs(Outputs):
     @cached_property
     def latent(self) -> Tensor:
         """Latent features, the input of the last layer, [N, H]."""
-        return self._actor.layers[:-1](self._actor.features(self._observations))
+        return self._actor.layers[:-1](self._actor.features(self._observations))  # type: ignore[no-any-return]
 
     @cached_property
     def q_values(self) -> Tensor:

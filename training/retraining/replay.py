@@ -220,7 +220,7 @@ def _fill(buffer: RolloutBuffer, record: _Record, model: OnPolicyAlgorithm) -> N
 
 
 def _further(model: Any, record: _Record, step: int) -> tuple[list[Any], dict[str, Any]]:
-    """Return what a policy takes in addition to observations, and what the buffer keeps; LSTM states go on by a step."""
+    """Return what a policy takes in addition to observations, and what the buffer keeps; LSTM states move on a step."""
     if record.masks is not None:
         return [record.masks[step]], {"action_masks": record.masks[step]}
     if not is_recurrent(model.policy):
