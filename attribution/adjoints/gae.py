@@ -152,34 +152,6 @@ def spread(raw: NDArray[np.float64]) -> float:
     return deviation if deviation > _ROUNDING * float(np.abs(raw).max(initial=0.0)) else 0.0
 
 
-def estimate_advantages(
-    reward: NDArray[np.float64],
-    value: NDArray[np.float64],
-    ended: NDArray[np.bool_],
-    last: NDArray[np.float64],
-    gamma: float,
-    gae_lambda: float,
-) -> NDArray[np.float64]:
-    r"""Return generalised advantage estimates, [N], row = env * n_steps + step.
-
-    .. math:: \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \quad A_t = \delta_t + \gamma\lambda A_{t+1}
-
-    with V and A zero after the end of an episode (Schulman et al. 2016, arXiv:1506.02438, eq. 11 and 16).
-
-    Args:
-        reward, value: r and V of each step, [N].
-        ended: bool [N], the episode ended with this step.
-        last: V after the last step of each environment, [n_envs].
-        gamma, gae_lambda: discount and lambda.
-    """
-    paid, values, goes_on = (x.reshape(len(last), -1) for x in (reward, value, ~ended))
-    following = np.concatenate([values[:, 1:], last[:, None]], axis=1)
-    result: NDArray[np.float64] = paid + gamma * goes_on * following - values
-    for step in range(result.shape[1] - 2, -1, -1):
-        result[:, step] += gamma * gae_lambda * goes_on[:, step] * result[:, step + 1]
-    return result.reshape(-1)
-
-
 def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDArray[np.int32]) -> Scores:
     """Return the effect of one unit of raw advantage [N, F], mean over the recorded minibatches.
 

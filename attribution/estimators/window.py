@@ -16,11 +16,12 @@ from ...datasets.files.store import read_table, read_table_schema
 from ...datasets.groups import BY_CONTEXT, Grouping
 from ...datasets.rewards import corrections, editable, reward_events
 from ...datasets.schema import metadata_of
+from ...training.agents.advantages import generalised_advantages
 from ...training.recording.window import as_rows
 from ...training.retraining.replay import ReplayedWindow
 from ..actors.inputs import COLUMNS as INPUT_COLUMNS
 from ..actors.inputs import inputs_of_window
-from ..adjoints.gae import GaeAdvantages, estimate_advantages
+from ..adjoints.gae import GaeAdvantages
 from ..adjoints.signal import Signal
 from ..gradients.rows import WindowRows
 from ..shapes import require_rows
@@ -128,7 +129,9 @@ class Window:
             raw = by_env("advantages", advantages, np.float64)
         elif values is not None:
             after = np.broadcast_to(np.asarray(last_values, dtype=np.float64), (envs,))
-            raw = estimate_advantages(reward, by_env("values", values, np.float64), ended, after, gamma, gae_lambda)
+            value = by_env("values", values, np.float64)
+            by_step = (rows.reshape(envs, -1).T for rows in (reward, value, ended))
+            raw = as_rows(generalised_advantages(*by_step, after, gamma, gae_lambda))
         else:
             raise InputError(f"{name}: neither values nor advantages, expected one of them")
         if isinstance(observations, Mapping):
