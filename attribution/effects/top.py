@@ -57,7 +57,7 @@ def top_transitions(
         kept.append(np.ravel_multi_index((failure[best], rows[at[best]]), shape))
     failure_of, row = np.unravel_index(np.unique(np.concatenate(kept)), shape)  # each once, though kept by both
     intended = np.full(len(row), np.nan) if window.intended is None else window.intended[row]
-    value = influence.tau_value
+    channel = influence.tau_value
     return pa.table(
         {
             "failure": pa.array(np.array(ids)[failure_of]),
@@ -67,7 +67,7 @@ def top_transitions(
             "env": pa.array((row // steps).astype(np.int32)),
             "tau": pa.array(influence.tau[row, failure_of]),
             "tau_raw": pa.array(influence.tau_raw[row, failure_of]),
-            "tau_value": pa.nulls(len(row), pa.float64()) if value is None else pa.array(value[row, failure_of]),
+            "tau_value": pa.nulls(len(row), pa.float64()) if channel is None else pa.array(channel[row, failure_of]),
             "s": pa.array(influence.scores[row, failure_of]),
             "reward": pa.array(window.reward[row]),
             "intended_reward": pa.array(intended, from_pandas=True),

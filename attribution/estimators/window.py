@@ -130,8 +130,8 @@ class Window:
         elif values is not None:
             after = np.broadcast_to(np.asarray(last_values, dtype=np.float64), (envs,))
             value = by_env("values", values, np.float64)
-            by_step = (rows.reshape(envs, -1).T for rows in (reward, value, ended))
-            raw = as_rows(generalised_advantages(*by_step, after, gamma, gae_lambda))
+            learned, value, ends = (rows.reshape(envs, -1).T for rows in (reward, value, ended))
+            raw = as_rows(generalised_advantages(learned, value, ends, after, gamma, gae_lambda))
         else:
             raise InputError(f"{name}: neither values nor advantages, expected one of them")
         if isinstance(observations, Mapping):

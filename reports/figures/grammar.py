@@ -68,9 +68,9 @@ def quantity(column: str, title: str | None = None, **more: Any) -> Spec:
     return {"field": column, "type": "quantitative", "title": title or column, **more}
 
 
-def category(column: str, title: str | None = None, **more: Any) -> Spec:
+def category(column: str, **more: Any) -> Spec:
     """Return the encoding of a name."""
-    return {"field": column, "type": "nominal", "title": title or column, **more}
+    return {"field": column, "type": "nominal", "title": column, **more}
 
 
 def colours(column: str, of: Mapping[str, str]) -> Spec:

@@ -180,6 +180,7 @@ class _Stack:
 
     def _advantages(self, rewards: Tensor, values: Tensor, ended: Tensor, last: Tensor) -> Tensor:
         """Return GAE advantages [K, E, T]."""
-        by_step = (part.permute(2, 0, 1).numpy() for part in (rewards, values, ended))
-        advantages = generalised_advantages(*by_step, last.numpy(), self._settings.gamma, self._settings.gae_lambda)
+        paid, value, ends = (part.permute(2, 0, 1).numpy() for part in (rewards, values, ended))
+        gamma, gae_lambda = self._settings.gamma, self._settings.gae_lambda
+        advantages = generalised_advantages(paid, value, ends, last.numpy(), gamma, gae_lambda)
         return torch.from_numpy(advantages).permute(1, 2, 0)
