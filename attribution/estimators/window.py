@@ -16,10 +16,12 @@ from ...datasets.files.store import read_table, read_table_schema
 from ...datasets.groups import BY_CONTEXT, Grouping
 from ...datasets.rewards import corrections, editable, reward_events
 from ...datasets.schema import metadata_of
+from ...training.agents.advantages import generalised_advantages
+from ...training.recording.window import as_rows
 from ...training.retraining.replay import ReplayedWindow
 from ..actors.inputs import COLUMNS as INPUT_COLUMNS
 from ..actors.inputs import PolicyInputs, inputs_of_window
-from ..adjoints.gae import GaeAdvantages, estimate_advantages
+from ..adjoints.gae import GaeAdvantages
 from ..adjoints.signal import Signal
 from ..gradients.rows import WindowRows
 from ..shapes import require_rows
@@ -124,9 +126,8 @@ class Window:
             array = np.asarray(values_of, dtype=kind)
             if array.shape[: len(shape)] != shape:
                 raise InputError(f"{name}: {what} of shape {array.shape}, expected {shape} first, that of rewards")
-            part = array if len(shape) == 2 else array[:, None]
-            rows = np.array(part.swapaxes(0, 1), order="C")  # a copy: a loop may go on with its arrays
-            return rows.reshape(len(rows) * part.shape[0], *part.shape[2:])
+            rows = as_rows(array if len(shape) == 2 else array[:, None])
+            return np.array(rows, order="C")  # a copy: a loop may go on with its arrays
 
         def numbers(what: str, values_of: Any) -> NDArray[np.float64]:
             """Return one finite number a step, [N]."""
@@ -147,7 +148,9 @@ class Window:
             if last.shape not in ((), (envs,)) or not np.isfinite(last).all():
                 raise InputError(f"{name}: last_values {last.tolist()}, expected {envs} finite, one an environment")
             after = np.broadcast_to(last, (envs,))
-            raw = estimate_advantages(reward, numbers("values", values), ended, after, gamma, gae_lambda)
+            value = numbers("values", values)
+            learned, value, ends = (rows.reshape(envs, -1).T for rows in (reward, value, ended))
+            raw = as_rows(generalised_advantages(learned, value, ends, after, gamma, gae_lambda))
         else:
             raise InputError(f"{name}: neither values nor advantages, expected one of them")
         if isinstance(observations, Mapping):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +58,10 @@ def gradient_factors(
         if derivative is not None
     }
     _require_all_recorded(actor.module, total, [use for use, _ in used.values()])
-    return Factors(len(observations), {name: _factors_of(*both) for name, both in used.items()})
+    return Factors(
+        len(observations),
+        {name: _layer_factors(use.layer, use.inputs.detach(), derivative) for name, (use, derivative) in used.items()},
+    )
 
 
 def _require_all_recorded(policy: nn.Module, total: Tensor, uses: Sequence[_Use]) -> None:
@@ -82,12 +87,9 @@ def _require_all_recorded(policy: nn.Module, total: Tensor, uses: Sequence[_Use]
         ahead += [following for following, _ in node.next_functions]
 
 
-def _factors_of(use: _Use, derivative: Tensor) -> LinearFactors | PlacesFactors:
-    inputs = use.inputs.detach()
-    return LinearFactors(inputs, derivative) if use.layer is None else _layer_factors(use.layer, inputs, derivative)
-
-
-def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LinearFactors | PlacesFactors:
+def _layer_factors(layer: nn.Module | None, inputs: Tensor, derivative: Tensor) -> LinearFactors | PlacesFactors:
+    if layer is None:
+        return LinearFactors(inputs, derivative)
     if isinstance(layer, nn.Linear):
         ones = layer.bias is not None
         if inputs.ndim == 2:
@@ -170,27 +172,14 @@ def require_factored(actor: Actor) -> None:
         )
 
 
-class _recorded_layers:
-    """Collects, by name, every layer that a forward pass of some rows uses."""
+@contextmanager
+def _recorded_layers(policy: nn.Module, rows: int) -> Iterator[dict[str, _Use]]:
+    """Collect, by name, every layer that a forward pass of some rows uses."""
+    uses: dict[str, _Use] = {}
 
-    def __init__(self, policy: nn.Module, rows: int) -> None:
-        self.rows = rows
-        self.names = {
-            module: name
-            for name, module in policy.named_modules()
-            if _is_factored(module) and any(parameter.requires_grad for parameter in module.parameters())
-        }
-        self.uses: dict[str, _Use] = {}
-
-    def __enter__(self) -> dict[str, _Use]:
-        self.handles = [  # before hooks of the module's own, which may change what the layer returned
-            module.register_forward_hook(self._record, prepend=True, with_kwargs=True) for module in self.names
-        ]
-        return self.uses
-
-    def _record(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-        name, inputs = self.names[module], args[0] if args else named["input"]
-        if name in self.uses:
+    def record(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        inputs = args[0] if args else named["input"]
+        if name in uses:
             raise InputError(
                 f"exact attribution needs every layer to be used once a forward pass, `{name}` is used more than once. "
                 "Use --estimator trak-projected"
@@ -200,18 +189,27 @@ class _recorded_layers:
                 f"`{name}` of the policy is used under torch.no_grad, but is not frozen: freeze it "
                 "(requires_grad_(False)) where training does not move it"
             )
-        if len(output) != self.rows:
+        if len(output) != rows:
             raise InputError(
                 f"exact attribution needs every layer to keep rows apart: `{name}` of the policy was used on "
-                f"{tuple(inputs.shape)}, expected {self.rows} rows first. Use --estimator trak-projected"
+                f"{tuple(inputs.shape)}, expected {rows} rows first. Use --estimator trak-projected"
             )
-        self.uses[name] = _Use(module, inputs, output)
+        uses[name] = _Use(module, inputs, output)
         return output.clone()  # an activation that works in place must not change what was recorded
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError) and "dtype" in str(error):
+    handles = [  # before hooks of the module's own, which may change what the layer returned
+        module.register_forward_hook(partial(record, name), prepend=True, with_kwargs=True)
+        for name, module in policy.named_modules()
+        if _is_factored(module) and any(parameter.requires_grad for parameter in module.parameters())
+    ]
+    try:
+        yield uses
+    except RuntimeError as error:
+        if "dtype" in str(error):
             error.add_note(
                 "gradients are computed in float64: cast to the dtype of the module's parameters, not float()"
             )
-        for handle in self.handles:
+        raise
+    finally:
+        for handle in handles:
             handle.remove()

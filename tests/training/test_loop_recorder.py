@@ -26,7 +26,8 @@ from aitia.datasets.arrays import array_format, decode_actions, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError, RunFolderError
 from aitia.datasets.files.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.datasets.schema import metadata_of
-from aitia.training.recording.loop import LoopRecorder, generalised_advantages
+from aitia.training.agents.advantages import generalised_advantages
+from aitia.training.recording.loop import LoopRecorder
 from aitia.training.recording.recorder import Recorder
 from aitia.workflows.runs.adopt import require_fits
 from aitia.workflows.runs.task import make_task

@@ -298,6 +298,10 @@ class EvaluatedSet:
         """Return the bank as a cluster of failures sees it; None before `aitia verify`."""
         return None if self.bank is None else self.bank.of_cluster(cluster.number, cluster.selection)
 
+    def effects_of(self, cluster: Cluster) -> EffectTable:
+        """Return predicted effects of correcting each group on the failures of a cluster, or on all."""
+        return self.effects if cluster.selection is None else self.effects_on(cluster.failures)
+
     def _find(self, cluster: Cluster) -> SetFindings:
         task = self.run.task
         return find_for_set(
