@@ -57,8 +57,8 @@ def pay(paid: Floats, intended: Floats, amounts: Floats, editable: NDArray[np.bo
     rewards = np.where(np.isnan(amounts), paid, instead)
     if np.isnan(rewards).any():
         raise EnvironmentError_(
-            "a reward was to be corrected, but info['intended_reward'] is missing: expected it with "
-            "every step of the training environment"
+            "a reward was to be corrected, but its intended reward is not known (missing, or NaN): expected "
+            "info['intended_reward'] with every step of the training environment"
         )
     return Paid(rewards, np.abs(rewards - paid) > WRONG_REWARD)
 
