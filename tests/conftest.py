@@ -1,7 +1,8 @@
-"""Shared fixtures: finished runs that the test processes of a session share."""
+"""Shared fixtures: finished runs that the test processes of a session share; a test that changes one is caught."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -30,10 +31,19 @@ torch.set_num_threads(1)
 Share = Callable[[str, Callable[[Path], None]], Path]
 
 
+def stamps(folder: Path) -> dict[str, list[int]]:
+    """Return when each file of a folder was written, and its size."""
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): [about.st_mtime_ns, about.st_size] for path, about in files}
+
+
 @pytest.fixture(scope="session")
-def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
-    """Make a folder once a session: by the test process that needs it first, while others wait."""
-    base = tmp_path_factory.getbasetemp()
+def share(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Share]:
+    """Make a folder once a session: by the test process that needs it first, while others wait.
+
+    It is in the session's own temporary folder, so nothing of an earlier session is taken for it.
+    """
+    base, used = tmp_path_factory.getbasetemp(), list[str]()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def shared(name: str, make: Callable[[Path], None]) -> Path:
@@ -43,17 +53,24 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Share:
                 shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
                 folder.mkdir()
                 make(folder)
-                done.touch()
+                done.write_text(json.dumps(stamps(folder)))
+        used.append(name)
         return folder
 
-    return shared
+    yield shared
+    for name in used:
+        before, after = json.loads((base / f"{name}.done").read_text()), stamps(base / name)
+        changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+        assert not changed, f"tests that read what all share may not change it: {name}, {changed}"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def state_folder(share: Share) -> Iterator[Path]:
-    """A user's state folder of the session's own, also for the commands that it starts."""
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's state folder of the session's own, also for commands that it starts; every test process adds to it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "state"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        folder = share("state", lambda _: None)
         patch.setenv("XDG_STATE_HOME", str(folder))
         yield folder
 

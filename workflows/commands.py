@@ -25,7 +25,8 @@ from .stages.train import evaluate_stage, train_stage
 from .stages.validate import DEFAULT_MASKS, validate_stage
 from .stages.verify import verify_stage
 from .suite.stage import suite_stage
-from .workers.pool import Workers, start_workers
+from .workers.pool import Workers
+from .workers.start import start_workers
 
 DEMO_TASKS = ("arrow-maze-outer", "arrow-maze-inner")
 DEMO_OUT = "runs"

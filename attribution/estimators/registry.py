@@ -79,6 +79,10 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
     """
     if isinstance(estimator, Estimator):
         return estimator
+    if isinstance(estimator, type) and issubclass(estimator, Estimator):
+        raise InputError(
+            f"the estimator is the class {estimator.__name__}, expected one made of it: {estimator.__name__}()"
+        )
     known = estimators()
     if estimator not in known:
         names = ", ".join([AUTO, *known])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from world_helpers import play_reference
 
 from aitia.datasets.errors import EnvironmentError_
+from aitia.training.environments.hooks import load_callable
 from aitia.training.worlds.base import DESIRED, MISBEHAVING, RUNNING
-from aitia.training.worlds.maze import CELL, ArrowMaze, ArrowMazeEnv, MazePlanted, distances
+from aitia.training.worlds.maze import CELL, ArrowMaze, ArrowMazeEnv, MazePlanted, causal_levels, distances
 
 OUTER: dict[str, Any] = {"levels": 240, "moved": 36, "bug": 36, "harmless": 60}
 
@@ -171,3 +172,8 @@ def test_drawing_shows_agent_arrow_and_corner() -> None:
 def test_impossible_parameters_are_refused_with_what_was_expected(wrong: dict[str, Any]) -> None:
     with pytest.raises(EnvironmentError_, match="expected"):
         ArrowMazeEnv(**wrong)
+
+
+def test_tasks_of_earlier_versions_name_its_causes_by_another_module() -> None:
+    """So did the demo's task, and every `run.json` of it."""
+    assert load_callable("aitia.training.arrow_maze:causal_levels", "causes", "a callable") is causal_levels

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import DummyVecEnv
 from world_helpers import world_env
 
 from aitia.datasets.errors import EnvironmentError_
 from aitia.datasets.groups import ByComponent
-from aitia.training.agents.spec import AgentSpec
+from aitia.training.agents.spec import AgentSpec, build_model
 from aitia.training.edits.edit import RewardEdit
 from aitia.training.edits.groups import ByCluster, ByTransition
 from aitia.training.environments.random_play import play_random
 from aitia.training.environments.spec import EnvSpec
 from aitia.training.retraining.arrays import GymArrays, Member, WorldArrays, make_array_env
 from aitia.training.retraining.stack import initial_policy
+from aitia.training.worlds.environment import WorldEnv, bare_world
 
 PLANTED: dict[str, Any] = {"levels": 24, "moved": 12, "bug": 6, "harmless": 6, "stray": 3, "noise": 0.1}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -90,6 +92,28 @@ def test_copies_make_any_edit_that_environments_make(name: str) -> None:
     ]
     corrected = corrected_by_copies_as_by_environments(env, edits)
     assert corrected.all(), "an edit changed nothing: the comparison is empty"
+
+
+def test_copies_that_differ_are_not_stepped_as_one() -> None:
+    """A factory may draw its parameters: every copy keeps its own levels, also while agents train."""
+    env = EnvSpec("toy_environments:own_levels", {"levels": 5, "moved": 5})
+    assert isinstance(make_array_env(AGENT, env, [Member(0, None)]), GymArrays)
+    vec_env = build_model(AGENT, env.make, 0).get_env()
+    assert isinstance(vec_env, DummyVecEnv)
+    vec_env.reset()
+    for _ in range(5):
+        seen = vec_env.step(np.ones(AGENT.n_envs, np.int64))[0]
+        for copy, observed in zip(vec_env.envs, seen, strict=True):
+            world = copy.unwrapped
+            assert isinstance(world, WorldEnv)
+            np.testing.assert_array_equal(observed, world.world.observe(world.begun)[0])
+    plain = EnvSpec("aitia/ArrowMaze-v0").make()
+    world = bare_world(plain)
+    assert world is not None
+    world.step = world.step  # type: ignore[method-assign]  # the same: taken
+    assert bare_world(plain) is world
+    world.step = lambda action: WorldEnv.step(world, action)  # type: ignore[method-assign]  # another
+    assert bare_world(plain) is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)

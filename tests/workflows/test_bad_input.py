@@ -35,6 +35,12 @@ def refused(done: Finished, *parts: str) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.fixture(scope="module")
+def own_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small run for commands that begin to compute in it, and so lock it and count seconds."""
+    return Path(shutil.copytree(small_run, tmp_path_factory.mktemp("own") / "run"))
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -112,12 +118,12 @@ def test_components_that_do_not_sum_in_one_seed_leave_the_others_whole(
 
 
 def test_a_run_folder_of_another_task_is_left_alone(
-    small_run: Path, tmp_path: Path, write_task: WriteTask, aitia_command: Command
+    own_run: Path, tmp_path: Path, write_task: WriteTask, aitia_command: Command
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*") if path.is_file()}
     other = write_task(train_kwargs={"size": 5, "levels": 9})
-    refused(aitia_command("train", other, "--out", small_run), "another task", "train_kwargs", "another --out")
-    assert before == {path: path.stat().st_mtime_ns for path in small_run.rglob("*") if path.is_file()}
+    refused(aitia_command("train", other, "--out", own_run), "another task", "train_kwargs", "another --out")
+    assert before == {path: path.stat().st_mtime_ns for path in own_run.rglob("*") if path.is_file()}
 
 
 def test_a_folder_that_is_not_a_run_is_left_alone(
@@ -185,9 +191,9 @@ def test_stages_out_of_order_say_which_comes_first(small_run: Path, tmp_path: Pa
     ],
 )
 def test_bad_arguments_are_said(
-    arguments: tuple[str, ...], parts: tuple[str, ...], small_run: Path, aitia_command: Command
+    arguments: tuple[str, ...], parts: tuple[str, ...], own_run: Path, aitia_command: Command
 ) -> None:
-    refused(aitia_command(*(str(small_run) if a == "RUN" else a for a in arguments)), *parts)
+    refused(aitia_command(*(str(own_run) if a == "RUN" else a for a in arguments)), *parts)
 
 
 def test_an_unreachable_scheduler_is_said(
@@ -203,13 +209,13 @@ def test_an_unreachable_scheduler_is_said(
 
 
 def test_other_failures_end_with_exit_code_1(
-    small_run: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
+    own_run: Path, aitia_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object, **options: object) -> None:
         raise NonFiniteError("window=00003, row 7: the gradient of log pi is not finite")
 
     monkeypatch.setattr("aitia.workflows.commands.attribute", broken)
-    done = aitia_command("attribute", small_run)
+    done = aitia_command("attribute", own_run)
     assert done.code == 1 and "row 7" in done.err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -177,6 +178,26 @@ def test_before_a_stage_a_set_says_which_command_is_missing(copy: Path) -> None:
     assert run.sets == []
     with pytest.raises(RunFolderError, match="`aitia evaluate` writes it"):
         run["test"].failures  # noqa: B018
+
+
+def test_what_is_attributed_is_told_before_all_failures_are(copy: Path) -> None:
+    whole, name = aitia.open(copy)["test"], aitia.open(copy)["test"].failure_ids[3]
+    shutil.rmtree(copy / "influence")
+    aitia.attribute(copy, failure=[name], workers=0)
+    test = aitia.open(copy)["test"]
+    assert test.failures["failure"].equals(whole.failures["failure"]) and test.failures["verdict"].null_count > 0
+    for by in ("group", "window", "transition"):
+        np.testing.assert_allclose(*(s.influence(by, name)["effect"].to_numpy() for s in (test, whole)), rtol=1e-6)
+    for asked in (test.influence, lambda: test.verdict, lambda: test.influence(failure=whole.failure_ids[0])):
+        with pytest.raises(InputError, match=r"were not attributed \(the first is 0-"):
+            asked()
+    assert f"failures  {len(whole.failure_ids)}\n" in repr(test)
+
+
+def test_a_run_in_which_a_command_removes_its_pieces_is_opened(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = os.walk(copy)
+    monkeypatch.setattr(os, "walk", lambda _: [(where, folders, [*names, "gone"]) for where, folders, names in walk])
+    assert aitia.open(copy).sets == ["test"]
 
 
 def test_transitions_are_lazy_and_whole(copy: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from aitia.datasets.errors import InputError
 from aitia.workflows.workers.cluster import DaskWorkers
-from aitia.workflows.workers.pool import InProcess, start_workers
+from aitia.workflows.workers.pool import InProcess
+from aitia.workflows.workers.start import start_workers
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from .contract import KNOWN_KEYS
 Columns = Mapping[str, Any]
 Hook = Callable[[Columns], Mapping[str, Any]]
 _FIRST_ROWS = 32
+_MOVED = {"aitia.training.arrow_maze": "aitia.training.worlds.maze"}  # named by runs and tasks of earlier versions
 
 
 def load_callable(value: str, key: str, expected: str) -> Callable[..., Any]:
@@ -37,7 +38,7 @@ def load_callable(value: str, key: str, expected: str) -> Callable[..., Any]:
     """
     module_name, _, name = value.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = getattr(importlib.import_module(_MOVED.get(module_name, module_name)), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise TaskError(f"{key}: `{value}` was given, expected {expected} ({error})") from error
     if not callable(function):

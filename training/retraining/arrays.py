@@ -18,7 +18,7 @@ from ..edits.edit import CORRECTED, CorrectedRewards, Paid, RewardEdit, pay
 from ..environments.spaces import env_action
 from ..environments.spec import Env, EnvSpec, describe
 from ..worlds.base import Moved
-from ..worlds.environment import WorldEnv, bare_world
+from ..worlds.environment import WorldEnv, bare_world, bare_worlds
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -238,7 +238,10 @@ class WorldArrays:
 
 def make_array_env(agent: AgentSpec, env: EnvSpec, members: Sequence[Member]) -> ArrayEnv:
     """Return the environments of a stack: as arrays where the project can, with the same seeds as SB3's otherwise."""
-    made = env.make()
-    made.close()
-    world = bare_world(made)
-    return GymArrays(agent, env, members) if world is None else WorldArrays(agent, world, members)
+    made = [env.make()]
+    if bare_world(made[0]) is not None:
+        made.append(env.make())  # a second one, for a factory may make each different
+    worlds = bare_worlds(made)
+    for one in made:
+        one.close()
+    return GymArrays(agent, env, members) if worlds is None else WorldArrays(agent, worlds[0], members)

@@ -76,15 +76,18 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
 
 def bare_world(env: gym.Env[Any, Any]) -> WorldEnv | None:
     """Return the environment of a world if nothing wraps it that could change what it does, else None."""
-    inner = env.env if isinstance(env, OrderEnforcing) else env  # which `gym.make` puts around every environment
-    own = isinstance(inner, WorldEnv) and type(inner).step is WorldEnv.step and type(inner).reset is WorldEnv.reset
-    return inner if own else None  # type: ignore[return-value]
+    inner = env.env if type(env) is OrderEnforcing else env  # which `gym.make` puts around every environment
+    if not isinstance(inner, WorldEnv):
+        return None
+    methods = (getattr(method, "__func__", None) for method in (inner.step, inner.reset))  # None: put there instead
+    return inner if tuple(methods) == (WorldEnv.step, WorldEnv.reset) else None
 
 
 def bare_worlds(envs: Sequence[gym.Env[Any, Any]]) -> list[WorldEnv] | None:
-    """Return several environments as copies of one world, None where they are not."""
+    """Return several environments as copies of one world; None where they are not, or a factory made them different."""
     worlds = [world for env in envs if (world := bare_world(env)) is not None]
-    return worlds if len(worlds) == len(envs) else None
+    alike = len(worlds) == len(envs) and all(other.world.table is worlds[0].world.table for other in worlds)
+    return worlds if alike else None
 
 
 def step_copies(envs: Sequence[WorldEnv], actions: Sequence[Any] | NDArray[Any]) -> list[Step]:

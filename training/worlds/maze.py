@@ -221,7 +221,7 @@ class ArrowMazeEnv(WorldEnv):
         parameters: see `MazePlanted`.
     """
 
-    def __init__(self, tell_intended: bool = True, render_mode: str | None = None, **parameters: Any) -> None:
+    def __init__(self, *, tell_intended: bool = True, render_mode: str | None = None, **parameters: Any) -> None:
         super().__init__(ArrowMaze.family, tell_intended, render_mode, **parameters)
 
 

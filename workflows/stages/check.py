@@ -19,7 +19,8 @@ from ...training.retraining.timing import measure_speed, undisturbed
 from ..runs.begin import require_environments
 from ..runs.recorded import TRAINING
 from ..runs.task import TEST_SET, Task
-from ..workers.pool import Workers, start_workers
+from ..workers.pool import Workers
+from ..workers.start import start_workers
 
 log = logging.getLogger("aitia")
 _MEASURED_FROM = 200_000  # steps of all trainings: fewer are over before an estimate would help
