@@ -126,8 +126,9 @@ class Window:
             array = np.asarray(values_of, dtype=kind)
             if array.shape[: len(shape)] != shape:
                 raise InputError(f"{name}: {what} of shape {array.shape}, expected {shape} first, that of rewards")
-            rows = as_rows(array if len(shape) == 2 else array[:, None])
-            return np.array(rows, order="C")  # a copy: a loop may go on with its arrays
+            part = array if len(shape) == 2 else array[:, None]
+            rows = np.array(part.swapaxes(0, 1), order="C")  # a copy: a loop may go on with its arrays
+            return rows.reshape(len(rows) * part.shape[0], *part.shape[2:])
 
         def numbers(what: str, values_of: Any) -> NDArray[np.float64]:
             """Return one finite number a step, [N]."""
@@ -148,9 +149,8 @@ class Window:
             if last.shape not in ((), (envs,)) or not np.isfinite(last).all():
                 raise InputError(f"{name}: last_values {last.tolist()}, expected {envs} finite, one an environment")
             after = np.broadcast_to(last, (envs,))
-            value = numbers("values", values)
-            learned, value, ends = (rows.reshape(envs, -1).T for rows in (reward, value, ended))
-            raw = as_rows(generalised_advantages(learned, value, ends, after, gamma, gae_lambda))
+            by_step = [rows.reshape(envs, -1).T for rows in (reward, numbers("values", values), ended)]
+            raw = as_rows(generalised_advantages(by_step[0], by_step[1], by_step[2], after, gamma, gae_lambda))
         else:
             raise InputError(f"{name}: neither values nor advantages, expected one of them")
         if isinstance(observations, Mapping):

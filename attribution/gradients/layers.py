@@ -58,10 +58,8 @@ def gradient_factors(
         if derivative is not None
     }
     _require_all_recorded(actor.module, total, [use for use, _ in used.values()])
-    return Factors(
-        len(observations),
-        {name: _layer_factors(use.layer, use.inputs.detach(), derivative) for name, (use, derivative) in used.items()},
-    )
+    layers = {name: _layer_factors(use.layer, use.inputs.detach(), slope) for name, (use, slope) in used.items()}
+    return Factors(len(observations), layers)
 
 
 def _require_all_recorded(policy: nn.Module, total: Tensor, uses: Sequence[_Use]) -> None:

@@ -36,7 +36,7 @@ from aitia.workflows.runs.task import Task
 from aitia.workflows.runs.task_source import load_task
 from aitia.workflows.stages import attribute
 from aitia.workflows.workers.cluster import DaskWorkers
-from aitia.workflows.workers.pieces import run_piece
+from aitia.workflows.workers.pool import run_piece
 
 ENVIRONMENT = """
 from toy_environments import Bonus

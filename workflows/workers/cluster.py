@@ -21,7 +21,7 @@ from distributed.scheduler import KilledWorker
 
 from ...datasets.errors import ClusterError
 from ...datasets.words import counted
-from .pieces import Piece, Progress, Result, first_of, run_piece
+from .pool import Piece, Progress, Result, first_of, run_piece
 from .processes import begin_importing
 from .schedulers import NoSchedulerError, connect, prepare_workers, start_cluster
 
