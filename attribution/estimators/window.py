@@ -149,8 +149,8 @@ class Window:
             if last.shape not in ((), (envs,)) or not np.isfinite(last).all():
                 raise InputError(f"{name}: last_values {last.tolist()}, expected {envs} finite, one an environment")
             after = np.broadcast_to(last, (envs,))
-            by_step = [rows.reshape(envs, -1).T for rows in (reward, numbers("values", values), ended)]
-            raw = as_rows(generalised_advantages(by_step[0], by_step[1], by_step[2], after, gamma, gae_lambda))
+            paid_then, value = (rows.reshape(envs, -1).T for rows in (reward, numbers("values", values)))
+            raw = as_rows(generalised_advantages(paid_then, value, ended.reshape(envs, -1).T, after, gamma, gae_lambda))
         else:
             raise InputError(f"{name}: neither values nor advantages, expected one of them")
         if isinstance(observations, Mapping):
