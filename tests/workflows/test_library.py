@@ -189,7 +189,7 @@ def test_what_is_attributed_is_told_before_all_failures_are(copy: Path) -> None:
     test = aitia.open(copy)["test"]
     assert test.failures["failure"].equals(whole.failures["failure"]) and test.failures["verdict"].null_count > 0
     for by in ("group", "window", "transition"):
-        one, other = (np.array(s.influence(by, name)["effect"]) for s in (test, whole))  # type: ignore[arg-type]
+        one, other = (np.array(s.influence(by, name)["effect"]) for s in (test, whole))
         np.testing.assert_allclose(one, other, rtol=1e-6)
     for asked in (test.influence, lambda: test.verdict, lambda: test.influence(failure=whole.failure_ids[0])):
         with pytest.raises(InputError, match=r"were not attributed \(the first is 0-"):
