@@ -282,7 +282,15 @@ def test_numbers_of_environment_by_step_are_not_taken_for_those_of_step_by_envir
         for _ in range(3):
             over = [False, False]
             loop.step(
-                two, [1, 1], [0.0, 0.0], over, over, [{}, {}], two, log_prob=[float(_said(policy))] * 2, value=[0, 0]
+                two,
+                [1, 1],
+                [0.0, 0.0],
+                over,
+                over,
+                [{}, {}],
+                two,
+                log_prob=_said(policy).detach().expand(2),
+                value=[0, 0],
             )
         loop.update(advantages=np.arange(6).reshape(3, 2).T)
 
