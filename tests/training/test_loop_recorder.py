@@ -274,6 +274,28 @@ def test_numbers_of_another_length_than_the_window_are_refused(name: str, values
         loop.update(**{name: values})
 
 
+def test_numbers_of_environment_by_step_are_not_taken_for_those_of_step_by_environment(tmp_path: Path) -> None:
+    policy, two = _Tabular(), [[0.5, 1.0], [0.5, 1.0]]
+    with (
+        pytest.raises(InputError, match=r"advantages of shape \[2, 3\] were given, expected \[3, 2\]"),
+        LoopRecorder(tmp_path, policy=policy, n_envs=2) as loop,
+    ):
+        for _ in range(3):
+            over = [False, False]
+            loop.step(
+                two,
+                [1, 1],
+                [0.0, 0.0],
+                over,
+                over,
+                [{}, {}],
+                two,
+                log_prob=_said(policy).detach().expand(2),
+                value=[0, 0],
+            )
+        loop.update(advantages=np.arange(6).reshape(3, 2).T)
+
+
 class _Continuous(_Tabular):
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         return -actions.reshape(-1).square()

@@ -295,9 +295,9 @@ def env_info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _per_step(name: str, passed: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return numbers [T] or [T, E] as float32 [T, E]."""
+    """Return numbers [T] or [T, E], or one after the other [T * E], as float32 [T, E]."""
     numbers = _array(passed).astype(np.float32)
-    if numbers.size != shape[0] * shape[1]:
+    if numbers.size != shape[0] * shape[1] or (numbers.ndim > 1 and numbers.shape[:2] != shape):
         raise InputError(f"update: {name} of shape {list(numbers.shape)} were given, expected {list(shape)}")
     return numbers.reshape(shape)
 
