@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
+from aitia.attribution.estimators.registry import estimators
 from aitia.datasets.errors import InputError
 from aitia.workflows.workers.cluster import DaskWorkers
 from aitia.workflows.workers.pool import InProcess
@@ -62,3 +64,10 @@ def test_other_numbers_of_workers_are_dask_and_negative_ones_are_refused() -> No
         assert isinstance(start_workers(workers, scheduler), DaskWorkers)
     with pytest.raises(InputError, match=r"--workers -1 was given, expected 0"):
         start_workers(-1)
+
+
+def test_every_estimator_goes_to_workers_with_its_parameters() -> None:
+    """Other tests compute in this process, where nothing is pickled."""
+    for estimator in estimators().values():
+        there = pickle.loads(pickle.dumps(estimator))
+        assert type(there) is type(estimator) and (there.label, vars(there)) == (estimator.label, vars(estimator))
