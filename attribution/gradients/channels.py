@@ -36,7 +36,12 @@ class Channels(NamedTuple):
 
     @staticmethod
     def of(actor: Actor, rows: WindowRows, targets: Targets, where: str, vf_coef: float) -> Channels:
-        """Return the inner products of both channels; `vf_coef`: weight of the value loss, else `policy_gradients`."""
+        """Return the inner products of both channels.
+
+        Args:
+            actor, rows, targets, where: see `policy_gradients`.
+            vf_coef: weight of the value loss.
+        """
         scale = float(np.sqrt(2.0 * vf_coef))
         steps = target_factors(actor, rows, targets)
         policy, value = policy_gradients(actor, rows, targets, where, steps), None
