@@ -262,7 +262,9 @@ def test_run_set_and_verdict_show_themselves(small_run: Path) -> None:
     assert "0, 1, 2, 3, 4 trained of 5" in repr(run) and "small-outer" in repr(run)
     assert f"{test.failures.num_rows} failures" in repr(run)
     assert "evaluated, attributed, verified, reported" in repr(test)
-    assert all("<table>" in shown._repr_html_() for shown in (run, test, test.verdict))
+    for shown in (run, test, test.verdict):
+        assert "<table>" in shown._repr_html_()
+        assert shown._repr_mimebundle_() == {"text/plain": repr(shown), "text/html": shown._repr_html_()}
 
 
 def test_text_of_a_run_steers_neither_console_nor_notebook(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -67,6 +68,25 @@ class Card:
         return f"<table><caption>{_escaped(self.title)}</caption>{''.join(rows)}</table>"
 
 
+class Shown(ABC):
+    """Something that shows itself by its card; a notebook asks once for both forms, for a card may take long."""
+
+    @property
+    @abstractmethod
+    def card(self) -> Card:
+        """How it shows itself."""
+
+    def __repr__(self) -> str:
+        return self.card.text
+
+    def _repr_html_(self) -> str:
+        return self.card.html
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        card = self.card
+        return {"text/plain": card.text, "text/html": card.html}
+
+
 def _plain(text: str) -> str:
     return one_line(without_secrets(text))
 
@@ -76,7 +96,7 @@ def _escaped(text: str) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class SetVerdict:
+class SetVerdict(Shown):
     """The verdict of an evaluation set (docs/method.md).
 
     Attributes:
@@ -105,12 +125,6 @@ class SetVerdict:
                 "reasons": " ".join(self.reasons),
             },
         )
-
-    def __repr__(self) -> str:
-        return self.card.text
-
-    def _repr_html_(self) -> str:
-        return self.card.html
 
 
 def failures_table(episodes: pa.Table, clusters: Mapping[str, tuple[int, str]]) -> pa.Table:

@@ -32,7 +32,17 @@ from ...datasets.words import counted
 from ...reports.measures.learning import Learning, find_learning
 from ...reports.measures.timeline import Timeline
 from ...reports.pages.findings import SetFindings, deciding, find_for_set, set_verdict
-from .answers import Card, SetVerdict, by_group, by_transition, by_window, curve_table, failures_table, rates_table
+from .answers import (
+    Card,
+    SetVerdict,
+    Shown,
+    by_group,
+    by_transition,
+    by_window,
+    curve_table,
+    failures_table,
+    rates_table,
+)
 from .clusters import Cluster, find_clusters, whole_set
 from .recorded import recorded_estimator
 from .task import Task
@@ -52,7 +62,7 @@ class Attributed(NamedTuple):
     transitions: pa.Table
 
 
-class EvaluatedSet:
+class EvaluatedSet(Shown):
     """An evaluation set of a run (docs/library.md).
 
     Args:
@@ -363,7 +373,8 @@ class EvaluatedSet:
         return f"{said} ({', '.join(self.stages)})"
 
     @property
-    def _card(self) -> Card:
+    def card(self) -> Card:
+        """How it shows itself; computes verdicts."""
         lines = {"done": ", ".join(self.stages) or "nothing yet"}
         try:
             lines["failures"] = str(len(self.failure_ids))
@@ -372,12 +383,6 @@ class EvaluatedSet:
         except InputError as error:
             lines["verdict"] = f"not yet: {error}"
         return Card(f"Evaluation set {self.name} of {self.run.task.name}", lines)
-
-    def __repr__(self) -> str:
-        return self._card.text
-
-    def _repr_html_(self) -> str:
-        return self._card.html
 
 
 def _effects_on(sums: pa.Table, failures: Sequence[str]) -> EffectTable:

@@ -28,7 +28,7 @@ from ...datasets.manifest import Manifest
 from ...datasets.rewards import missing_file
 from ...datasets.words import counted
 from ...training.agents.spec import load_policy
-from .answers import Card
+from .answers import Card, Shown
 from .evaluated_set import EvaluatedSet
 from .groups import OF_ENVIRONMENT, load_grouping, rows_in_groups
 from .recorded import recorded_rewards
@@ -38,7 +38,7 @@ from .trust import require_no_links_outside, require_trusted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Run:
+class Run(Shown):
     """A run folder together with the task it belongs to (docs/library.md).
 
     Attributes:
@@ -219,7 +219,8 @@ class Run:
             raise missing_file(missing[0])
 
     @property
-    def _card(self) -> Card:
+    def card(self) -> Card:
+        """How it shows itself; computes verdicts."""
         there = exist([self.folder.final_path(seed) for seed in self.task.seeds])
         trained = [seed for seed, whole in zip(self.task.seeds, there, strict=True) if whole]
         agent = self.task.agent
@@ -232,12 +233,6 @@ class Run:
                 **{f"set {name}": self[name].in_a_line for name in self.sets},
             },
         )
-
-    def __repr__(self) -> str:
-        return self._card.text
-
-    def _repr_html_(self) -> str:
-        return self._card.html
 
 
 def open_run(path: str | Path) -> Run:
