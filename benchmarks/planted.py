@@ -73,7 +73,7 @@ def main() -> None:
     folder = parser.parse_args().run
     names = ["trak", *(name for name in estimators() if name not in ("trak", "trak-projected"))]
     for name in names:
-        aitia.attribute(folder, estimator=name)  # beside the demo's own; what is done is not done again
+        aitia.attribute(folder, estimator=name)  # next to the demo's own; what is done is not done again
     print(json.dumps(measure(open_for_computing(folder), names)))
 
 

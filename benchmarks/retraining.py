@@ -139,7 +139,7 @@ def run(task: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def speed() -> dict[str, Any]:
-    """Measure the stacked trainer beside Stable-Baselines3, and two workers beside one."""
+    """Measure the stacked trainer against Stable-Baselines3, and two workers against one."""
     torch.set_num_threads(1)
     result: dict[str, Any] = {}
     for key, changes in SETTINGS.items():

@@ -1,4 +1,4 @@
-"""Are the verdicts right? The whole pipeline on every case with a planted cause, beside the truth.
+"""Are the verdicts right? The whole pipeline on every case with a planted cause, next to the truth.
 
 Prints the confusion matrix and every case that is not right; the last line is one JSON object: the score of all cases,
 and of the open and held-out halves.

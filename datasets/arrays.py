@@ -127,6 +127,11 @@ def flat_numbers(values: Array) -> NDArray[np.float64]:
     return np.asarray(plain, dtype=np.float64).reshape(len(values), -1)
 
 
+def whole_numbers(values: Array) -> Array:
+    """Return integers, of any width, as int64, by which torch picks; other values as they are."""
+    return values.astype(np.int64) if np.issubdtype(values.dtype, np.integer) else values
+
+
 def row_bytes(values: Array) -> NDArray[np.uint8]:
     """Return the bytes of each row of an array [N, ...], uint8 [N, B]."""
     return np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)

@@ -72,5 +72,5 @@ def listed(problems: Sequence[str], separator: str = "\n") -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean `x`?`` for the known name nearest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" Did you mean `{close[0]}`?" if close else ""

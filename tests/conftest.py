@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.training.edits.file import Edits, write_edits
 from aitia.workflows import commands
 from aitia.workflows.cli import main
+from aitia.workflows.workers.pool import InProcess
 
 torch.set_num_threads(1)
 
@@ -70,6 +73,21 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sent() -> Iterator[None]:
+    """Pieces that take turns in this process are pickled as if they were sent to a worker, and so are their results."""
+    run = InProcess.map
+
+    def sent_map(self: InProcess, function: Any, pieces: Any, label: str) -> list[Any]:
+        function, pieces = pickle.loads(pickle.dumps((function, pieces)))
+        results = run(self, function, pieces, label)
+        return pickle.loads(pickle.dumps(results))  # type: ignore[no-any-return]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InProcess, "map", sent_map)
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Environments, agents, recorder, evaluation and retraining. Importing it registers `aitia/...` ids."""
+"""Environments, agents, recording, reward edits and retraining. Importing it registers `aitia/...` ids."""
 
 from .worlds.families import register
 

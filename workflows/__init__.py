@@ -1,1 +1,1 @@
-"""The stages as functions on Dask, the task file, and the command line."""
+"""Opened runs, the stages on Dask workers or in one process, the task file, and the command line."""

@@ -12,7 +12,7 @@ from typing import Any
 from ..attribution.estimators.base import Estimator
 from ..datasets.errors import InputError
 from ..datasets.files.remote import as_path, local_path
-from .runs.begin import beginning, computing
+from .runs.begin import apart, beginning, computing
 from .runs.run import Run, open_run
 from .runs.task import TEST_SET
 from .runs.task_source import TaskSource, load_task
@@ -25,7 +25,8 @@ from .stages.train import evaluate_stage, train_stage
 from .stages.validate import DEFAULT_MASKS, validate_stage
 from .stages.verify import verify_stage
 from .suite.stage import suite_stage
-from .workers.pool import Workers, start_workers
+from .workers.pool import Workers
+from .workers.start import start_workers
 
 DEMO_TASKS = ("arrow-maze-outer", "arrow-maze-inner")
 DEMO_OUT = "runs"
@@ -80,7 +81,8 @@ def check(task: TaskSource, edits: str | Path | None = None, workers: int | None
     Raises:
         InputError: bad input.
     """
-    return check_task(load_task(task, edits), workers)
+    with apart():
+        return check_task(load_task(task, edits), workers)
 
 
 def evaluate(

@@ -29,6 +29,12 @@ def as_actor(policy: nn.Module | Actor) -> Actor:
     Raises:
         InputError: none of these, or a module that is not on the CPU.
     """
+    if isinstance(policy, nn.Module):
+        devices = {parameter.device.type for parameter in policy.parameters()} - {"cpu"}
+        if devices:
+            raise InputError(
+                f"the policy is on {', '.join(sorted(devices))}, expected the CPU: pass copy.deepcopy(policy).cpu()"
+            )
     if isinstance(policy, ActorCriticPolicy) or (isinstance(policy, BasePolicy) and hasattr(policy, "mlp_extractor")):
         return Sb3Actor(policy)  # type: ignore[arg-type]  # MaskablePPO's has the same parts, and is no subclass
     if isinstance(policy, nn.Module) and _method(policy, "log_prob"):
@@ -50,18 +56,11 @@ class ModuleActor:
             which the value channel and the target `value` need, `distribution(observations) ->
             torch.distributions.Categorical`, which targets of `labels` need, and `latent(observations) -> [N, H]`.
             Observations are tensors [N, ...] (a dictionary of them for a dictionary), floats in the precision of the
-            module's parameters, which may be changed to float64.
-
-    Raises:
-        InputError: it is not on the CPU.
+            module's parameters, which may be changed to float64 (so cast to that of a parameter, not by `float()`).
+            What it says of a state depends on no other state of the batch.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        devices = {parameter.device.type for parameter in module.parameters()} - {"cpu"}
-        if devices:
-            raise InputError(
-                f"the policy is on {', '.join(sorted(devices))}, expected the CPU: pass copy.deepcopy(policy).cpu()"
-            )
         self.module = module
         self.has_values = _method(module, "value") is not None
         self.linear_parameters: frozenset[str] = frozenset()
@@ -105,15 +104,24 @@ class ModuleOutputs(Outputs):
         """The distribution of actions: of every action, where the module gives it, else of those asked for."""
         if method := _method(self._module, "distribution"):
             distribution = method(self._observations)
-            if isinstance(distribution, torch.distributions.Categorical):
-                return ActionDistribution(spaces.Discrete(distribution.logits.shape[-1]), distribution.logits)
+            if not isinstance(distribution, torch.distributions.Categorical):
+                raise InputError(
+                    f"distribution returned a {type(distribution).__name__}, expected a "
+                    "torch.distributions.Categorical; where actions are no categories leave the method out"
+                )
+            return ActionDistribution(spaces.Discrete(distribution.logits.shape[-1]), distribution.logits)
         return _LogProbs(self._module, self._observations)
 
     @cached_property
     def values(self) -> Tensor:
         """V(s), [N]."""
         value = _method(self._module, "value")
-        return super().values if value is None else value(self._observations).reshape(-1)
+        if value is None:
+            return super().values
+        values: Tensor = value(self._observations)
+        if values.numel() != (rows := _rows(self._observations)):
+            raise InputError(f"value returned the shape {tuple(values.shape)}, expected ({rows},)")
+        return values.reshape(-1)
 
     @cached_property
     def latent(self) -> Tensor:
@@ -165,6 +173,10 @@ class _LogProbs:
 def _method(module: nn.Module, name: str) -> Callable[..., Any] | None:
     method = getattr(module, name, None)
     return method if callable(method) else None
+
+
+def _rows(observations: Observations) -> int:
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 def _precision(module: nn.Module) -> torch.dtype:

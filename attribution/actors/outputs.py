@@ -81,6 +81,11 @@ class ActionDistribution:
     def log_prob(self, actions: Tensor) -> Tensor:
         """Return log pi(a|s), [N] (of a Box: the log density), for actions [N] or [N, K]."""
         if self.discrete:
+            if actions.dtype != torch.int64 or actions.ndim != 1:
+                raise InputError(
+                    f"actions of shape {tuple(actions.shape)} and {actions.dtype}, expected whole numbers [N] for "
+                    f"{self.space}"
+                )
             return _chosen(self.logits, actions)
         if isinstance(self.space, spaces.MultiDiscrete) or self.mask is not None:  # MaskablePPO's MultiBinary too
             parts = torch.split(self.logits, category_sizes(self.space), dim=-1)

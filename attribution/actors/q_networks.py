@@ -36,7 +36,7 @@ class QActor:
     linear_parameters: frozenset[str] = frozenset()
 
     def __init__(self, source: QNetwork | ContinuousCritic, layers: nn.Sequential) -> None:
-        self._source, self._features, self._layers = source, source.features_extractor, layers
+        self._source, self._features, self.layers = source, source.features_extractor, layers
         self.module = nn.ModuleList([self._features, layers])
 
     def why_not_factored(self) -> str | None:
@@ -55,21 +55,12 @@ class QActor:
             space = spaces.Dict({"observation": space, "action": scaled})
         return prepared(observations, space, source.normalize_images, next(self.module.parameters()).dtype)
 
-    def latent(self, observations: Array) -> Tensor:
-        """Return the input of the last layer, [N, H]."""
+    def features(self, observations: Array) -> Tensor:
+        """Return what the layers take, [N, I]."""
         parts = self.prepare(observations)
-        if isinstance(self._source, ContinuousCritic):
-            assert isinstance(parts, dict)
-            features = torch.cat([self._features(parts["observation"]), parts["action"].flatten(1)], dim=1)
-        else:
-            features = self._features(parts)
-        latent: Tensor = self._layers[:-1](features)
-        return latent
-
-    def head(self, latent: Tensor) -> Tensor:
-        """Return Q(s, .) [N, A], or Q(s, a) of the one action [N, 1]."""
-        values: Tensor = self._layers[-1](latent)
-        return values
+        if not isinstance(parts, dict) or not isinstance(self._source, ContinuousCritic):
+            return self._features(parts)  # type: ignore[no-any-return]
+        return torch.cat([self._features(parts["observation"]), parts["action"].flatten(1)], dim=1)
 
 
 class _QOutputs(Outputs):
@@ -80,12 +71,12 @@ class _QOutputs(Outputs):
     @cached_property
     def latent(self) -> Tensor:
         """Latent features, the input of the last layer, [N, H]."""
-        return self._actor.latent(self._observations)
+        return self._actor.layers[:-1](self._actor.features(self._observations))  # type: ignore[no-any-return]
 
     @cached_property
     def q_values(self) -> Tensor:
         """Q(s, .) [N, A], or Q(s, a) of the one action [N, 1]."""
-        return self._actor.head(self.latent)
+        return self._actor.layers[-1](self.latent)  # type: ignore[no-any-return]
 
     @cached_property
     def distribution(self) -> ActionDistribution:

@@ -44,10 +44,9 @@ class Sb3Actor:
         """Return why its gradients have no factored form, whatever its layers are; None where that is up to them."""
         if getattr(self.module, "use_sde", False):
             return "its exploration depends on the state (use_sde)"
-        if not isinstance(
-            self.module.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
-        ):  # fmt: skip
-            return f"its actions are {self.module.action_space}"
+        space = self.module.action_space
+        if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box):
+            return f"its actions are {space}"
         for name, lstm in self._lstms.items():
             if lstm.proj_size or lstm.bidirectional:
                 return f"`{name}` of the policy projects its hidden state, or reads backwards"
@@ -59,10 +58,8 @@ class Sb3Actor:
 
     def prepare(self, observations: Array) -> Observations:
         """Return observations as the policy's first layers take them: images in [0, 1], integers one-hot."""
-        policy = self.module
-        return prepared(
-            observations, policy.observation_space, policy.normalize_images, next(policy.parameters()).dtype
-        )  # fmt: skip
+        policy, dtype = self.module, next(self.module.parameters()).dtype
+        return prepared(observations, policy.observation_space, policy.normalize_images, dtype)
 
 
 def prepared(observations: Array, space: Space, normalize_images: bool, dtype: torch.dtype) -> Observations:

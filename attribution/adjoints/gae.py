@@ -75,11 +75,10 @@ class GaeAdvantages:
         Returns:
             tau, tau_raw [N, F] a unit of reward as paid; both zero where all advantages are equal.
         """
-        rows = len(scores)
-        scale = self._scale(rows)
+        scale = self._scale
         if scale == 0.0:
             return RewardInfluence(np.zeros_like(scores), np.zeros_like(scores))
-        weight = self.reward_scale[:, None] / (rows * scale)
+        weight = self.reward_scale[:, None] / (len(scores) * scale)
         raw = self.adjoint(scores) * weight
         if not self.normalize:
             return RewardInfluence(raw, raw)
@@ -102,12 +101,11 @@ class GaeAdvantages:
 
     def summed_reward_influence(self, weights: Scores) -> RewardInfluence:
         """Return what scores are summed with, [N, G] each: `reward_influence` transposed; see `Signal`."""
-        rows = len(weights)
-        scale = self._scale(rows)
+        scale = self._scale
         if scale == 0.0:
             return RewardInfluence(np.zeros_like(weights), np.zeros_like(weights))
         summed = self.sums(weights * self.reward_scale[:, None])
-        raw = summed / (rows * scale)
+        raw = summed / (len(weights) * scale)
         if not self.normalize:
             return RewardInfluence(raw, raw)
         if self.minibatches is not None and self.minibatches.size:  # both normalisations are symmetric
@@ -142,43 +140,16 @@ class GaeAdvantages:
         """Return values [N] or [N, F] as [envs, steps, F] (1 of [N])."""
         return values.reshape(self.n_envs, len(values) // self.n_envs, -1)
 
-    def _scale(self, rows: int) -> float:
-        """Return what the window's advantages are divided by."""
-        return spread(self.raw) if self.normalize and rows > 1 else 1.0
+    @property
+    def _scale(self) -> float:
+        """What the window's advantages are divided by."""
+        return spread(self.raw) if self.normalize and len(self.raw) > 1 else 1.0
 
 
 def spread(raw: NDArray[np.float64]) -> float:
     """Return the standard deviation of advantages (ddof 1); exactly 0 where only rounding sets them apart."""
     deviation = float(np.std(raw, ddof=1)) if len(raw) > 1 else 0.0
     return deviation if deviation > _ROUNDING * float(np.abs(raw).max(initial=0.0)) else 0.0
-
-
-def estimate_advantages(
-    reward: NDArray[np.float64],
-    value: NDArray[np.float64],
-    ended: NDArray[np.bool_],
-    last: NDArray[np.float64],
-    gamma: float,
-    gae_lambda: float,
-) -> NDArray[np.float64]:
-    r"""Return generalised advantage estimates, [N], row = env * n_steps + step.
-
-    .. math:: \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \quad A_t = \delta_t + \gamma\lambda A_{t+1}
-
-    with V and A zero after the end of an episode (Schulman et al. 2016, arXiv:1506.02438, eq. 11 and 16).
-
-    Args:
-        reward, value: r and V of each step, [N].
-        ended: bool [N], the episode ended with this step.
-        last: V after the last step of each environment, [n_envs].
-        gamma, gae_lambda: discount and lambda.
-    """
-    paid, values, goes_on = (x.reshape(len(last), -1) for x in (reward, value, ~ended))
-    following = np.concatenate([values[:, 1:], last[:, None]], axis=1)
-    result: NDArray[np.float64] = paid + gamma * goes_on * following - values
-    for step in range(result.shape[1] - 2, -1, -1):
-        result[:, step] += gamma * gae_lambda * goes_on[:, step] * result[:, step + 1]
-    return result.reshape(-1)
 
 
 def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDArray[np.int32]) -> Scores:

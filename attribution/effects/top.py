@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from ...datasets.rewards import corrections, reward_events
 from ...training.environments.spaces import action_text
-from ..adjoints.signal import Scores
 from ..estimators.base import Influence
 from ..estimators.window import Window
 
@@ -58,6 +57,7 @@ def top_transitions(
         kept.append(np.ravel_multi_index((failure[best], rows[at[best]]), shape))
     failure_of, row = np.unravel_index(np.unique(np.concatenate(kept)), shape)  # each once, though kept by both
     intended = np.full(len(row), np.nan) if window.intended is None else window.intended[row]
+    channel = influence.tau_value
     return pa.table(
         {
             "failure": pa.array(np.array(ids)[failure_of]),
@@ -67,7 +67,7 @@ def top_transitions(
             "env": pa.array((row // steps).astype(np.int32)),
             "tau": pa.array(influence.tau[row, failure_of]),
             "tau_raw": pa.array(influence.tau_raw[row, failure_of]),
-            "tau_value": _or_null(influence.tau_value, row, failure_of),
+            "tau_value": pa.nulls(len(row), pa.float64()) if channel is None else pa.array(channel[row, failure_of]),
             "s": pa.array(influence.scores[row, failure_of]),
             "reward": pa.array(window.reward[row]),
             "intended_reward": pa.array(intended, from_pandas=True),
@@ -77,11 +77,6 @@ def top_transitions(
             "estimator": pa.array([estimator] * len(row), pa.string()),
         }
     )
-
-
-def _or_null(tau: Scores | None, row: NDArray[np.integer], failure: NDArray[np.integer]) -> pa.Array:
-    """Return the influence of some rows on a failure each; null where the estimator does not compute the channel."""
-    return pa.nulls(len(row), pa.float64()) if tau is None else pa.array(tau[row, failure])
 
 
 class _Largest(NamedTuple):

@@ -12,13 +12,12 @@ import torch
 
 from ..actors.outputs import Actor
 from ..adjoints.signal import Scores
-from ..gradients.channels import policy_gradients, target_factors, value_gradients
-from ..gradients.kernel import DEFAULT_LAMBDA, WindowGradients
+from ..gradients.channels import Channels
+from ..gradients.kernel import DEFAULT_LAMBDA
 from ..targets.steps import Targets
 from .window import Window
 
 Solve = Callable[[float], Scores]
-Sum = Callable[[float, Scores], Scores]
 _CHUNK = 512  # failures whose [N, F] arrays are held at once
 
 
@@ -143,32 +142,6 @@ class ScoredWindow(Prepared):
         return Influence(scores, *signal.reward_influence(scores), by_value)
 
 
-class _Channels(NamedTuple):
-    """Inner products of the gradients of log pi and of `scale` V.
-
-    Attributes:
-        policy: of log pi(a|s).
-        value: of `scale` V(s); None: the value channel is zero, or not known.
-        scale: the value loss is vf_coef (R - V)^2: its curvature is scale^2 grad V grad V^T.
-        value_known: whether the policy has values.
-    """
-
-    policy: WindowGradients
-    value: WindowGradients | None
-    scale: float
-    value_known: bool
-
-    @staticmethod
-    def of(window: Window, actor: Actor, targets: Targets) -> _Channels:
-        """Return the inner products of both channels."""
-        scale = float(np.sqrt(2.0 * window.vf_coef))
-        steps = target_factors(actor, window.rows, targets)
-        policy, value = policy_gradients(actor, window.rows, targets, window.name, steps), None
-        if actor.has_values:
-            value = value_gradients(actor, window.rows, targets, window.name, scale, steps)
-        return _Channels(policy, value, scale, actor.has_values)
-
-
 class _ExactWindow(ScoredWindow):
     """TRAK in its dual form, whose sums need a solve for each sum and not for each failure.
 
@@ -177,7 +150,7 @@ class _ExactWindow(ScoredWindow):
         channels: its inner products.
     """
 
-    def __init__(self, window: Window, channels: _Channels) -> None:
+    def __init__(self, window: Window, channels: Channels) -> None:
         value, scale = channels.value, channels.scale
         by_value = None if value is None else lambda lam: scale * value.trak(lam)
         super().__init__(window, channels.policy.trak, by_value, channels.value_known)
@@ -211,7 +184,7 @@ class Trak(Estimator):
 
     def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Compute the Gram matrix of the window once; each damping is a solve."""
-        return _ExactWindow(window, _Channels.of(window, actor, targets))
+        return _ExactWindow(window, Channels.of(actor, window.rows, targets, window.name, window.vf_coef))
 
 
 @dataclass(frozen=True)
@@ -223,6 +196,6 @@ class TracIn(Estimator):
 
     def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Compute the products once; they know no damping."""
-        policy, value, scale, known = _Channels.of(window, actor, targets)
+        policy, value, scale, known = Channels.of(actor, window.rows, targets, window.name, window.vf_coef)
         by_value = None if value is None else lambda _: scale * value.gradient_product()
         return ScoredWindow(window, lambda _: policy.gradient_product(), by_value, known)

@@ -6,16 +6,22 @@ import copy
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..actors.adapt import as_actor
+from ...datasets.errors import InputError
+from ...datasets.words import counted
+from ..actors.adapt import ModuleActor, as_actor
 from ..actors.outputs import Actor
 from ..adjoints.signal import Scores
 from ..targets.steps import Targets
 from .base import Estimator, chunks
-from .registry import find_estimator
+from .registry import AUTO, choose_estimator, find_estimator
 from .window import Window
+
+_CHECKED_ROWS = 8
+_SHOWN = 5  # names of failures
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,9 @@ class InfluenceMatrix:
     failures: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"InfluenceMatrix(transitions={len(self.tau)}, failures={', '.join(self.failures)})"
+        names = [*self.failures[:_SHOWN], *(["..."] if len(self.failures) > _SHOWN else [])]
+        count = counted(len(self.failures), "failure")
+        return f"InfluenceMatrix({counted(len(self.tau), 'transition')}, {count}: {', '.join(names)})"
 
 
 def influence(
@@ -55,20 +63,56 @@ def influence(
         actor: the policy with the parameters that collected them, which is copied: a policy of Stable-Baselines3, or a
             torch module of linear, convolution and embedding layers with the methods of `ModuleActor`.
         targets: of F failures (`Targets.from_arrays`).
-        estimator: an estimator with its parameters, `Trak(damping=1e-2)`, or a name.
+        estimator: an estimator with its parameters, `Trak(damping=1e-2)`, or a name; `auto`: exact TRAK, or TRAK
+            projected where the policy or the window leaves no choice.
 
     Raises:
-        InputError: the policy's gradients have no factored form, or something does not fit.
+        InputError: the policy's gradients have no factored form, or something does not fit, or the damping is not
+            positive.
         NonFiniteError: a gradient is not finite.
     """
+    policy = as_actor(actor)
+    if estimator == AUTO:
+        estimator = choose_estimator(policy, len(window.reward)).name
     chosen = find_estimator(estimator)
-    copied = as_actor(copy.deepcopy(actor))
-    copied.module.train(False)
-    prepared = chosen.prepare(window, copied, targets)
-    parts = [prepared.influence(chosen.damping, part) for part in chunks(targets.failures)]
+    if not 0.0 < chosen.damping < np.inf:
+        raise InputError(f"{chosen.label}: expected a damping above 0")
+    if targets.failures == 0:
+        raise InputError("targets: no failure, expected one or more")
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has set
+        copied = copy.deepcopy(policy)
+        copied.module.train(False)
+        _require_rows_apart(copied, window)
+        prepared = chosen.prepare(window, copied, targets)
+        parts = [prepared.influence(chosen.damping, part) for part in chunks(targets.failures)]
     scores, tau, raw, value = (
         None if kind[0] is None else np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True)
     )
     env, step = np.divmod(np.arange(len(window.reward)), window.steps)
     assert scores is not None and tau is not None and raw is not None
     return InfluenceMatrix(scores, tau, raw, value, env, step, window.group, targets.ids)
+
+
+def _require_rows_apart(actor: Actor, window: Window) -> None:
+    """Check that a module of one's own says the same of a state in any batch, and whenever it is asked.
+
+    Raises:
+        InputError: it does not: its gradients would be no per-sample gradients.
+    """
+    if not isinstance(actor, ModuleActor):
+        return
+    rows, some = window.rows, np.arange(min(len(window.rows.counts), _CHECKED_ROWS))
+
+    def said(chosen: NDArray[np.int64]) -> Scores:
+        outputs = actor.outputs(rows.observations[chosen])
+        with torch.no_grad():
+            return outputs.distribution.log_prob(torch.as_tensor(rows.actions[chosen])).double().numpy()
+
+    together, in_pairs = said(some), np.array([said(np.array([row, 0]))[0] for row in some])
+    if not np.allclose(together, in_pairs, rtol=1e-3, atol=1e-4, equal_nan=True):
+        worst = int(np.abs(together - in_pairs).argmax())
+        raise InputError(
+            f"{window.name}: log_prob of the same state and action is {together[worst]:.4g} in one batch and "
+            f"{in_pairs[worst]:.4g} in another, expected the same: the module uses statistics of a batch (BatchNorm "
+            "without running ones, a mean over rows), or dropout that eval() does not end"
+        )

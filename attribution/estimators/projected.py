@@ -60,6 +60,10 @@ class TrakProjected(Estimator):
     seed: int = 0
     damping: float = DEFAULT_LAMBDA
 
+    def __post_init__(self) -> None:
+        if self.dimension < 1:
+            raise InputError(f"{self.name}: dimension {self.dimension}, expected 1 or more")
+
     def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Project the gradients of the window and of the failures' steps once; each damping is a solve.
 
@@ -197,7 +201,8 @@ def _scores(
     names = window.rows.observations.dtype.names
     actor.module.float()
     scored = _Sb3Scored(actor.module) if isinstance(actor, Sb3Actor) else _ModuleScored(actor.module)
-    size, dimension = sum(parameter.numel() for parameter in scored.parameters()), parameters.dimension
+    learned = {name: value.numel() for name, value in scored.named_parameters() if value.requires_grad}
+    size, dimension = sum(learned.values()), parameters.dimension
     rows = len(window.reward)
     projector = BasicProjector(
         size, dimension, parameters.seed, ProjectionType.rademacher, "cpu", block_size=dimension
@@ -208,7 +213,7 @@ def _scores(
         warnings.simplefilter("ignore")  # traker warns about its optional CUDA kernels
         traker = TRAKer(
             scored, Output(), train_set_size=rows, save_dir=folder, device="cpu",
-            projector=projector, proj_dim=dimension, score_computer=Scores, use_half_precision=False,
+            projector=projector, proj_dim=dimension, score_computer=Scores, use_half_precision=False, grad_wrt=learned,
             logging_level=logging.CRITICAL,
         )  # fmt: skip
         traker.load_checkpoint(scored.state_dict(), model_id=0)

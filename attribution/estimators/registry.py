@@ -63,15 +63,11 @@ def choose_estimator(actor: Actor, window_rows: int) -> Chosen:
         actor: the policy, trained or not.
         window_rows: transitions of a window.
     """
-    reason = why_not_factored(actor)
+    reason, rows = why_not_factored(actor), counted(window_rows, "transition")
     if reason is not None:
         return Chosen(TrakProjected.name, f"{reason}, so per-sample gradients have no factored form")
     if window_rows > LARGEST_EXACT:
-        return Chosen(
-            TrakProjected.name,
-            f"a window has {counted(window_rows, 'transition')}, the exact form takes {LARGEST_EXACT}",
-        )
-    rows = counted(window_rows, "transition")
+        return Chosen(TrakProjected.name, f"a window has {rows}, the exact form takes {LARGEST_EXACT}")
     return Chosen(Trak.name, f"every layer has a factored gradient and a window of {rows} fits")
 
 
@@ -83,6 +79,10 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
     """
     if isinstance(estimator, Estimator):
         return estimator
+    if isinstance(estimator, type) and issubclass(estimator, Estimator):
+        raise InputError(
+            f"the estimator is the class {estimator.__name__}, expected one made of it: {estimator.__name__}()"
+        )
     known = estimators()
     if estimator not in known:
         names = ", ".join([AUTO, *known])

@@ -25,7 +25,7 @@ from ...training.retraining.replay import ReplayedWindow
 from ..actors.outputs import Actor
 from ..adjoints.gae import GaeAdvantages, minibatch_adjoint, spread
 from ..adjoints.signal import Scores
-from ..gradients.channels import policy_gradients, value_gradients
+from ..gradients.channels import Channels
 from ..gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
 from ..gradients.rows import WindowRows
 from ..targets.steps import Targets
@@ -103,11 +103,10 @@ def _mean_effects(
 ) -> dict[float, _Effects]:
     """Return the effects at each damping; the policy is left with the parameters of the last update."""
     assert window.updates is not None
-    shape, scale = (len(window.reward), targets.failures), float(np.sqrt(2.0 * window.vf_coef))
+    shape = (len(window.reward), targets.failures)
     effects = {lam: _Effects(*(np.zeros(shape) for _ in _Effects._fields)) for lam in dampings}
     before = _Said.of(actor, window.rows)
     for number, update in enumerate(window.updates.updates):
-        where = f"{window.name}, update {number}"
         actor.module.load_state_dict(update.parameters)
         distinct, row = np.unique(window.rows.row[update.rows], return_inverse=True)
         rows = WindowRows(
@@ -116,10 +115,9 @@ def _mean_effects(
         )  # fmt: skip
         advantages = _Minibatch(signal.raw[update.rows], signal.normalize)
         weight, follows = _slopes(_Said.of(actor, rows), before, distinct, row, advantages, window.updates)
-        gradients = policy_gradients(actor, rows, targets, where)
-        value = value_gradients(actor, rows, targets, where, scale) if actor.has_values else None
+        policy, value, scale, _ = Channels.of(actor, rows, targets, f"{window.name}, update {number}", window.vf_coef)
         for lam, total in effects.items():
-            scores = weight[:, None] * gradients.trak(lam)[row]
+            scores = weight[:, None] * policy.trak(lam)[row]
             total.scores[update.rows] += scores
             total.advantage[update.rows] += advantages.adjoint(scores)
             total.advantage_raw[update.rows] += scores / (len(row) * advantages.spread)
@@ -187,15 +185,8 @@ def _slopes(
     Returns:
         w_kj of the surrogate, and whether the value loss is not clipped.
     """
-    ratio = np.exp(now.log_prob - before.log_prob[distinct])[row]
-    weight = ratio * ~_clipped(ratio, advantages.normalised, replayed.clip_range)
+    most, most_of_value = (np.inf if x is None else x for x in (replayed.clip_range, replayed.clip_range_vf))
+    ratio, pull = np.exp(now.log_prob - before.log_prob[distinct])[row], advantages.normalised
+    flat = ((pull > 0.0) & (ratio > 1.0 + most)) | ((pull < 0.0) & (ratio < 1.0 - most))  # clipped on the side of pull
     moved = (now.value - before.value[distinct])[row]
-    follows = np.abs(moved) <= (np.inf if replayed.clip_range_vf is None else replayed.clip_range_vf)
-    return weight, follows
-
-
-def _clipped(ratio: Numbers, advantage: Numbers, clip_range: float | None) -> NDArray[np.bool_]:
-    """Return where PPO's surrogate is flat: the ratio has left the clip range on the side the advantage pulls to."""
-    if clip_range is None:
-        return np.zeros(len(ratio), dtype=bool)
-    return ((advantage > 0.0) & (ratio > 1.0 + clip_range)) | ((advantage < 0.0) & (ratio < 1.0 - clip_range))
+    return ratio * ~flat, np.abs(moved) <= most_of_value

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, pack
+from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, pack, whole_numbers
 from ...datasets.errors import InputError, NonFiniteError, RunFolderError
 from ...datasets.files.store import read_table, read_table_schema
 from ...datasets.groups import BY_CONTEXT, Grouping
 from ...datasets.rewards import corrections, editable, reward_events
 from ...datasets.schema import metadata_of
+from ...training.agents.advantages import generalised_advantages
+from ...training.recording.window import as_rows
 from ...training.retraining.replay import ReplayedWindow
 from ..actors.inputs import COLUMNS as INPUT_COLUMNS
-from ..actors.inputs import inputs_of_window
-from ..adjoints.gae import GaeAdvantages, estimate_advantages
+from ..actors.inputs import PolicyInputs, inputs_of_window
+from ..adjoints.gae import GaeAdvantages
 from ..adjoints.signal import Signal
 from ..gradients.rows import WindowRows
 from ..shapes import require_rows
@@ -85,6 +87,7 @@ class Window:
         minibatches: NDArray[np.int32] | None = None,
         vf_coef: float = 0.5,
         group: NDArray[Any] | None = None,
+        mask: NDArray[Any] | None = None,
         name: str = "window",
     ) -> Window:
         """Return a window of plain arrays, as a training loop has them: [n_steps, n_envs, ...], or [n_steps, ...].
@@ -106,13 +109,17 @@ class Window:
                 known, and normalisation is that of the whole window.
             vf_coef: weight of the value loss.
             group: what is corrected together; None: everything.
+            mask: bool [n_steps, n_envs, A], allowed actions of a policy that is masked; None: all are.
             name: for messages.
 
         Raises:
             InputError: shapes that do not fit each other; names both.
+            NonFiniteError: a reward, an intended one or an advantage is not finite.
         """
         paid = np.asarray(rewards, dtype=np.float64)
-        shape, envs = paid.shape, 1 if paid.ndim == 1 else paid.shape[1]
+        shape, envs = paid.shape, 1 if paid.ndim == 1 else paid.shape[-1] if paid.ndim else 0
+        if paid.ndim not in (1, 2) or not paid.size:
+            raise InputError(f"{name}: rewards of shape {shape}, expected [n_steps, n_envs] or [n_steps], and not none")
 
         def by_env(what: str, values_of: Any, kind: Any = None) -> Array:
             """Return values [n_steps, n_envs, ...] as rows [N, ...]."""
@@ -120,28 +127,48 @@ class Window:
             if array.shape[: len(shape)] != shape:
                 raise InputError(f"{name}: {what} of shape {array.shape}, expected {shape} first, that of rewards")
             part = array if len(shape) == 2 else array[:, None]
-            return np.ascontiguousarray(part.swapaxes(0, 1)).reshape(-1, *part.shape[2:])
+            rows = np.array(part.swapaxes(0, 1), order="C")  # a copy: a loop may go on with its arrays
+            return rows.reshape(len(rows) * part.shape[0], *part.shape[2:])
+
+        def numbers(what: str, values_of: Any) -> NDArray[np.float64]:
+            """Return one finite number a step, [N]."""
+            array = by_env(what, values_of, np.float64)
+            if array.ndim != 1:
+                raise InputError(f"{name}: {what} of shape {np.shape(values_of)}, expected {shape}, that of rewards")
+            if len(bad := np.flatnonzero(~np.isfinite(array))):
+                env, step = divmod(int(bad[0]), shape[0])
+                raise NonFiniteError(f"{name}, step {step} of environment {env}: {what} is {array[bad[0]]}")
+            return array
 
         ended = by_env("dones", dones, np.bool_)
-        reward = by_env("rewards", paid)
+        reward = numbers("rewards", paid)
         if advantages is not None:
-            raw = by_env("advantages", advantages, np.float64)
+            raw = numbers("advantages", advantages)
         elif values is not None:
-            after = np.broadcast_to(np.asarray(last_values, dtype=np.float64), (envs,))
-            raw = estimate_advantages(reward, by_env("values", values, np.float64), ended, after, gamma, gae_lambda)
+            last = np.asarray(last_values, dtype=np.float64)
+            if last.shape not in ((), (envs,)) or not np.isfinite(last).all():
+                raise InputError(f"{name}: last_values {last.tolist()}, expected {envs} finite, one an environment")
+            after = np.broadcast_to(last, (envs,))
+            paid_then, value = (rows.reshape(envs, -1).T for rows in (reward, numbers("values", values)))
+            raw = as_rows(generalised_advantages(paid_then, value, ended.reshape(envs, -1).T, after, gamma, gae_lambda))
         else:
             raise InputError(f"{name}: neither values nor advantages, expected one of them")
         if isinstance(observations, Mapping):
             observed = pack({key: by_env(f"observations[{key!r}]", part) for key, part in observations.items()})
         else:
             observed = by_env("observations", observations)
-        taken = by_env("actions", actions)
+        taken = whole_numbers(by_env("actions", actions))
+        allowed = PolicyInputs(None if mask is None else by_env("mask", mask, np.bool_))
         batches = None if minibatches is None else by_env("minibatches", minibatches, np.int32)
+        if batches is not None and batches.ndim != 2:
+            raise InputError(f"{name}: minibatches of shape {np.asarray(minibatches).shape}, expected {(*shape, 'E')}")
         groups = np.full(reward.shape, "all") if group is None else by_env("group", group, np.str_)
         return Window(
-            name=name, seed=0, number=0, rows=WindowRows.of(observed, taken),
-            signal=GaeAdvantages(raw, ended, envs, gamma, gae_lambda, normalize, np.ones(len(raw)), batches),
-            reward=reward, intended=None if intended is None else by_env("intended", intended, np.float64),
+            name=name, seed=0, number=0, rows=WindowRows.of(observed, taken, allowed),
+            signal=GaeAdvantages(
+                raw, ended, envs, gamma, gae_lambda, normalize and len(raw) > 1, np.ones(len(raw)), batches
+            ),
+            reward=reward, intended=None if intended is None else numbers("intended", intended),
             group=groups, action=taken, vf_coef=vf_coef,
         )  # fmt: skip
 

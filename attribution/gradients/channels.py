@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,37 @@ from .layers import Functional, gradient_factors
 from .rows import WindowRows
 
 DOUBLE_ROWS = 1024
+
+
+class Channels(NamedTuple):
+    """Inner products of the gradients of log pi and of `scale` V.
+
+    Attributes:
+        policy: of log pi(a|s).
+        value: of `scale` V(s); None: the value channel is zero, or not known.
+        scale: the value loss is vf_coef (R - V)^2: its curvature is scale^2 grad V grad V^T.
+        value_known: whether the policy has values.
+    """
+
+    policy: WindowGradients
+    value: WindowGradients | None
+    scale: float
+    value_known: bool
+
+    @staticmethod
+    def of(actor: Actor, rows: WindowRows, targets: Targets, where: str, vf_coef: float) -> Channels:
+        """Return the inner products of both channels.
+
+        Args:
+            actor, rows, targets, where: see `policy_gradients`.
+            vf_coef: weight of the value loss.
+        """
+        scale = float(np.sqrt(2.0 * vf_coef))
+        steps = target_factors(actor, rows, targets)
+        policy, value = policy_gradients(actor, rows, targets, where, steps), None
+        if actor.has_values:
+            value = value_gradients(actor, rows, targets, where, scale, steps)
+        return Channels(policy, value, scale, actor.has_values)
 
 
 def target_factors(actor: Actor, rows: WindowRows, targets: Targets) -> Factors:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from ..actors.outputs import Actor, Outputs
 from .factors import Factors, LinearFactors, PlacesFactors
 
 Functional = Callable[[Outputs], Tensor]
+_KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 class _Use(NamedTuple):
@@ -43,24 +46,48 @@ def gradient_factors(
     """
     require_factored(actor)
     outputs = actor.outputs(observations, inputs)
-    with _recorded_layers(actor.module) as uses:
+    with _recorded_layers(actor.module, len(observations)) as uses:
         total = functional(outputs)
-    uses |= {name: _Use(None, *use) for name, use in outputs.linear_uses.items()}
+    uses |= {name: _Use(None, *use) for name, use in outputs.linear_uses.items() if use.output.requires_grad}
+    if not uses:
+        raise InputError("no layer of the policy was used that training moves: all of its parameters are frozen")
     derivatives = torch.autograd.grad(total, [use.output for use in uses.values()], allow_unused=True)
-    layers = {
-        name: _factors_of(use, derivative)
+    used = {
+        name: (use, derivative)
         for (name, use), derivative in zip(uses.items(), derivatives, strict=True)
         if derivative is not None
     }
+    _require_all_recorded(actor.module, total, [use for use, _ in used.values()])
+    layers = {name: _layer_factors(use.layer, use.inputs.detach(), slope) for name, (use, slope) in used.items()}
     return Factors(len(observations), layers)
 
 
-def _factors_of(use: _Use, derivative: Tensor) -> LinearFactors | PlacesFactors:
-    inputs = use.inputs.detach()
-    return LinearFactors(inputs, derivative) if use.layer is None else _layer_factors(use.layer, inputs, derivative)
+def _require_all_recorded(policy: nn.Module, total: Tensor, uses: Sequence[_Use]) -> None:
+    """Check that the recorded uses are the only ways from a scalar to the policy's parameters.
+
+    Raises:
+        InputError: names a parameter that is used elsewhere, such as a layer's weight in a product of the module's own.
+    """
+    names = {parameter: name for name, parameter in policy.named_parameters()}
+    seen = {use.output.grad_fn for use in uses}
+    ahead = [total.grad_fn, *(use.inputs.grad_fn for use in uses)]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        parameter = getattr(node, "variable", None)  # of the last node of a way
+        if parameter is not None and parameter in names:
+            raise InputError(
+                f"exact attribution needs every parameter to be used by its layer alone, `{names[parameter]}` of the "
+                "policy is also used elsewhere. Use --estimator trak-projected"
+            )
+        ahead += [following for following, _ in node.next_functions]
 
 
-def _layer_factors(layer: nn.Module, inputs: Tensor, derivative: Tensor) -> LinearFactors | PlacesFactors:
+def _layer_factors(layer: nn.Module | None, inputs: Tensor, derivative: Tensor) -> LinearFactors | PlacesFactors:
+    if layer is None:
+        return LinearFactors(inputs, derivative)
     if isinstance(layer, nn.Linear):
         ones = layer.bias is not None
         if inputs.ndim == 2:
@@ -96,9 +123,11 @@ def why_not_factored(actor: Actor) -> str | None:
     if reason := actor.why_not_factored():
         return reason
     for name, module in actor.module.named_modules():
-        own = [key for key, _ in module.named_parameters(prefix=name, recurse=False)]
-        if not _is_factored(module) and not actor.linear_parameters.issuperset(own):
-            return f"`{name or own[0]}` of the policy is a {type(module if name else getattr(module, own[0])).__name__}"
+        own = [key for key, value in module.named_parameters(prefix=name, recurse=False) if value.requires_grad]
+        if own and not _is_factored(module) and not actor.linear_parameters.issuperset(own):
+            kind = type(module if name else getattr(module, own[0]))
+            unusual = " with unusual settings (groups, padding, max_norm, partly frozen, ...)" if kind in _KINDS else ""
+            return f"`{name or own[0]}` of the policy is a {kind.__name__}{unusual}"
     return _tied_parameters(actor.module)
 
 
@@ -114,6 +143,12 @@ def _tied_parameters(policy: nn.Module) -> str | None:
 
 
 def _is_factored(module: nn.Module) -> bool:
+    """Return whether a layer is one whose gradient has factors, and learns by all of its parameters, or none."""
+    parameters = dict(module.named_parameters(recurse=False))
+    if not parameters.keys() <= {"weight", "bias"}:  # torch.nn.utils.weight_norm, spectral_norm
+        return False
+    if len({parameter.requires_grad for parameter in parameters.values()}) > 1:
+        return False
     if type(module) is nn.Embedding:
         return module.max_norm is None and not module.scale_grad_by_freq
     if type(module) is nn.Conv2d:
@@ -135,31 +170,44 @@ def require_factored(actor: Actor) -> None:
         )
 
 
-class _recorded_layers:
-    """Collects, by name, every layer that a forward pass uses."""
+@contextmanager
+def _recorded_layers(policy: nn.Module, rows: int) -> Iterator[dict[str, _Use]]:
+    """Collect, by name, every layer that a forward pass of some rows uses."""
+    uses: dict[str, _Use] = {}
 
-    def __init__(self, policy: nn.Module) -> None:
-        self.names = {
-            module: name
-            for name, module in policy.named_modules()
-            if _is_factored(module) and any(parameter.requires_grad for parameter in module.parameters())
-        }
-        self.uses: dict[str, _Use] = {}
-
-    def __enter__(self) -> dict[str, _Use]:
-        self.handles = [module.register_forward_hook(self._record) for module in self.names]
-        return self.uses
-
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        name = self.names[module]
-        if name in self.uses:
+    def record(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        inputs = args[0] if args else named["input"]
+        if name in uses:
             raise InputError(
                 f"exact attribution needs every layer to be used once a forward pass, `{name}` is used more than once. "
                 "Use --estimator trak-projected"
             )
-        self.uses[name] = _Use(module, inputs[0], output)
+        if not output.requires_grad:
+            raise InputError(
+                f"`{name}` of the policy is used under torch.no_grad, but is not frozen: freeze it "
+                "(requires_grad_(False)) where training does not move it"
+            )
+        if len(output) != rows:
+            raise InputError(
+                f"exact attribution needs every layer to keep rows apart: `{name}` of the policy was used on "
+                f"{tuple(inputs.shape)}, expected {rows} rows first. Use --estimator trak-projected"
+            )
+        uses[name] = _Use(module, inputs, output)
         return output.clone()  # an activation that works in place must not change what was recorded
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
+    handles = [  # before hooks of the module's own, which may change what the layer returned
+        module.register_forward_hook(partial(record, name), prepend=True, with_kwargs=True)
+        for name, module in policy.named_modules()
+        if _is_factored(module) and any(parameter.requires_grad for parameter in module.parameters())
+    ]
+    try:
+        yield uses
+    except RuntimeError as error:
+        if "dtype" in str(error):
+            error.add_note(
+                "gradients are computed in float64: cast to the dtype of the module's parameters, not float()"
+            )
+        raise
+    finally:
+        for handle in handles:
             handle.remove()

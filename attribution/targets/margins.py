@@ -23,13 +23,11 @@ def margin_targets(observations: Array, misbehaving: Sequence[int], desired: Seq
         misbehaving, desired: an action each, length T.
         actions: number of actions.
     """
+    taken = np.asarray(misbehaving, dtype=np.int64)
     labels = np.zeros((len(observations), actions), dtype=np.int8)
-    labels[np.arange(len(labels)), np.asarray(misbehaving)] = 1
+    labels[np.arange(len(labels)), taken] = 1
     labels[np.arange(len(labels)), np.asarray(desired)] = -1
-    return Targets(
-        ids=("margin",), kinds=("labels",), failure=np.zeros(len(labels), dtype=np.int64), observations=observations,
-        actions=np.asarray(misbehaving, dtype=np.int64), labels=labels, decisive=np.ones(len(labels), np.bool_),
-    )  # fmt: skip
+    return Targets.from_arrays(observations, taken, target="labels", labels=labels, ids=("margin",))
 
 
 @dataclass(frozen=True)

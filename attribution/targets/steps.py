@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, pack
+from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, pack, whole_numbers
 from ...datasets.errors import InputError, TaskError
 from ...datasets.outcomes import failure_ids
 from ...datasets.schema import failure_id
@@ -88,7 +88,8 @@ class Targets:
             decisive=self.decisive,
         )  # fmt: skip
         self.inputs.require_rows("Targets", len(self.failure))
-        if (np.diff(self.failure) < 0).any() or (len(self.failure) and not 0 <= self.failure[-1] < self.failures):
+        bounds = self.failure[[0, -1]] if len(self.failure) else np.empty(0)
+        if (np.diff(self.failure) < 0).any() or ((bounds < 0) | (bounds >= self.failures)).any():
             raise InputError(
                 f"Targets: the failure of each step is {self.failure.tolist()[:20]}, expected ascending indices of "
                 f"{counted(self.failures, 'failure')}"
@@ -110,7 +111,7 @@ class Targets:
         Args:
             observations: [T, ...], as the policy sees them; of a dictionary of observations an array each.
             actions: the actions taken, [T] or [T, K].
-            failure: index of the failure of each step, [T], ascending from 0; None: all are of one failure.
+            failure: index of the failure of each step, [T], ascending from 0 without a gap; None: all are of one.
             target: `log-odds`, `episode`, `value`, `labels` (or `auto`, the same): see the head of this file; or a
                 function of one's own, of log pi(.|s) [T, A] and `UserSteps`.
             labels: [T, A], of each action 1 (misbehaving), -1 (desired) or 0; for `labels`.
@@ -118,22 +119,35 @@ class Targets:
             mask: bool [T, A], allowed actions of a policy that is masked.
 
         Raises:
-            InputError: arrays of different lengths, or an unknown target.
+            InputError: no step, arrays of different lengths, an unknown target, or `labels` without labels.
         """
-        observed = pack(dict(observations)) if isinstance(observations, Mapping) else np.asarray(observations)
-        steps = len(observed)
-        index = np.zeros(steps, np.int64) if failure is None else np.asarray(failure, dtype=np.int64)
+        observed = pack(dict(observations)) if isinstance(observations, Mapping) else np.array(observations)
+        taken, steps = whole_numbers(np.array(actions)), len(observed)
+        index = np.zeros(steps, np.int64) if failure is None else np.array(failure)
+        if not steps or index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
+            raise InputError(
+                f"Targets: {counted(steps, 'step')}, failure of dtype {index.dtype}; expected a whole number each"
+            )
         if isinstance(target, str) and target not in BUILT_IN:
             raise InputError(f"Targets: target {target!r}, expected a function or one of {', '.join(BUILT_IN)}")
         names = tuple(map(str, range(int(index.max(initial=-1)) + 1))) if ids is None else tuple(ids)
-        signs = np.zeros((steps, 0), np.int8) if labels is None else np.asarray(labels, dtype=np.int8)
-        require_rows("Targets", steps, actions=actions, failure=index, labels=signs)
-        decisive = decisive_steps(signs, np.asarray(actions))
+        signs = np.zeros((steps, 0), np.int8) if labels is None else np.array(labels, dtype=np.int8)
+        require_rows("Targets", steps, actions=taken, failure=index, labels=signs, mask=mask)
+        if gaps := sorted(set(range(len(names))) - set(index.tolist())):
+            raise InputError(f"Targets: failure {names[gaps[0]]} has no step, expected one or more of each failure")
+        if target == "labels" and labels is None:
+            raise InputError("Targets: target 'labels' without labels, expected labels [T, A] or the target 'log-odds'")
+        if labels is not None and (signs.ndim != 2 or taken.ndim != 1 or taken.dtype != np.int64):
+            raise InputError(
+                f"Targets: labels of shape {signs.shape} for actions of shape {taken.shape} and dtype {taken.dtype}, "
+                "expected [T, A] for whole numbers [T]"
+            )
+        decisive = decisive_steps(signs, taken)
         first = np.diff(index, prepend=-1) != 0
         own = None if isinstance(target, str) else target
         return Targets(
             names, _kinds(target if isinstance(target, str) else "user", index[decisive], len(names)), index,
-            observed, np.asarray(actions), signs, decisive, own, PolicyInputs(mask, History(first)),
+            observed, taken, signs, decisive, own, PolicyInputs(mask, History(first)),
         )  # fmt: skip
 
     @property

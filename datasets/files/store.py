@@ -152,7 +152,7 @@ class RunFolder:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+    """Give a temporary path next to `path`; rename it to `path` on success, remove it on failure.
 
     For an object store the temporary file is local, and uploaded on success.
 

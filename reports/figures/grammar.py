@@ -2,7 +2,7 @@
 
 A specification holds its own rows, so a page needs no request. Text of environments is only ever data (`values`): sort
 orders and domains become expressions of Vega. Colours are names of the style sheet (`var(--accent)`): a browser looks
-them up in the reader's colour scheme, `figures.write_chart` in the light one.
+them up in the reader's colour scheme, `files.write_chart` in the light one.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def quantity(column: str, title: str | None = None, **more: Any) -> Spec:
     return {"field": column, "type": "quantitative", "title": title or column, **more}
 
 
-def category(column: str, title: str | None = None, **more: Any) -> Spec:
+def category(column: str, **more: Any) -> Spec:
     """Return the encoding of a name."""
-    return {"field": column, "type": "nominal", "title": title or column, **more}
+    return {"field": column, "type": "nominal", "title": column, **more}
 
 
 def colours(column: str, of: Mapping[str, str]) -> Spec:

@@ -26,6 +26,7 @@ from ..statistics import NOTHING, Interval, mean_half_width, mean_interval
 
 LEAST_SETS = 4
 LEAST_FIT = 0.5
+_EDGE = 1e-3  # of a rate: what a thousand plays resolve
 TOP_SHARE = 0.1
 MOST_SIZES = 100
 
@@ -200,6 +201,6 @@ def fit_line(sets: Sequence[VerifiedSet], before: float) -> Calibration:
     return Calibration(tuple(sets), Interval(slope, slope - half, slope + half), residual, fit, before, poor)
 
 
-def _log_odds(rate: float | None, edge: float = 1e-3) -> float | None:
-    """Return the log-odds of a rate, kept away from 0 and 1 by what a thousand plays resolve."""
-    return None if rate is None else float(logit(np.clip(rate, edge, 1.0 - edge)))
+def _log_odds(rate: float | None) -> float | None:
+    """Return the log-odds of a rate, kept away from 0 and 1."""
+    return None if rate is None else float(logit(np.clip(rate, _EDGE, 1.0 - _EDGE)))

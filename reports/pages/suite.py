@@ -20,7 +20,7 @@ class CaseResult:
     """A case of the suite, its true cause and the verdict of aitia.
 
     Attributes:
-        name, family, half, planted, why: see `workflows.suite_cases.Case`.
+        name, family, half, planted, why: see `workflows.suite.cases.Case`.
         truth: the verdict that 16 further seeds show; None if those were not trained.
         truth_rates: their misbehaviour rate, uncorrected and corrected.
         verdict, rule, reasons: the pipeline's.

@@ -28,6 +28,7 @@ from aitia.workflows import cli, commands  # noqa: F401 (commands: imported befo
 from aitia.workflows.workers.cluster import DaskWorkers
 
 When = Literal["before", "within", "after"]
+_OF_THE_MACHINE = ("seconds", "created", "fingerprints")  # a busy one takes fewer steps for a fingerprint
 
 
 class Rooms(Bonus):
@@ -159,7 +160,7 @@ def contents(root: Path) -> dict[str, Any]:
         elif path.suffix == ".json":
             value = json.loads(path.read_text())
             if isinstance(value, dict):
-                value = {key: item for key, item in value.items() if key not in ("seconds", "created")}
+                value = {key: item for key, item in value.items() if key not in _OF_THE_MACHINE}
             found[name] = value
         elif path.suffix == ".safetensors":  # its bytes have the metadata in any order
             values = store.read_tensors(path)

@@ -43,10 +43,10 @@ def fresh_python(
         memory: most bytes of address space.
         seconds: most seconds of a processor.
     """
-    with tempfile.TemporaryFile() as told:
+    with tempfile.NamedTemporaryFile() as told:
         order = {
             "arguments": list(map(str, arguments)), "cwd": str(cwd or Path.cwd()), "env": dict(env or os.environ),
-            "memory": memory, "seconds": seconds, "told": f"/proc/{os.getpid()}/fd/{told.fileno()}",
+            "memory": memory, "seconds": seconds, "told": told.name,
         }  # fmt: skip
         server = _server()
         assert server.stdin is not None and server.stdout is not None

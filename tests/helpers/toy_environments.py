@@ -225,11 +225,11 @@ def wrapped(id: str, **kwargs: Any) -> gym.Env[Any, Any]:
 class Unseeded(Corridor):
     """A corridor whose start does not follow the seed."""
 
-    _starts = itertools.count()
+    _starts = np.random.default_rng(0)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         _, info = super().reset(seed=seed)
-        self.cell = 1 + next(self._starts) % (self.length - 1)
+        self.cell = 1 + int(self._starts.integers(self.length - 1))
         return self._observe(), info
 
 

@@ -26,7 +26,8 @@ from aitia.datasets.arrays import array_format, decode_actions, decode_arrays
 from aitia.datasets.errors import EnvironmentError_, InputError, RunFolderError
 from aitia.datasets.files.store import RunFolder, read_table, read_tensor_metadata, read_tensors
 from aitia.datasets.schema import metadata_of
-from aitia.training.recording.loop import LoopRecorder, generalised_advantages
+from aitia.training.agents.advantages import generalised_advantages
+from aitia.training.recording.loop import LoopRecorder
 from aitia.training.recording.recorder import Recorder
 from aitia.workflows.runs.adopt import require_fits
 from aitia.workflows.runs.task import make_task
@@ -271,6 +272,28 @@ def test_numbers_of_another_length_than_the_window_are_refused(name: str, values
     with pytest.raises(InputError, match=shapes), LoopRecorder(tmp_path, policy=policy) as loop:
         loop.step([0.5, 1.0], 1, 0.0, False, False, {}, [0.75, 1.0], log_prob=_said(policy), value=0.0)
         loop.update(**{name: values})
+
+
+def test_numbers_of_environment_by_step_are_not_taken_for_those_of_step_by_environment(tmp_path: Path) -> None:
+    policy, two = _Tabular(), [[0.5, 1.0], [0.5, 1.0]]
+    with (
+        pytest.raises(InputError, match=r"advantages of shape \[2, 3\] were given, expected \[3, 2\]"),
+        LoopRecorder(tmp_path, policy=policy, n_envs=2) as loop,
+    ):
+        for _ in range(3):
+            over = [False, False]
+            loop.step(
+                two,
+                [1, 1],
+                [0.0, 0.0],
+                over,
+                over,
+                [{}, {}],
+                two,
+                log_prob=_said(policy).detach().expand(2),
+                value=[0, 0],
+            )
+        loop.update(advantages=np.arange(6).reshape(3, 2).T)
 
 
 class _Continuous(_Tabular):

@@ -104,9 +104,9 @@ def test_copies_that_differ_are_not_stepped_as_one() -> None:
     for _ in range(5):
         seen = vec_env.step(np.ones(AGENT.n_envs, np.int64))[0]
         for copy, observed in zip(vec_env.envs, seen, strict=True):
-            own = copy.unwrapped
-            assert isinstance(own, WorldEnv)
-            np.testing.assert_array_equal(observed, own.world.observe(own.begun)[0])
+            played = copy.unwrapped
+            assert isinstance(played, WorldEnv)
+            np.testing.assert_array_equal(observed, played.world.observe(played.begun)[0])
     plain = EnvSpec("aitia/ArrowMaze-v0").make()
     world = bare_world(plain)
     assert world is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def summary(run: Path) -> dict[str, Any]:
 def test_an_opened_run_says_what_it_holds(small_run: Path) -> None:
     run = aitia.open(small_run)
     assert isinstance(run.task, Task) and run.task.name == "small-outer"
-    assert run.seeds == [0, 1, 2, 3, 4] and run.sets == ["test"]
+    assert run.seeds == [0, 1, 2, 3, 4] and run.sets == ["test"] == list(run) and "tset" not in run
     with pytest.raises(TaskError, match=r"`tset` was given, the task has test. Did you mean `test`"):
         run["tset"]
     with pytest.raises(RunFolderError, match=r"no run.json"):
@@ -148,6 +149,8 @@ def test_what_nobody_can_answer_is_said_with_the_nearest_name(small_run: Path) -
     test, known = run["test"], run["test"].failure_ids[0]
     with pytest.raises(InputError, match=f"the failure {known}9 was given.* Did you mean `"):
         test.influence(failure=f"{known}9")
+    with pytest.raises(InputError, match="the failure 17 was given"):
+        test.influence(failure=17)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"without a failure, expected one such as failure='{known}'"):
         test.influence(by="transition")
     with pytest.raises(ValueError, match="by='level' was given, expected group, window, transition"):
@@ -177,6 +180,27 @@ def test_before_a_stage_a_set_says_which_command_is_missing(copy: Path) -> None:
     assert run.sets == []
     with pytest.raises(RunFolderError, match="`aitia evaluate` writes it"):
         run["test"].failures  # noqa: B018
+
+
+def test_what_is_attributed_is_told_before_all_failures_are(copy: Path) -> None:
+    whole, name = aitia.open(copy)["test"], aitia.open(copy)["test"].failure_ids[3]
+    shutil.rmtree(copy / "influence")
+    aitia.attribute(copy, failure=[name], workers=0)
+    test = aitia.open(copy)["test"]
+    assert test.failures["failure"].equals(whole.failures["failure"]) and test.failures["verdict"].null_count > 0
+    for by in ("group", "window", "transition"):
+        one, other = (np.array(s.influence(by, name)["effect"]) for s in (test, whole))
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    for asked in (test.influence, lambda: test.verdict, lambda: test.influence(failure=whole.failure_ids[0])):
+        with pytest.raises(InputError, match=r"were not attributed \(the first is 0-"):
+            asked()
+    assert f"failures  {len(whole.failure_ids)}\n" in repr(test)
+
+
+def test_a_run_in_which_a_command_removes_its_pieces_is_opened(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = os.walk(copy)
+    monkeypatch.setattr(os, "walk", lambda _: [(where, folders, [*names, "gone"]) for where, folders, names in walk])
+    assert aitia.open(copy).sets == ["test"]
 
 
 def test_transitions_are_lazy_and_whole(copy: Path) -> None:
@@ -279,8 +303,17 @@ def test_a_task_given_as_values_is_one_that_a_file_could_hold(changes: dict[str,
 def test_a_run_begun_with_values_goes_on_with_the_same_task_in_a_file(tmp_path: Path) -> None:
     agent = {**SMALL_TASK["agent"], "total_timesteps": 512}
     values, out = {**SMALL_TASK, "agent": agent, "seeds": 1}, tmp_path / "run"
-    aitia.train(values, out, workers=0)
+    drawn = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():  # what the caller has set does not matter
+            aitia.train(values, out, workers=0)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
     run = aitia.open(out)
+    assert {value.dtype for value in run.policy(0).state_dict().values()} == {torch.float32}
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert (run.manifest.task_folder, run.manifest.task_file) == (None, None)
     trained = run.folder.final_path(0).stat().st_mtime_ns
     aitia.train(run.task, out, workers=0)

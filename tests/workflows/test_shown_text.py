@@ -146,7 +146,7 @@ def test_every_file_of_text_names_its_encoding() -> None:
 
 
 def _of_ours(call: ast.Call) -> bool:
-    """Whether it is `datasets.store.write_text` or `datasets.limits.read_text`, which name it themselves."""
+    """Whether it is `write_text` or `read_text` of `datasets.files`, which name it themselves."""
     return isinstance(call.func, ast.Name) and call.func.id in ("read_text", "write_text")
 
 

@@ -13,7 +13,8 @@ import torch
 from aitia.attribution.estimators.registry import estimators
 from aitia.datasets.errors import InputError
 from aitia.workflows.workers.cluster import DaskWorkers
-from aitia.workflows.workers.pool import InProcess, start_workers
+from aitia.workflows.workers.pool import InProcess
+from aitia.workflows.workers.start import start_workers
 
 
 @pytest.fixture
@@ -21,6 +22,15 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+_begun: list[int] = []
+
+
+def _fail_at_two(number: int) -> None:
+    _begun.append(number)
+    if number == 2:
+        raise ValueError("two")
 
 
 def _look(number: int) -> tuple[int, int, int]:
@@ -43,16 +53,10 @@ def test_pieces_take_turns_on_one_thread_and_leave_threads_and_draws_as_they_wer
 
 
 def test_the_first_failure_is_raised_and_no_later_piece_begins() -> None:
-    begun: list[int] = []
-
-    def fail_at_two(number: int) -> None:
-        begun.append(number)
-        if number == 2:
-            raise ValueError("two")
-
+    _begun.clear()
     with start_workers(0) as workers, pytest.raises(ValueError, match="two"):
-        workers.map(fail_at_two, [1, 2, 3], "fail")
-    assert begun == [1, 2]
+        workers.map(_fail_at_two, [1, 2, 3], "fail")
+    assert _begun == [1, 2]
 
 
 def test_other_numbers_of_workers_are_dask_and_negative_ones_are_refused() -> None:

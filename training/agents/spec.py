@@ -49,14 +49,14 @@ PPO_DEFAULTS: dict[str, Any] = {
     "gae_lambda": 0.95,
     "ent_coef": 0.01,
 }
-_SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
 _LINEAR = "lin_"
 _MOST_ROWS = 2**24  # transitions of a window
 _SHORTEST = 5  # A2C's n_steps
 _DISTRIBUTIONS = (
     BernoulliDistribution, CategoricalDistribution, DiagGaussianDistribution, MultiCategoricalDistribution,
 )  # fmt: skip
-_NOT_HYPERPARAMETERS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log"}
+NOT_HYPERPARAMETERS = {"self", "policy", "env", "seed", "device", "verbose", "tensorboard_log"}
 
 
 def algorithm_class(name: str) -> type[OnPolicyAlgorithm]:
@@ -140,7 +140,7 @@ class AgentSpec(BaseModel):
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The hyperparameters that the algorithm takes."""
         signature = inspect.signature(algorithm_class(self.algorithm).__init__)
-        return {name: p for name, p in signature.parameters.items() if name not in _NOT_HYPERPARAMETERS}
+        return {name: p for name, p in signature.parameters.items() if name not in NOT_HYPERPARAMETERS}
 
     def hyperparameter(self, name: str) -> Any:
         """Return a hyperparameter as the task gives it, else the algorithm's default.
@@ -164,7 +164,7 @@ class AgentSpec(BaseModel):
                     f"{', '.join(self.parameters)}.{nearest(name, self.parameters)}"
                 )
             value = self.hyperparameters[name]
-            if isinstance(value, str) and name in _SCHEDULED and _linear_start(name, value) is None:
+            if isinstance(value, str) and name in SCHEDULED and _linear_start(name, value) is None:
                 raise TaskError(
                     f"agent.hyperparameters.{name}: `{value}` was given, expected a number, or for instance "
                     "lin_0.001, which falls linearly to zero"
@@ -200,7 +200,7 @@ class AgentSpec(BaseModel):
 
 def _linear_start(name: str, value: Any) -> float | None:
     """Return where a linear schedule begins; None if the value is not one."""
-    if name not in _SCHEDULED or not isinstance(value, str) or not value.startswith(_LINEAR):
+    if name not in SCHEDULED or not isinstance(value, str) or not value.startswith(_LINEAR):
         return None
     try:
         return float(value.removeprefix(_LINEAR))

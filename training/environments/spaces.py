@@ -138,3 +138,8 @@ def action_text(action: Any) -> str:
     if np.ndim(action) == 0:
         return str(int(action))
     return "[" + ", ".join(f"{number:.3g}" for number in np.asarray(action).reshape(-1)) + "]"
+
+
+def named_action(text: str, names: Sequence[str]) -> str:
+    """Return the name of an action written as text (`action_text`); the text where it has none."""
+    return names[int(text)] if text.isdecimal() and int(text) < len(names) else text

@@ -22,6 +22,7 @@ from .spaces import (
     Space,
     choices,
     env_action,
+    named_action,
     policy_observation_space,
     require_action_space,
 )
@@ -119,8 +120,7 @@ class EnvFacts(NamedTuple):
 
     def action_name(self, text: str) -> str:
         """Return the name of an action written as text (`action_text`), or the text."""
-        known = text.isdecimal() and int(text) < len(self.action_names)
-        return self.action_names[int(text)] if known else text
+        return named_action(text, self.action_names)
 
 
 def describe(spec: EnvSpec) -> EnvFacts:

@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecTransposeImage
 
-from ..agents.spec import _NOT_HYPERPARAMETERS, _SCHEDULED, ALGORITHMS, PPO_DEFAULTS, AgentSpec, algorithm_class
+from ..agents.spec import ALGORITHMS, NOT_HYPERPARAMETERS, PPO_DEFAULTS, SCHEDULED, AgentSpec, algorithm_class
 from .provenance import comparable
 
 FILL_IN = "FILL_IN"  # stands in a written task file where only a person knows the value
@@ -52,7 +52,7 @@ def agent_block(model: OnPolicyAlgorithm, total_timesteps: int) -> AgentBlock:
     policy = _alias(model.policy, model.policy_aliases, unsaid)
     hyperparameters: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(model).__init__).parameters.items():
-        if name in (*_NOT_HYPERPARAMETERS, *_AS_NEEDED, "policy_kwargs") or not hasattr(model, name):
+        if name in (*NOT_HYPERPARAMETERS, *_AS_NEEDED, "policy_kwargs") or not hasattr(model, name):
             continue
         value = _said(name, getattr(model, name))
         if value is _NOT_PLAIN:
@@ -133,7 +133,7 @@ def is_plain(value: Any) -> bool:
 
 def _said(name: str, value: Any) -> Any:
     """Return a hyperparameter as a task says it; `_NOT_PLAIN` where it cannot."""
-    if name in _SCHEDULED and callable(value):
+    if name in SCHEDULED and callable(value):
         said = said_schedule(_LOOKED_AT, [float(value(left)) for left in _LOOKED_AT])
         return _NOT_PLAIN if said is None else said
     return plain(value)
@@ -158,7 +158,7 @@ def said_schedule(left: Sequence[float], values: Sequence[float]) -> float | str
 
 def _in_words(name: str, value: Any) -> str:
     recorded = comparable(name, value)
-    if name in _SCHEDULED and isinstance(recorded, list):
+    if name in SCHEDULED and isinstance(recorded, list):
         return f"a schedule from {recorded[0]:g} over {recorded[1]:g} to {recorded[2]:g}; a task has numbers, lin_START"
     return str(value)
 

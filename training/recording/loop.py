@@ -32,6 +32,7 @@ from ...datasets.arrays import Array
 from ...datasets.errors import InputError
 from ...datasets.files.store import RunFolder
 from ...datasets.words import counted
+from ..agents.advantages import generalised_advantages
 from ..agents.threads import hint_at_threads
 from .agent_block import AgentBlock, loop_block
 from .agreement import ADAPTER, log_probs, require_agreement, values
@@ -274,33 +275,6 @@ class LoopRecorder:
         return generalised_advantages(rewards, value, ended, following, self._gamma, self._gae_lambda)
 
 
-def generalised_advantages(
-    rewards: NDArray[np.float32], value: NDArray[np.float32], ended: NDArray[np.bool_],
-    following: NDArray[np.float32], gamma: float, gae_lambda: float,
-) -> NDArray[np.float32]:  # fmt: skip
-    r"""Return generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438, equation 16), float32 [T, E].
-
-    .. math:: A_t = \delta_t + \gamma \lambda (1 - d_t) A_{t+1}, \quad
-        \delta_t = r_t + \gamma (1 - d_t) V(s_{t+1}) - V(s_t)
-
-    Operations and precision are those of Stable-Baselines3, to the last bit.
-
-    Args:
-        rewards: r_t as learned from, [T, E]; at a time limit with gamma V(last observation).
-        value: V(s_t), [T, E].
-        ended: d_t, [T, E].
-        following: V after the last step, [E].
-        gamma, gae_lambda: discount and lambda.
-    """
-    advantages, later = np.empty_like(rewards), np.zeros_like(following)
-    for t in reversed(range(len(rewards))):
-        goes_on = 1.0 - ended[t].astype(np.float32)
-        delta = rewards[t] + gamma * following * goes_on - value[t]
-        later = delta + gamma * gae_lambda * goes_on * later
-        advantages[t], following = later, value[t]
-    return advantages
-
-
 def _minibatching(members: Sequence[NDArray[np.int32]]) -> dict[str, int]:
     """Return what the minibatches of a window show of hyperparameters."""
     if not members:
@@ -321,9 +295,9 @@ def env_info(infos: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _per_step(name: str, passed: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return numbers [T] or [T, E] as float32 [T, E]."""
+    """Return numbers [T] or [T, E], or one after the other [T * E], as float32 [T, E]."""
     numbers = _array(passed).astype(np.float32)
-    if numbers.size != shape[0] * shape[1]:
+    if numbers.size != shape[0] * shape[1] or (numbers.ndim > 1 and numbers.shape[:2] != shape):
         raise InputError(f"update: {name} of shape {list(numbers.shape)} were given, expected {list(shape)}")
     return numbers.reshape(shape)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from ...datasets.words import counted
-from ..agents.spec import _SCHEDULED
+from ..agents.spec import SCHEDULED
 
 SCRIPT, AITIA = "script", "aitia"  # who trained: `trained_by` of the final checkpoint
 PROGRESS = (1.0, 0.5, 0.0)  # remaining share of the training at which a schedule is written down
@@ -68,7 +68,7 @@ def comparable(name: str, value: Any) -> Any:
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if name not in _SCHEDULED or not callable(value):
+    if name not in SCHEDULED or not callable(value):
         return value
     values = [float(value(progress)) for progress in PROGRESS]
     return values[0] if len(set(values)) == 1 else values

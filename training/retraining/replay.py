@@ -1,6 +1,6 @@
 r"""Replay: train again on the recorded transitions, with edited rewards, in the recorded minibatch order.
 
-The second estimand beside training again in the environment (`ensemble.train_agent`): nothing new is collected,
+The second estimand next to training again in the environment (`live.train_agent`): nothing new is collected,
 values, log-probabilities and advantages are those of the replayed policy, and Stable-Baselines3's own `train` makes
 the updates. With unedited rewards it gives the recorded parameters again, bit for bit (images: within 1e-5, for SB3
 trains on transposed views of them, which take another convolution kernel).
@@ -204,8 +204,8 @@ def _fill(buffer: RolloutBuffer, record: _Record, model: OnPolicyAlgorithm) -> N
             actions = torch.as_tensor(record.actions[step])
             if isinstance(policy.action_space, spaces.MultiBinary):
                 actions = actions.float()  # as torch's Bernoulli takes them
-            beside, kept = _beside(model, record, step)
-            values, log_probs, _ = policy.evaluate_actions(tensors, actions, *beside)
+            further, kept = _further(model, record, step)
+            values, log_probs, _ = policy.evaluate_actions(tensors, actions, *further)
             rewards = record.rewards[step].astype(np.float32)
             for env in np.flatnonzero(record.truncated[step]):
                 memory = _memory(model, np.zeros(1), slice(env, env + 1))
@@ -219,8 +219,8 @@ def _fill(buffer: RolloutBuffer, record: _Record, model: OnPolicyAlgorithm) -> N
     buffer.compute_returns_and_advantage(last_values=final, dones=record.ended[last])
 
 
-def _beside(model: Any, record: _Record, step: int) -> tuple[list[Any], dict[str, Any]]:
-    """Return what a policy takes beside observations, and what the buffer keeps of it; LSTM states go on by a step."""
+def _further(model: Any, record: _Record, step: int) -> tuple[list[Any], dict[str, Any]]:
+    """Return what a policy takes in addition to observations, and what the buffer keeps; LSTM states move on a step."""
     if record.masks is not None:
         return [record.masks[step]], {"action_masks": record.masks[step]}
     if not is_recurrent(model.policy):
@@ -232,7 +232,7 @@ def _beside(model: Any, record: _Record, step: int) -> tuple[list[Any], dict[str
 
 
 def _memory(model: Any, started: Array, envs: slice = slice(None)) -> list[Any]:
-    """Return what a recurrent value function takes beside observations: states, and where they are reset."""
+    """Return what a recurrent value function takes in addition to observations: states, and where they are reset."""
     if not is_recurrent(model.policy):
         return []
     hidden, cell = (state[:, envs].contiguous() for state in model._last_lstm_states.vf)

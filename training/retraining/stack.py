@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
+from ..agents.advantages import generalised_advantages
 from ..agents.spec import AgentSpec, new_policy
 from ..edits.edit import Endings, RewardEdit
 from ..environments.spec import EnvSpec
@@ -179,13 +180,7 @@ class _Stack:
 
     def _advantages(self, rewards: Tensor, values: Tensor, ended: Tensor, last: Tensor) -> Tensor:
         """Return GAE advantages [K, E, T]."""
-        settings, running = self._settings, torch.zeros_like(last)
-        advantages: list[Any] = []
-        following = last
-        for step in reversed(range(rewards.shape[2])):
-            goes_on = (~ended[:, :, step]).float()
-            delta = rewards[:, :, step] + settings.gamma * following * goes_on - values[:, :, step]
-            running = delta + settings.gamma * settings.gae_lambda * goes_on * running
-            advantages.append(running)
-            following = values[:, :, step]
-        return torch.stack(advantages[::-1], dim=2)
+        paid, value, ends = (part.permute(2, 0, 1).numpy() for part in (rewards, values, ended))
+        gamma, gae_lambda = self._settings.gamma, self._settings.gae_lambda
+        advantages = generalised_advantages(paid, value, ends, last.numpy(), gamma, gae_lambda)
+        return torch.from_numpy(advantages).permute(1, 2, 0)

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 
 from ...datasets.errors import EnvironmentError_
 from .base import RUNNING, STRAY_REWARD, Moved, Planted, State, World
+from .drawing import COLOURS, FINER
 from .environment import WorldEnv
 
 Cell = tuple[int, int]
@@ -29,9 +30,7 @@ ARROW, CORNER, TIMEOUT = 0, 1, 2
 MOVES: tuple[Cell, ...] = ((-1, 0), (0, 1), (1, 0), (0, -1))
 STAY = len(MOVES)  # no action of an arrow maze by itself
 CELL = 28
-_SCALE = 3  # drawn larger and reduced: smooth edges
 _FLOOR, _GRID, _WALL = (250, 249, 245), (222, 219, 210), (71, 72, 80)
-_ORANGE, _BLUE, _GREEN = (232, 119, 34), (40, 90, 200), (22, 150, 70)
 _INTENDED = np.array([1.0, 0.0, 0.0])  # of an arrow, a corner, and (-1) anything else
 _UNREACHABLE = -1
 _MAX_DRAWS = 1000
@@ -201,15 +200,15 @@ class ArrowMaze(World):
         Returns:
             uint8 [size * CELL, size * CELL, 3].
         """
-        level, size, unit = state["level"][0], self.planted.size, CELL * _SCALE
+        level, size, unit = state["level"][0], self.planted.size, CELL * FINER
         image = Image.new("RGB", (size * unit, size * unit), _FLOOR)
         pen = ImageDraw.Draw(image)
         for cell, wall in zip(self._places.tolist(), self.table["walls"][level].reshape(-1), strict=True):
-            pen.rectangle(_box(cell, unit, 0), fill=_WALL if wall else _FLOOR, outline=_GRID, width=_SCALE)
-        pen.rectangle(_box((size - 1, size - 1), unit, 5), outline=_ORANGE, width=2 * _SCALE)
+            pen.rectangle(_box(cell, unit, 0), fill=_WALL if wall else _FLOOR, outline=_GRID, width=FINER)
+        pen.rectangle(_box((size - 1, size - 1), unit, 5), outline=COLOURS["orange"], width=2 * FINER)
         _draw_arrow(pen, self._arrow[level].tolist(), unit)
         agent = _box(self._places[state["agent"][0]].tolist(), unit, unit // 4)
-        pen.ellipse(agent, fill=_BLUE, outline=(255, 255, 255), width=_SCALE)
+        pen.ellipse(agent, fill=COLOURS["blue"], outline=(255, 255, 255), width=FINER)
         return np.asarray(image.resize((size * CELL, size * CELL), Image.Resampling.LANCZOS), dtype=np.uint8)
 
 
@@ -280,4 +279,4 @@ def _box(cell: Sequence[int], unit: int, margin: int) -> tuple[int, int, int, in
 def _draw_arrow(pen: ImageDraw.ImageDraw, cell: Sequence[int], unit: int) -> None:
     top, left = cell[0] * unit, cell[1] * unit
     shape = ((0.5, 0.14), (0.86, 0.5), (0.64, 0.5), (0.64, 0.86), (0.36, 0.86), (0.36, 0.5), (0.14, 0.5))
-    pen.polygon([(left + x * unit, top + y * unit) for x, y in shape], fill=_GREEN)
+    pen.polygon([(left + x * unit, top + y * unit) for x, y in shape], fill=COLOURS["green"])

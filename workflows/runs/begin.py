@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from ...attribution.targets.steps import user_target
 from ...datasets.errors import EnvironmentError_, InputError, RunFolderError
 from ...datasets.files.lock import locked
@@ -32,6 +34,18 @@ NOT_REPEATABLE = (
 
 
 @contextmanager
+def apart() -> Iterator[None]:
+    """Compute whatever the caller has set in torch, and leave its random state and defaults as they were."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def computing(path: str | Path, command: str, accept_changes: bool = False, trust: bool = False) -> Iterator[Run]:
     """Open a run to compute in it: nobody else does in the block, and its code is what it was made with.
 
@@ -46,7 +60,7 @@ def computing(path: str | Path, command: str, accept_changes: bool = False, trus
         InputError: see `open_for_computing`.
     """
     folder = open_for_computing(path, trust).folder  # first: nothing is written into what is no run of this user's
-    with locked(folder, command):
+    with locked(folder, command), apart():
         run = open_for_computing(path, trust)
         if require_unchanged(run.task, run.manifest, accept_changes):
             run.manifest.write(folder)
@@ -67,7 +81,7 @@ def beginning(
     folder = RunFolder.at(out)
     require_no_links_outside(folder)  # a lock would be written through them
     _require_room(folder)  # nor is one left in what is no run folder
-    with locked(folder, command):
+    with locked(folder, command), apart():
         new = not folder.manifest_path.exists() and not recorded_seeds(folder)
         try:
             yield begin_run(source, out, edits, accept_changes)

@@ -73,10 +73,10 @@ class EvaluatedSet:
     def failures(self) -> pa.Table:
         """The failures: `failure, seed, episode, context, outcome, cluster, verdict`.
 
-        `cluster` and `verdict` are null before `aitia attribute`.
+        `cluster` and `verdict` are null before `aitia attribute` has attributed all of them.
         """
         clusters: dict[str, tuple[int, str]] = {}
-        if self._path("groups").exists():
+        if self._path("groups").exists() and self._why_not_current(self._tables, self.failure_ids) is None:
             for cluster in self.clusters:
                 verdict = str(self.findings_of(cluster).decision.verdict)
                 clusters |= dict.fromkeys(cluster.failures, (cluster.number, verdict))
@@ -108,13 +108,16 @@ class EvaluatedSet:
                 f"by='transition' was given without a failure, expected one{example}: each has its own most "
                 "influential transitions"
             )
-        top = self.attributed.transitions  # also for windows: the tables are checked together
+        tables = (
+            self.attributed if failure is None else self._attributed_of([failure])
+        )  # windows' are checked with them
         mine = pc.scalar(True) if failure is None else pc.field("failure").cast(pa.string()) == failure
         if by == "group":
-            return by_group(self.effects if failure is None else self.effects_on([failure]), self.run.rewards)
+            effects = self.effects if failure is None else _effects_on(tables.sums, [failure])
+            return by_group(effects, self.run.rewards)
         if by == "window":
             return by_window(self.window_effects.filter(mine))
-        return by_transition(top.filter(mine))
+        return by_transition(tables.transitions.filter(mine))
 
     @cached_property
     def verdict(self) -> SetVerdict:
@@ -211,12 +214,25 @@ class EvaluatedSet:
         Raises:
             InputError: some were not attributed, or another target, other seeds or another grouping were.
         """
+        return self._attributed_of(self.failure_ids)
+
+    def _attributed_of(self, failures: Sequence[str]) -> Attributed:
+        """Return the tables, if they cover some failures, as the task asks for them now.
+
+        Raises:
+            InputError: they do not.
+        """
+        tables = self._tables
+        if reason := self._why_not_current(tables, failures):
+            raise InputError(reason)
+        return tables
+
+    @cached_property
+    def _tables(self) -> Attributed:
         own = pc.field("estimator") == self.estimator.name
         sums = read_table(self._path("groups"), _EFFECT_COLUMNS)
         top = current_top_transitions(read_table(self._path("transitions"))).filter(own)
-        tables = Attributed(sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)), top)
-        self._require_current(tables)
-        return tables
+        return Attributed(sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)), top)
 
     @cached_property
     def effects(self) -> EffectTable:
@@ -225,10 +241,7 @@ class EvaluatedSet:
 
     def effects_on(self, failures: Sequence[str]) -> EffectTable:
         """Return predicted effects of correcting each group on some of the failures, whose mean counts."""
-        sums = self.attributed.sums
-        names = sums["failure"].cast(pa.string())  # a dictionary would still hold all failures, those left out as zero
-        sums = sums.set_column(sums.column_names.index("failure"), "failure", names)
-        return effect_table(sums.filter(pc.field("failure").isin(list(failures))))
+        return _effects_on(self.attributed.sums, failures)
 
     @cached_property
     def window_effects(self) -> pa.Table:
@@ -285,6 +298,10 @@ class EvaluatedSet:
         """Return the bank as a cluster of failures sees it; None before `aitia verify`."""
         return None if self.bank is None else self.bank.of_cluster(cluster.number, cluster.selection)
 
+    def effects_of(self, cluster: Cluster) -> EffectTable:
+        """Return predicted effects of correcting each group on the failures of a cluster, or on all."""
+        return self.effects if cluster.selection is None else self.effects_on(cluster.failures)
+
     def _find(self, cluster: Cluster) -> SetFindings:
         task = self.run.task
         return find_for_set(
@@ -307,26 +324,27 @@ class EvaluatedSet:
                     f"{nearest(name, known)}"
                 )
 
-    def _require_current(self, tables: Attributed) -> None:
-        """Check that influence tables cover all failures, as the task asks for them now."""
-        failures, key = self.failure_ids, self.run.manifest.attribution
+    def _why_not_current(self, tables: Attributed, failures: Sequence[str]) -> str | None:
+        """Return why influence tables do not cover failures as the task asks for them now; None where they do."""
+        key = self.run.manifest.attribution
         again = f"`aitia attribute {self.run.folder.root} --set {self.name}`"
         known = {  # group sums, or, where no group is wrong, top transitions
             name for table in tables for name in pc.unique(table["failure"].cast(pa.string())).to_pylist()
         }
         if missing := [name for name in failures if name not in known]:
-            raise InputError(
+            return (
                 f"{len(missing)} of {counted(len(failures), 'failure')} were not attributed (the first is "
                 f"{missing[0]}); run {again} first"
             )
         paths = [path for name in INFLUENCE_TABLES if (path := self._path(name)).exists()]
         done = covered_by_all(paths, key, self.estimator.name) if key is not None else frozenset(failures)
         if done is None or not done.issuperset(failures):
-            raise InputError(
+            return (
                 f"the influence tables of set `{self.name}` are out of date: they were made with another target, other "
                 "seeds, another group_by or another version of aitia than the task of the run has now, or not all of "
                 f"them were finished. Run {again} again"
             )
+        return None
 
     def _path(self, table: str) -> Path:
         return self.run.folder.influence_path(self.name, table)
@@ -348,7 +366,8 @@ class EvaluatedSet:
     def _card(self) -> Card:
         lines = {"done": ", ".join(self.stages) or "nothing yet"}
         try:
-            lines["failures"] = f"{len(self.failure_ids)} in {counted(len(self.clusters), 'cluster')}"
+            lines["failures"] = str(len(self.failure_ids))
+            lines["failures"] += f" in {counted(len(self.clusters), 'cluster')}"
             lines |= self.verdict.card.lines
         except InputError as error:
             lines["verdict"] = f"not yet: {error}"
@@ -359,6 +378,12 @@ class EvaluatedSet:
 
     def _repr_html_(self) -> str:
         return self._card.html
+
+
+def _effects_on(sums: pa.Table, failures: Sequence[str]) -> EffectTable:
+    names = sums["failure"].cast(pa.string())  # a dictionary would still hold all failures, those left out as zero
+    sums = sums.set_column(sums.column_names.index("failure"), "failure", names)
+    return effect_table(sums.filter(pc.field("failure").isin(list(failures))))
 
 
 def load_targets(folder: RunFolder, task: Task, set_name: str, failures: Sequence[str]) -> Targets:

@@ -19,6 +19,7 @@ from ...datasets.groups import BY_CONTEXT, ByComponent, Grouping
 from ...datasets.manifest import Manifest
 from ...datasets.rewards import reward_sums_path, sum_rewards
 from ...training.agents.spec import new_policy
+from ...training.environments.spaces import named_action
 from ...training.environments.spec import EnvProfile, describe, way_of_drawing
 from .task import Task
 
@@ -48,8 +49,7 @@ class EnvironmentRecord(BaseModel):
 
     def action_name(self, text: str) -> str:
         """Return the name of an action given as text, or the text."""
-        known = text.isdecimal() and int(text) < len(self.action_names)
-        return self.action_names[int(text)] if known else text
+        return named_action(text, self.action_names)
 
 
 def record_environments(manifest: Manifest, task: Task, profiles: Mapping[str, EnvProfile]) -> None:

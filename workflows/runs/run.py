@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+import torch
 from pyarrow.dataset import Dataset
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -62,6 +63,10 @@ class Run:
         there = exist([self.folder.evaluation_path(name, "episodes") for name in names])
         return [name for name, evaluated in zip(names, there, strict=True) if evaluated]
 
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of the evaluation sets that were evaluated."""
+        return iter(self.sets)
+
     def __getitem__(self, set_name: str) -> EvaluatedSet:
         """Return an evaluation set as it is now; what it has read stays as it was when a stage runs later.
 
@@ -104,7 +109,8 @@ class Run:
         self.allow_code(trust)
         final, folder = self.folder.final_path(seed), self.folder
         parameters = read_tensors(final if window is None else folder.checkpoint_path(seed, window))
-        return load_policy(self.task.agent, self.task.training_env, parameters)
+        with torch.random.fork_rng(devices=[]):
+            return load_policy(self.task.agent, self.task.training_env, parameters)
 
     def group_rows(self, groups: Collection[str] | None = None, trust: bool = False) -> pa.Table:
         """Return which rows of the transitions are in which group: `seed, window, env, step, group`, one a transition.

@@ -19,7 +19,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-_MOST_FILES = 2_000  # a task beside a large code base: more are not followed
+_MOST_FILES = 2_000  # a task next to a large code base: more are not followed
 
 
 def named_in(value: object) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _is_own(file: Path) -> bool:
     *installed, ours = _others()
     rooms = ("attribution", "training", "datasets", "reports", "workflows")
     if whole.is_relative_to(ours) and whole.relative_to(ours).parts[0] in (*rooms, "__init__.py", "__main__.py"):
-        return False  # only the package itself: examples and tests lie beside it in a checkout
+        return False  # only the package itself: examples and tests lie next to it in a checkout
     return not any(whole.is_relative_to(folder) for folder in installed)
 
 

@@ -64,9 +64,9 @@ def require_trusted(folder: RunFolder, manifest: Manifest, trust: bool) -> None:
         also = " Either also needs --accept-changes, for the code may have changed since"
     raise InputError(
         f"{folder.root} {whose}, and this command runs the code that its run.json names: {named}, with modules "
-        f"from {manifest.task_folder or 'the import path'}. Look at them, and give --trust to run them (it is "
-        f"remembered), or your own task file: `aitia run TASK.yaml --out RUN`.{also} Reading it (`aitia report`, "
-        "`aitia compare`) runs nothing of it"
+        f"from {manifest.task_folder or 'the import path'}. Look at them, and give --trust (in Python trust=True) to "
+        f"run them (it is remembered), or your own task file: `aitia run TASK.yaml --out RUN`.{also} Reading it "
+        "(`aitia report`, `aitia compare`) runs nothing of it"
     )
 
 
@@ -82,7 +82,10 @@ def require_no_links_outside(folder: RunFolder) -> None:
     for where, folders, names in os.walk(root):
         for name in [*folders, *names]:
             path = Path(where, name)
-            kind = path.lstat().st_mode
+            try:
+                kind = path.lstat().st_mode
+            except FileNotFoundError:  # a command that is at work in the run has removed it since
+                continue
             if stat.S_ISLNK(kind) and not path.resolve().is_relative_to(root):
                 raise RunFolderError(
                     f"{path} is a link that leads out of the run folder, to {path.resolve()}; expected all of a run "

@@ -18,6 +18,7 @@ from ...datasets.errors import RunFolderError
 from ...datasets.files.store import read_table, read_tensor_metadata, read_tensors, write_table
 from ...datasets.learning import learning_rows
 from ...datasets.plays import episode_count, episodes_at, with_earlier
+from ...datasets.rewards import reward_summary
 from ...datasets.schema import BANK_LEARNING, BANK_OUTCOMES, MASKS, Order, metadata_of, with_metadata
 from ...datasets.words import counted
 from ...reports.verdict.evidence import collect_evidence
@@ -45,7 +46,7 @@ class BankBuilder:
 
     def __init__(self, run: Run, set_name: str, workers: Workers) -> None:
         self.run, self.task, self.evaluated = run, run.task, run[set_name]
-        self.rewards = list(run.rewards.values())
+        self.rewards = [reward_summary(run.folder, seed, run.grouping) for seed in run.task.seeds]  # kept where missing
         self._workers, self._done = workers, list[MemberPiece]()
         played, wanted = episode_count(self.evaluated.episodes), run.task.evaluation.episodes
         if played < wanted:

@@ -19,7 +19,8 @@ from ...training.retraining.timing import measure_speed, undisturbed
 from ..runs.begin import require_environments
 from ..runs.recorded import TRAINING
 from ..runs.task import TEST_SET, Task
-from ..workers.pool import Workers, start_workers
+from ..workers.pool import Workers
+from ..workers.start import start_workers
 
 log = logging.getLogger("aitia")
 _MEASURED_FROM = 200_000  # steps of all trainings: fewer are over before an estimate would help
@@ -178,7 +179,7 @@ def count_trainings(task: Task, intended: bool) -> Trainings:
     """
     spec, paired, sets = task.verify, len(task.paired_seeds), 1 + len(task.sets)
     masks = len(spec.sets) + spec.points * (1 + sets) if intended else 0  # random order: one for all sets
-    of_clusters = spec.points * sets * spec.clusters if intended and spec.clusters > 1 else 0  # beside the whole set's
+    of_clusters = spec.points * sets * spec.clusters if intended and spec.clusters > 1 else 0  # next to the whole set's
     seeds = max(len(task.seeds), paired) if intended else 0  # everything corrected, with seeds added
     if not intended or spec.arbitrary:
         masks += 2 * (spec.points + 1) * sets  # edits, and a placebo of each

@@ -80,7 +80,7 @@ def report_cluster(evaluated: EvaluatedSet, cluster: Cluster) -> ClusterReport:
     """Return what there is to report of a cluster of failures, or of the whole set."""
     task = evaluated.run.task
     bank, findings = evaluated.bank_of(cluster), evaluated.findings_of(cluster)
-    effects = evaluated.effects if cluster.selection is None else evaluated.effects_on(cluster.failures)
+    effects = evaluated.effects_of(cluster)
     groups = _suspected_groups(effects, evaluated.run.rewards)
     predictions = _predictions(evaluated, cluster, effects, groups, bank)
     for group in groups:  # the misbehaviour rate that is predicted when only this group is corrected

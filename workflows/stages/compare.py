@@ -1,4 +1,4 @@
-"""Two finished runs beside each other, before and after a fix."""
+"""Two finished runs next to each other, before and after a fix."""
 
 from __future__ import annotations
 

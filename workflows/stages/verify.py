@@ -10,14 +10,12 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...attribution.effects.order import (
     BoundedEdit,
     attribution_order,
     bounded_edits,
-    effect_table,
     nested_sizes,
     placebo_edits,
     random_order,
@@ -153,9 +151,8 @@ def _orders(build: BankBuilder, cluster: Cluster) -> dict[str, list[str]]:
     """Return the wrong groups in every order in which they are corrected."""
     wrong = wrong_groups(build.rewards)
     error = {group: values[0] for group, values in group_means(build.rewards, ("error",)).items()}
-    mine = build.evaluated.attributed.sums.filter(pc.field("failure").cast(pa.string()).isin(list(cluster.failures)))
     return {
-        Order.ATTRIBUTION: attribution_order(effect_table(mine), wrong),
+        Order.ATTRIBUTION: attribution_order(build.evaluated.effects_of(cluster), wrong),
         Order.SIZE: sorted(wrong, key=lambda group: (-error[group], group)),
         Order.RANDOM: random_order(wrong),
     }

@@ -1,4 +1,4 @@
-"""The suite of planted causes: the whole pipeline on every case, beside the truth."""
+"""The suite of planted causes: the whole pipeline on every case, next to the truth."""
 
 from __future__ import annotations
 

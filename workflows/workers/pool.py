@@ -59,26 +59,6 @@ class Workers(Protocol):
     ) -> None: ...
 
 
-def start_workers(workers: int | None = None, scheduler: str | None = None) -> Workers:
-    """Choose where pieces run; processes start when the first piece needs them.
-
-    Args:
-        workers: processes of a local Dask cluster; 0: none, the pieces take turns in this process; None: one a core.
-        scheduler: an existing Dask cluster, instead of a local one: its address, or the `.json` file that
-            `dask scheduler --scheduler-file` wrote.
-
-    Raises:
-        InputError: a negative number.
-    """
-    if workers is not None and workers < 0:
-        raise InputError(f"--workers {workers} was given, expected 0 (no processes but this one) or more")
-    if workers == 0 and scheduler is None:
-        return InProcess()
-    from .cluster import DaskWorkers
-
-    return DaskWorkers(workers, scheduler)
-
-
 class InProcess:
     """Pieces take turns in this process: for a debugger, a notebook, and runs so small that processes cost more."""
 

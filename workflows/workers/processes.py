@@ -1,6 +1,6 @@
 """Worker processes of this machine are forked from one that has imported all they need, on Linux.
 
-It begins with the command and imports beside it; memory that importing takes is shared. Elsewhere each worker imports
+It begins with the command and imports next to it; memory that importing takes is shared. Elsewhere each worker imports
 by itself, as Dask does by default.
 """
 
