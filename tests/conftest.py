@@ -76,7 +76,7 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def sent() -> Iterator[None]:
+def pieces_are_pickled() -> Iterator[None]:
     """Pieces that take turns in this process are pickled as if they were sent to a worker, and so are their results."""
     run = InProcess.map
 

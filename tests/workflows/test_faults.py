@@ -202,7 +202,7 @@ def full_disk(scheduler: str, size: int, here: bool) -> Iterator[None]:
         ("attribute", "influence", 3000, "window=0000"),
         ("verify", "bank", 3000, "run.json"),
         ("report", "reports", 100_000, "assets/vega.js"),
-        ("report", "reports", 3000, ".html"),
+        ("report", "reports", 3000, "verdicts.json"),
     ],
 )
 def test_a_full_disk_is_one_clear_message_and_nothing_is_lost(

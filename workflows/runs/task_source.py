@@ -30,10 +30,10 @@ def load_task(task: TaskSource, edits: str | Path | None = None) -> Task:
         TaskError: the file is missing or is not YAML, or the task breaks the contract.
         InputError: the same of the edits file.
     """
-    if isinstance(task, str | Path):
-        values, where = _read_task(task)
-    else:
+    if isinstance(task, Mapping | Task):
         values, where = _given_values(task), "the task"
+    else:
+        values, where = _read_task(task)
     if not isinstance(task, Task) and isinstance(values, dict) and "edits" in values:
         raise TaskError(f"{where}: key `edits` is no key of a task file: give a file with --edits FILE")
     loaded = make_task(values, where)
@@ -42,7 +42,7 @@ def load_task(task: TaskSource, edits: str | Path | None = None) -> Task:
 
 def place_of(task: TaskSource) -> tuple[str, str] | tuple[None, None]:
     """Return the folder of a task file and its name there; None of a task that is no file."""
-    if not isinstance(task, str | Path):
+    if isinstance(task, Mapping | Task):
         return None, None
     path = local_path(task, "the task file").resolve()
     return str(path.parent), path.name
