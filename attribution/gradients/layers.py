@@ -190,7 +190,7 @@ def _recorded_layers(policy: nn.Module, rows: int) -> Iterator[dict[str, _Use]]:
         if len(output) != rows:
             raise InputError(
                 f"exact attribution needs every layer to keep rows apart: `{name}` of the policy was used on "
-                f"{tuple(inputs.shape)}, expected {rows} rows first. Use --estimator trak-projected"
+                f"{tuple(inputs.shape)}, expected {rows} as its first size. Use --estimator trak-projected"
             )
         uses[name] = _Use(module, inputs, output)
         return output.clone()  # an activation that works in place must not change what was recorded
