@@ -14,7 +14,7 @@ SMALL_TASK: dict[str, Any] = {
         "total_timesteps": 4096,
         "n_envs": 16,
         "hyperparameters": {
-            "n_steps": 32, "batch_size": 128, "n_epochs": 8, "learning_rate": 0.003, "gamma": 0.97,
+            "n_steps": 32, "batch_size": 256, "n_epochs": 5, "learning_rate": 0.006, "gamma": 0.97,
             "gae_lambda": 0.95, "ent_coef": 0.01,
         },
     },

@@ -109,7 +109,7 @@ def test_more_episodes_attribute_play_and_train_only_what_is_new(small_run: Path
         return {(r["seed"], r["order"] == "all", *sorted(r["groups"])) for r in rows if r["order"] != "none"}
 
     added = trained(grown) - trained(small_run)  # another order of attribution corrects other groups
-    assert calls["counts"]["_train_members"] == len(added) <= 5
+    assert calls["counts"]["_train_members"] == len(added) <= 10, "five seeds for the order of each of two clusters"
     kept, after = (len(list((run / ".parts/policies").glob("*.safetensors"))) for run in (small_run, grown))
     assert kept == len(trained(small_run)), "an agent for each edit and seed"
     assert after == kept + len(added)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from aitia.workflows.workers.schedulers import start_cluster
 @pytest.fixture(scope="class")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskWorkers]:
     """One worker, of a command in whose shared temporary folder another user has planted a module."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # another test may have begun it, with other settings
     planted = tmp_path_factory.mktemp("temporary") / "dask-scratch-space"
     planted.mkdir()
     (planted / "planted.py").touch()
