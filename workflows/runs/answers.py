@@ -64,8 +64,12 @@ class Card:
     @property
     def html(self) -> str:
         """For a notebook."""
-        rows = [f"<tr><th>{_escaped(name)}</th><td>{_escaped(value)}</td></tr>" for name, value in self.lines.items()]
-        return f"<table><caption>{_escaped(self.title)}</caption>{''.join(rows)}</table>"
+        left = 'style="text-align: left; vertical-align: top"'
+        rows = [
+            f"<tr><th {left}>{_escaped(name)}</th><td {left}>{_escaped(value)}</td></tr>"
+            for name, value in self.lines.items()
+        ]
+        return f"<table><caption {left}>{_escaped(self.title)}</caption>{''.join(rows)}</table>"
 
 
 class Shown(ABC):
