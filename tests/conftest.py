@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import vl_convert
 import yaml
 from command_line import Finished
 from filelock import FileLock
@@ -87,6 +88,15 @@ def pieces_are_pickled() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InProcess, "map", sent_map)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stills_are_empty(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Stills of figures take a second a report: tests of reports draw them and look at them, others do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name in ("workflows", "examples"):
+            patch.setattr(vl_convert, "vegalite_to_svg", lambda *_, **__: '<svg xmlns="http://www.w3.org/2000/svg"/>\n')
         yield
 
 
