@@ -22,17 +22,20 @@ from distributed import LocalCluster
 
 from aitia.workflows.workers import schedulers
 from aitia.workflows.workers.cluster import DaskWorkers
+from aitia.workflows.workers.processes import ENVIRONMENT
 from aitia.workflows.workers.schedulers import start_cluster
 
 
 @pytest.fixture(scope="class")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskWorkers]:
     """One worker, of a command in whose shared temporary folder another user has planted a module."""
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # another test may have begun it, with other settings
     planted = tmp_path_factory.mktemp("temporary") / "dask-scratch-space"
     planted.mkdir()
     (planted / "planted.py").touch()
     with pytest.MonkeyPatch.context() as patch, DaskWorkers(1) as pool:
+        for name in ENVIRONMENT:  # what a cluster of other tests, in this process, has left
+            patch.delenv(name, raising=False)
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
         patch.setattr(tempfile, "tempdir", str(planted.parent))
         assert pool.map(type, [1], "numbers") == [int]
         yield pool
