@@ -137,13 +137,17 @@ def _describe(env_id: str, kwargs: str, hooks: str | None) -> EnvFacts:
     spec = EnvSpec(env_id, json.loads(kwargs), hooks)
     env = spec.make()
     try:
-        where = f"environment `{spec.id}`"
-        observation_space = policy_observation_space(env.observation_space, where)
-        action_space = require_action_space(env.action_space, where)
-        form = ObservationForm(env.observation_space)
-        return EnvFacts(observation_space, action_space, form, tuple(env.metadata.get("action_names", ())))
+        return _facts_of(env, spec)
     finally:
         env.close()
+
+
+def _facts_of(env: Env, spec: EnvSpec) -> EnvFacts:
+    where = f"environment `{spec.id}`"
+    observation_space = policy_observation_space(env.observation_space, where)
+    action_space = require_action_space(env.action_space, where)
+    form = ObservationForm(env.observation_space)
+    return EnvFacts(observation_space, action_space, form, tuple(env.metadata.get("action_names", ())))
 
 
 class EnvProfile(NamedTuple):
@@ -176,9 +180,7 @@ def probe(spec: EnvSpec, masked: bool = False) -> EnvProfile:
     env = spec.make()
     try:
         where = f"environment `{spec.id}`"
-        observation_space = policy_observation_space(env.observation_space, where)
-        action_space = require_action_space(env.action_space, where)
-        form = ObservationForm(env.observation_space)
+        observation_space, action_space, form, _ = _facts_of(env, spec)
         reader = InfoReader(choices(action_space), where)
         draw = random_actions(env, masked, where)
         env.reset(seed=0)
