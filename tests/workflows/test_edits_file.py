@@ -22,7 +22,7 @@ from aitia.datasets.files.store import RunFolder
 from aitia.datasets.groups import ByComponent
 from aitia.datasets.outcomes import Outcomes, PlayCounts
 from aitia.training.agents.spec import AgentSpec
-from aitia.training.edits.edit import RewardEdit
+from aitia.training.edits.edit import INTENDED, RewardEdit, pay
 from aitia.training.edits.file import Edits, read_edits, write_edits
 from aitia.training.environments.spaces import choices
 from aitia.training.environments.spec import EnvSpec, describe
@@ -119,6 +119,16 @@ def test_what_the_environment_does_not_tell_cannot_be_corrected() -> None:
     everything.require_told(frozenset({"intended_reward"}), "x")
     with pytest.raises(EnvironmentError_, match="context"):
         Edits(values={"1": 0.0}).require_told(frozenset({"intended_reward"}), "x")  # type: ignore[call-arg]
+
+
+def test_a_reward_that_is_not_edited_stays_whatever_it_is() -> None:
+    """A training that diverges is said where its window is read; the edit does not blame the intended reward."""
+    unknown, edited = np.full(2, np.nan), np.array([np.nan, 3.0])
+    paid = pay(np.array([np.nan, 1.0]), unknown, edited, np.array([True, True]))
+    np.testing.assert_array_equal(paid.rewards, [np.nan, 3.0])
+    np.testing.assert_array_equal(paid.changed, [False, True])
+    with pytest.raises(EnvironmentError_, match="intended reward is not known"):
+        pay(np.array([1.0]), np.array([np.nan]), np.array([INTENDED]), np.array([True]))
 
 
 def test_clusters_are_no_matter_where_everything_is_corrected() -> None:

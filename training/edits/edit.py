@@ -53,13 +53,14 @@ def pay(paid: Floats, intended: Floats, amounts: Floats, editable: NDArray[np.bo
     Raises:
         EnvironmentError_: a transition to be corrected has no intended reward.
     """
-    instead = np.where(amounts == INTENDED, intended, np.where(editable, amounts, paid))
-    rewards = np.where(np.isnan(amounts), paid, instead)
-    if np.isnan(rewards).any():
+    corrected = amounts == INTENDED
+    if np.isnan(intended[corrected]).any():
         raise EnvironmentError_(
             "a reward was to be corrected, but its intended reward is not known (missing, or NaN): expected "
             "info['intended_reward'] with every step of the training environment"
         )
+    instead = np.where(corrected, intended, np.where(editable, amounts, paid))
+    rewards = np.where(np.isnan(amounts), paid, instead)
     return Paid(rewards, np.abs(rewards - paid) > WRONG_REWARD)
 
 
