@@ -1,8 +1,10 @@
-"""Does attribution find the planted cause? Estimators and baselines on a run of the arrow maze.
+"""Does attribution find the planted cause? Estimators and baselines on settings whose cause is known.
 
-The causal groups are the bug levels, the decoys the harmless ones (larger errors). Prints a table and, as the last
-line, one JSON object. AUC: 1 ranks every causal level before every decoy, .5 is chance.
+A setting is a training in which some levels' wrong rewards cause the failure and other levels' wrong rewards do no harm
+(benchmarks/planted.yaml). Recordings that are missing are made first, in OUT, and used again. Prints a table; the last
+line is one JSON object. AUC: 1 ranks every causal level before every harmless wrong one, .5 is chance. docs/influence.md.
 
+    python -m benchmarks.planted [--out DIR] [--only NAME ...]
     python -m benchmarks.planted --run runs/arrow-maze-outer
 """
 
@@ -10,71 +12,106 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 import aitia
-from aitia.attribution.effects.order import area_under_curve, attribution_order, effect_table
-from aitia.attribution.estimators.registry import estimators
-from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
 from aitia.datasets.errors import InputError
-from aitia.datasets.files.store import read_table
-from aitia.datasets.rewards import reward_summary, wrong_groups
-from aitia.workflows.runs.run import Run, open_for_computing
+from aitia.datasets.files.store import RunFolder
+from aitia.datasets.manifest import Manifest
+from aitia.workflows.runs.task import Task, make_task
+
+SETTINGS = Path(__file__).with_suffix(".yaml")
+REST: dict[str, Any] = {"seeds": 5, "evaluation": {"episodes": 24, "repeats": 4}}
+CAUSES = {"bug": "aitia.training.worlds.maze:causal_levels", "moved": "aitia.benchmarks.grids:moved_levels"}
 
 
-def causal_groups(run: Run) -> frozenset[str]:
-    """Return the groups that the run's task declares as the cause."""
-    causal = run.task.causal_groups()
-    if causal is None:
-        raise InputError(f"the task of {run.folder.root} declares no `causes`: its cause has to be known")
-    return causal
+class _Model(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
 
-def measure(run: Run, names: Sequence[str]) -> dict[str, float | int]:
-    """Return AUCs by estimator, and how many of the first k groups are causal, k the number of causal ones."""
-    causal, rewards = causal_groups(run), [reward_summary(run.folder, seed) for seed in run.task.seeds]
-    wrong = wrong_groups(rewards)
-    sums = read_table(run.folder.influence_path("test", "groups"))
-    found: dict[str, float | int] = {"causal": len(causal), "wrong": len(wrong), "seeds": len(run.task.seeds)}
-    print(f"{'order by':24s} {'AUC':>6s} {'single seeds':>24s} {'causal in top ' + str(len(causal)):>18s}")
-    for label, table, lam in _rankings(sums, names):
-        order = attribution_order(effect_table(table, lam), wrong)
-        auc, top = area_under_curve(order, causal), sum(group in causal for group in order[: len(causal)])
-        by_seed = [table.filter(pc.field("seed") == seed) for seed in run.task.seeds]
-        single = [area_under_curve(attribution_order(effect_table(t, lam), wrong), causal) for t in by_seed]
-        key = label.replace(" ", "_")
-        found |= {f"auc_{key}": round(auc, 4), f"auc_single_{key}": round(float(np.mean(single)), 4), f"top_{key}": top}
-        spread = f"{np.mean(single):.3f} ({min(single):.3f}-{max(single):.3f})"
-        print(f"{label:24s} {auc:6.3f} {spread:>24s} {top:18d}")
-    return found
+class Family(_Model):
+    """What the settings of a world share."""
+
+    env: str
+    outcomes: dict[str, list[str]]
+    test: dict[str, Any] = Field(default_factory=dict)
+    steps: int = 40_960
 
 
-def _rankings(sums: pa.Table, names: Sequence[str]) -> Iterator[tuple[str, pa.Table, float]]:
-    """Yield label, group sums and damping of each ranking; `trak` at every damping, and without normalisation."""
+class Setting(_Model):
+    """A training with planted wrong rewards.
+
+    Attributes:
+        name: its world's, and what is planted.
+        half: what it may be used for, see the settings' file.
+        train, test: arguments of the environments.
+        causes: which levels cause the failure.
+    """
+
+    name: str
+    half: Literal["open", "held-out", "sign", "control"]
+    train: dict[str, Any]
+    test: dict[str, Any] = Field(default_factory=dict)
+    causes: Literal["bug", "moved"] = "bug"
+
+    def task(self) -> Task:
+        """Return its task."""
+        worlds = _read()["worlds"]
+        family = Family.model_validate(worlds[max((name for name in worlds if self.name.startswith(name)), key=len)])
+        test = {"levels": 500, "moved": 500, "level_seed": 1, **family.test, **self.test}
+        values = {
+            "name": self.name, "env": family.env, "outcomes": family.outcomes, "train_kwargs": self.train,
+            "test_kwargs": test, "agent": {"total_timesteps": family.steps}, "causes": CAUSES[self.causes], **REST,
+        }  # fmt: skip
+        return make_task(values, f"setting {self.name}")
+
+
+@lru_cache(maxsize=1)
+def _read() -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    return values
+
+
+def settings(names: Sequence[str] = ()) -> list[Setting]:
+    """Return settings by name; all of them where none is named."""
+    known = {row["name"]: Setting.model_validate(row) for row in _read()["settings"]}
     for name in names:
-        mine = sums.filter(pc.field("estimator") == name)
-        if name != "trak":
-            yield name, mine, DEFAULT_LAMBDA
-            continue
-        for lam in LAMBDAS:
-            yield f"trak lambda {lam:g}", mine, lam
-        yield "trak raw", mine.drop_columns(["effect"]).append_column("effect", mine["effect_raw"]), DEFAULT_LAMBDA
+        if name not in known:
+            raise InputError(f"--only {name} was given, expected one of {', '.join(known)}")
+    return [setting for name, setting in known.items() if not names or name in names]
+
+
+def record(setting: Setting, out: Path) -> Path:
+    """Return the run folder of a setting, trained and played; one of another task is made again."""
+    task, root = setting.task(), out / setting.name
+    folder = RunFolder.at(root)
+    if folder.manifest_path.exists() and task.differences(Manifest.read(folder).task):
+        shutil.rmtree(root)
+    aitia.train(task, root, workers=0, accept_changes=True)
+    aitia.evaluate(root, workers=0, accept_changes=True)
+    return root
 
 
 def main() -> None:
-    """Measure a finished run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--run", type=Path, default=Path("runs/arrow-maze-outer"), help="a run of `make demo`")
-    folder = parser.parse_args().run
-    names = ["trak", *(name for name in estimators() if name not in ("trak", "trak-projected"))]
-    for name in names:
-        aitia.attribute(folder, estimator=name)  # next to the demo's own; what is done is not done again
-    print(json.dumps(measure(open_for_computing(folder), names)))
+    """Record, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/planted"), help="where recordings are kept")
+    parser.add_argument("--only", nargs="*", default=(), help="settings; none: all")
+    parser.add_argument("--run", type=Path, help="one run whose task declares `causes`, instead")
+    given = parser.parse_args()
+    for setting in settings(given.only):
+        root = record(setting, given.out)
+        print(setting.name, aitia.open(root)["test"].failures.num_rows, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from gymnasium.wrappers import OrderEnforcing
 from numpy.typing import NDArray
 
 from ...datasets.errors import EnvironmentError_
-from .base import State, parameters_of
+from .base import State, World, parameters_of
 from .families import world_class
 
 Step = tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]  # as Gymnasium has it
@@ -21,7 +21,7 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
     """One copy of a world (Gymnasium ids `aitia/CoinRun-v0` and so on).
 
     Args:
-        family: which world.
+        family: which world: one of the catalogue, or a class of one's own.
         tell_intended: whether `info` tells the intended reward.
         render_mode: None or `rgb_array`.
         parameters: of the family, see its `parameters`.
@@ -30,11 +30,15 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own form)
 
     def __init__(
-        self, family: str, tell_intended: bool = True, render_mode: str | None = None, **parameters: Any
+        self,
+        family: str | type[World],
+        tell_intended: bool = True,
+        render_mode: str | None = None,
+        **parameters: Any,
     ) -> None:
+        world = world_class(family) if isinstance(family, str) else family
         if render_mode not in (None, "rgb_array"):
-            raise EnvironmentError_(f"{family}: render_mode={render_mode!r} was given, expected None or 'rgb_array'")
-        world = world_class(family)
+            raise EnvironmentError_(f"{world.family}: render_mode={render_mode!r} was given, expected None or 'rgb_array'")
         self.world = world(parameters_of(world, parameters))
         self.tell_intended, self.render_mode = tell_intended, render_mode
         self.metadata = {**self.metadata, "action_names": self.world.action_names, "outcomes": self.world.outcomes}
