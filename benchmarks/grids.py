@@ -38,7 +38,7 @@ class GridPlanted(Planted):
         static: standard deviation of a wrong amount that each cell of each level adds, drawn once.
     """
 
-    pay: float = 0.3
+    pay: float = 0.5
     approach: bool = False
     alike: bool = False
     static: float = 0.0
