@@ -88,7 +88,8 @@ class Grid(World):
 
     def ahead(self, state: State) -> NDArray[np.int64]:
         """Return the cells that the four moves lead to, [N, 4, 2]; the edge stops the agent."""
-        return np.clip(state["agent"][:, None] + _MOVES, 0, self.size - 1)
+        cells: NDArray[np.int64] = np.clip(state["agent"][:, None] + _MOVES, 0, self.size - 1)
+        return cells
 
     def move(self, state: State, actions: NDArray[Any]) -> Moved:
         """Act, and pay as planted."""
