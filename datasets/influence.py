@@ -98,7 +98,7 @@ class Addition:
         self._write(path, tables, {**(earlier or {}), self.estimator: [*mine, *self.failures]})
 
     def has_rows_of(self, path: Path, column: str, values: Sequence[float]) -> bool:
-        """Return whether a table of the same key has rows of the estimator, and those have all the values in a column."""
+        """Return whether a table of the same key has rows of the estimator, with all these values in a column."""
         if self.estimator not in (covered(path, self.key) or {}):
             return False
         mine = read_table(path).filter(pc.field("estimator") == self.estimator)

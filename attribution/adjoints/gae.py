@@ -81,9 +81,10 @@ class GaeAdvantages:
         if scale == 0.0:
             return RewardInfluence(np.zeros_like(scores), np.zeros_like(scores))
         weight = self.reward_scale[:, None] / (len(scores) * scale)
-        raw = self.adjoint(scores) * weight
         if not self.normalize:
+            raw = self.adjoint(scores * self._use) * self.reward_scale[:, None]
             return RewardInfluence(raw, raw)
+        raw = self.adjoint(scores) * weight
         if self.minibatches is not None and self.minibatches.size:
             by_advantage = minibatch_adjoint(scores, self.raw, self.minibatches)
             return RewardInfluence(self.adjoint(by_advantage) * self.reward_scale[:, None], raw)
@@ -108,7 +109,7 @@ class GaeAdvantages:
     def weights_of(self, change: Scores) -> Scores:
         """Return what scores are summed with for the effect of changed raw advantages, [N, G]: a finite difference."""
         if not self.normalize:
-            return change * use_of_rows(self.minibatches, len(change))[:, None]
+            return change * self._use
         return normalised_change(self.raw, change, self.minibatches)
 
     def summed_reward_influence(self, weights: Scores) -> RewardInfluence:
@@ -117,9 +118,9 @@ class GaeAdvantages:
         if scale == 0.0:
             return RewardInfluence(np.zeros_like(weights), np.zeros_like(weights))
         summed = self.sums(weights * self.reward_scale[:, None])
-        raw = summed / (len(weights) * scale)
         if not self.normalize:
-            return RewardInfluence(raw, raw)
+            return RewardInfluence(summed * self._use, summed * self._use)
+        raw = summed / (len(weights) * scale)
         if self.minibatches is not None and self.minibatches.size:  # both normalisations are symmetric
             return RewardInfluence(minibatch_adjoint(summed, self.raw, self.minibatches), raw)
         return RewardInfluence(normalisation_adjoint(raw, (self.raw - self.raw.mean()) / scale), raw)
@@ -151,6 +152,11 @@ class GaeAdvantages:
     def _by_env(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return values [N] or [N, F] as [envs, steps, F] (1 of [N])."""
         return values.reshape(self.n_envs, len(values) // self.n_envs, -1)
+
+    @property
+    def _use(self) -> NDArray[np.float64]:
+        """Weight of each row in the mean of minibatch means, [N, 1]."""
+        return use_of_rows(self.minibatches, len(self.raw))[:, None]
 
     @property
     def _scale(self) -> float:

@@ -101,8 +101,8 @@ class Estimator(ABC):
         name: by which it is chosen.
         summary: one line for a list of estimators.
         needs_updates: whether `window.updates` has to be there: the training is replayed, seed by seed.
-        finite_difference: whether the effect of changed rewards is an exact finite difference, and a run's windows count
-            the same (`attribution.effects`); else it is a sum of tau, to first order.
+        finite_difference: whether the effect of changed rewards is an exact finite difference, and a run's windows
+            count the same (`attribution.effects`); else it is a sum of tau, to first order.
         damping: lambda, in the unit of the Fisher matrix; nothing to an estimator without one.
     """
 
@@ -220,10 +220,11 @@ class _ExactWindow(ScoredWindow):
             return super().mean_scores(lam)
         gradients = self._channels.policy
         mean = replace(gradients, targets=gradients.targets.mean(dim=1, keepdim=True))
-        return mean.trak(lam)[self._window.rows.row, 0]
+        scores: Scores = mean.trak(lam)[self._window.rows.row, 0]
+        return scores
 
     def _summed(self, lam: float, weights: Scores) -> Scores:
-        """Return sums of scores by weights of transitions [N, G]: the fewer solves of F and G, unless they are there."""
+        """Return sums of scores by weights of transitions [N, G]: the fewer solves of F and G, if none is done."""
         if self._has("policy", lam) or self._product or weights.shape[1] >= self._failures:
             return super()._summed(lam, weights)
         return self._channels.policy.summed_trak(lam, self._of_distinct(weights))

@@ -138,7 +138,7 @@ def attribute_stage(
         effects: of `FURTHER`, computed in addition; what the tables have already of the estimator is computed too.
 
     Raises:
-        InputError: an unknown failure, estimator or effect, another damping than that of the tables, or a missing window.
+        InputError: an unknown failure, estimator or effect, or a missing window.
     """
     if estimator == AUTO:
         estimator, reason = estimator_of(run.task)
