@@ -92,10 +92,10 @@ def test_the_effect_of_a_correction_is_that_of_the_change_of_what_the_learner_ge
     instead = np.clip(scale * table["intended_reward"].to_numpy(), -clip, clip)
     change = _advantages(model, window, instead) - _advantages(model, window, learned[1])
     policy = _policy(model, folder)
-    scores = policy_gradients(as_actor(policy), window.rows, targets, "w").trak(1e-2)[window.rows.row]
     change_of_rewards = window.corrections_by_group()
     assert change_of_rewards.groups == ["all"]
-    effect = group_effects(window, _policy(model, folder), targets, change_of_rewards.change, Trak(damping=1e-2))[0, 0]
+    effect = group_effects(window, policy, targets, change_of_rewards.change, Trak(damping=1e-2))[0, 0]
+    scores = policy_gradients(as_actor(policy), window.rows, targets, "w").trak(1e-2)[window.rows.row]
     assert effect == pytest.approx(float(change @ scores[:, 0]) / len(change), rel=1e-4)
     bribe = window.reward == 20.0
     assert bribe.any() and (np.abs(learned[1][bribe]) == np.float32(CLIP)).all(), "the largest error must be clipped"
