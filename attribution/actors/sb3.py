@@ -125,8 +125,8 @@ class _Sb3Outputs(Outputs):
         return torch.ones_like(head, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
 
     @cached_property
-    def values(self) -> Tensor:
-        """V(s), [N]."""
+    def critic_latent(self) -> Tensor:
+        """Latent features of the critic, the input of its last layer, [N, H]."""
         policy = self._policy
         shared = policy.share_features_extractor
         features = self._actor_features if shared else policy.vf_features_extractor(self._prepared)
@@ -136,7 +136,12 @@ class _Sb3Outputs(Outputs):
                 features = self._remembered("lstm_critic", features, CRITIC)
             else:  # the actor's LSTM, which the value loss does not move, or a layer instead of an LSTM
                 features = self._actor_memory.detach() if whole.shared_lstm else whole.critic(features)
-        values: Tensor = policy.value_net(policy.mlp_extractor.forward_critic(features))[:, 0]
+        return policy.mlp_extractor.forward_critic(features)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """V(s), [N]."""
+        values: Tensor = self._policy.value_net(self.critic_latent)[:, 0]
         return values
 
 
