@@ -47,7 +47,17 @@ SETTINGS = Path(__file__).with_suffix(".yaml")
 REST: dict[str, Any] = {"seeds": 5, "evaluation": {"episodes": 24, "repeats": 4}}
 PLAYS = EvaluationSpec(episodes=24, repeats=2)
 ESTIMATORS = ("trak", "trak-linear", "tracin", "trak-updates", "nearest-observation", "size", "random")
-COLUMNS = ("trak", "trak-linear", "tracin", "trak-updates", "nearest-observation", "nearest-per-row", "count", "size", "random")
+COLUMNS = (
+    "trak",
+    "trak-linear",
+    "tracin",
+    "trak-updates",
+    "nearest-observation",
+    "nearest-per-row",
+    "count",
+    "size",
+    "random",
+)
 ARMS = ("none", "all", "causal", "harmless")
 CLAIMED = 0.15  # shares beyond it say in which direction all corrections go
 DRAWS = 200  # of seeds, with replacement
@@ -239,8 +249,10 @@ def cures(run: Run) -> dict[str, float]:
     task, causal = run.task, causal_groups(run)
     harmless = frozenset(wrong_groups([reward_summary(run.folder, seed) for seed in task.seeds])) - causal
     edits = {"all": RewardEdit(None), "causal": RewardEdit(causal), "harmless": RewardEdit(harmless)}
-    arms = [(name, Member(seed, edit)) for name, edit in edits.items() if edit.groups != frozenset() for seed in task.seeds]
-    plays: dict[str, list[pa.Table]] = {"none": [read_table(run.folder.episodes_path(TEST_SET))]}
+    arms = [
+        (name, Member(seed, edit)) for name, edit in edits.items() if edit.groups != frozenset() for seed in task.seeds
+    ]
+    plays: dict[str, list[pa.Table]] = {"none": [read_table(run.folder.evaluation_path(TEST_SET, "episodes"))]}
     for first in range(0, len(arms), STACK):
         stack = arms[first : first + STACK]
         trained = train_stack(task.agent, task.training_env, [member for _, member in stack])
@@ -292,7 +304,10 @@ def row(setting: Setting, found: dict[str, Ranking], rates: dict[str, float]) ->
     aucs = [found[name].auc for name in COLUMNS]
     cells = [f"{auc:.3f}" if np.isfinite(auc) else "-" for auc in aucs]
     cells.insert(1, f"{found['trak'].single.mean():.3f}" if np.isfinite(aucs[0]) else "-")
-    cells += [f"{found['direction'].share:+.2f}", " ".join(f"{rates[arm]:.2f}" if arm in rates else "-" for arm in ARMS)]
+    cells += [
+        f"{found['direction'].share:+.2f}",
+        " ".join(f"{rates[arm]:.2f}" if arm in rates else "-" for arm in ARMS),
+    ]
     return f"| {setting.name} | {setting.half} | " + " | ".join(cells) + " |"
 
 

@@ -38,7 +38,9 @@ class WorldEnv(gym.Env[NDArray[np.float32], Any]):
     ) -> None:
         world = world_class(family) if isinstance(family, str) else family
         if render_mode not in (None, "rgb_array"):
-            raise EnvironmentError_(f"{world.family}: render_mode={render_mode!r} was given, expected None or 'rgb_array'")
+            raise EnvironmentError_(
+                f"{world.family}: render_mode={render_mode!r} was given, expected None or 'rgb_array'"
+            )
         self.world = world(parameters_of(world, parameters))
         self.tell_intended, self.render_mode = tell_intended, render_mode
         self.metadata = {**self.metadata, "action_names": self.world.action_names, "outcomes": self.world.outcomes}
