@@ -60,6 +60,7 @@ COLUMNS = (
 )
 ARMS = ("none", "all", "causal", "harmless")
 CLAIMED = 0.15  # shares beyond it say in which direction all corrections go
+FAILURES = 8  # of each seed that are attributed
 DRAWS = 200  # of seeds, with replacement
 Floats = NDArray[np.float64]
 log = logging.getLogger("aitia")
@@ -217,10 +218,15 @@ def causal_groups(run: Run) -> frozenset[str]:
     return causal
 
 
-def attribute(run: Run) -> None:
-    """Attribute the failures by every estimator; what is done is not done again."""
-    for name in ESTIMATORS:
-        aitia.attribute(run.folder.root, estimator=name, workers=0)
+def attribute(run: Run, names: Sequence[str]) -> None:
+    """Attribute the first failures of each seed by estimators; what is done is not done again."""
+    failures = [failure for seed in run.task.seeds for failure in _of_seed(run[TEST_SET].failure_ids, seed)[:FAILURES]]
+    for name in names:
+        aitia.attribute(run.folder.root, failure=failures, estimator=name, workers=0)
+
+
+def _of_seed(failures: Sequence[str], seed: int) -> list[str]:
+    return [failure for failure in failures if failure.partition("-")[0] == str(seed)]
 
 
 def measure(run: Run, names: Sequence[str] = ESTIMATORS) -> dict[str, float | int]:
@@ -271,11 +277,9 @@ def summary(found: dict[str, dict[str, Ranking]], chosen: Sequence[Setting]) -> 
 
     def of_half(half: str) -> dict[str, Any]:
         mine = of[half]
-        labels = {"": "trak", "_linear": "trak-linear", "_tracin": "tracin", "_updates": "trak-updates",
-                  "_nearest": "nearest-observation", "_nearest_per_row": "nearest-per-row", "_count": "count",
-                  "_size": "size", "_random": "random"}  # fmt: skip
         values: dict[str, Any] = {}
-        for key, name in labels.items():
+        for name in mine[0]:
+            key = {"trak": "", "trak-linear": "_linear", "nearest-observation": "_nearest"}.get(name, f"_{name}")
             values[f"auc{key}"] = round(float(np.mean([one[name].auc for one in mine])), 4)
             values[f"auc_single{key}"] = round(float(np.mean([one[name].single for one in mine])), 4)
         ours, theirs = ([round(one[name].auc, 3) for one in mine] for name in ("trak", "nearest-observation"))
@@ -301,9 +305,9 @@ def summary(found: dict[str, dict[str, Ranking]], chosen: Sequence[Setting]) -> 
 
 def row(setting: Setting, found: dict[str, Ranking], rates: dict[str, float]) -> str:
     """Return a row of the table (Markdown): AUCs, the total's share, and rates as in `cures`."""
-    aucs = [found[name].auc for name in COLUMNS]
+    aucs = [found[name].auc if name in found else float("nan") for name in COLUMNS]
+    aucs.insert(1, float(found["trak"].single.mean()))
     cells = [f"{auc:.3f}" if np.isfinite(auc) else "-" for auc in aucs]
-    cells.insert(1, f"{found['trak'].single.mean():.3f}" if np.isfinite(aucs[0]) else "-")
     cells += [
         f"{found['direction'].share:+.2f}",
         " ".join(f"{rates[arm]:.2f}" if arm in rates else "-" for arm in ARMS),
@@ -317,11 +321,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/planted"), help="where recordings are kept")
     parser.add_argument("--only", nargs="*", default=(), help="settings; none: all")
     parser.add_argument("--run", type=Path, help="one run whose task declares `causes`, instead of the settings")
+    parser.add_argument("--without", nargs="*", default=(), choices=ESTIMATORS[1:], help="estimators to leave out")
+    parser.add_argument("--no-cures", dest="cures", action="store_false", help="do not train again to see what cures")
     given = parser.parse_args()
+    names = [name for name in ESTIMATORS if name not in given.without]
     if given.run is not None:
         run = open_for_computing(given.run)
-        attribute(run)
-        print(json.dumps(measure(run)))
+        attribute(run, names)
+        print(json.dumps(measure(run, names)))
         return
     chosen = settings(given.only)
     heading = ["setting", "half", COLUMNS[0], "its single seeds", *COLUMNS[1:], "share", "rate: " + " ".join(ARMS)]
@@ -329,9 +336,9 @@ def main() -> None:
     found: dict[str, dict[str, Ranking]] = {}
     for setting in chosen:
         run = record(setting, given.out)
-        attribute(run)
-        found[setting.name] = rankings(run)
-        print(row(setting, found[setting.name], cures(run)), flush=True)
+        attribute(run, names)
+        found[setting.name] = rankings(run, names)
+        print(row(setting, found[setting.name], cures(run) if given.cures else {}), flush=True)
     print(json.dumps(summary(found, chosen)))
 
 
