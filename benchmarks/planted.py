@@ -4,7 +4,7 @@ A setting is a training in which some levels' wrong rewards cause the failure an
 (benchmarks/planted.yaml). Recordings that are missing are made first, in OUT, and used again. Prints a table; the last
 line is one JSON object. AUC: 1 ranks every causal level before every harmless one, .5 is chance. docs/influence.md.
 
-    python -m benchmarks.planted [--out DIR] [--only NAME ...]
+    python -m benchmarks.planted [--out DIR] [--only NAME ...] [--quick]
     python -m benchmarks.planted --run runs/arrow-maze-outer
 """
 
@@ -98,7 +98,7 @@ class Setting(_Model):
 
     def task(self) -> Task:
         """Return its task."""
-        worlds = _read()["worlds"]
+        worlds = read()["worlds"]
         family = Family.model_validate(worlds[max((name for name in worlds if self.name.startswith(name)), key=len)])
         test = {"levels": 500, "moved": 500, "level_seed": 1, **family.test, **self.test}
         values = {
@@ -109,14 +109,15 @@ class Setting(_Model):
 
 
 @lru_cache(maxsize=1)
-def _read() -> dict[str, Any]:
+def read() -> dict[str, Any]:
+    """Return the settings' file."""
     values: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     return values
 
 
 def settings(names: Sequence[str] = ()) -> list[Setting]:
     """Return settings by name; all of them where none is named."""
-    known = {row["name"]: Setting.model_validate(row) for row in _read()["settings"]}
+    known = {row["name"]: Setting.model_validate(row) for row in read()["settings"]}
     for name in names:
         if name not in known:
             raise InputError(f"--only {name} was given, expected one of {', '.join(known)}")
@@ -321,10 +322,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/planted"), help="where recordings are kept")
     parser.add_argument("--only", nargs="*", default=(), help="settings; none: all")
     parser.add_argument("--run", type=Path, help="one run whose task declares `causes`, instead of the settings")
-    parser.add_argument("--without", nargs="*", default=(), choices=ESTIMATORS[1:], help="estimators to leave out")
-    parser.add_argument("--no-cures", dest="cures", action="store_false", help="do not train again to see what cures")
+    parser.add_argument("--quick", action="store_true", help="no trak-updates, and no retraining to see what cures")
     given = parser.parse_args()
-    names = [name for name in ESTIMATORS if name not in given.without]
+    names = [name for name in ESTIMATORS if not (given.quick and name == "trak-updates")]
     if given.run is not None:
         run = open_for_computing(given.run)
         attribute(run, names)
@@ -338,7 +338,7 @@ def main() -> None:
         run = record(setting, given.out)
         attribute(run, names)
         found[setting.name] = rankings(run, names)
-        print(row(setting, found[setting.name], cures(run) if given.cures else {}), flush=True)
+        print(row(setting, found[setting.name], {} if given.quick else cures(run)), flush=True)
     print(json.dumps(summary(found, chosen)))
 
 
