@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +40,14 @@ class Sb3Actor:
         self._lstms = {name: lstm for name, lstm in lstms.items() if type(lstm) is nn.LSTM}
         inside = [f"{name}.{key}" for name, lstm in self._lstms.items() for key, _ in lstm.named_parameters()]
         self.linear_parameters = frozenset([_SPREAD, *inside])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sb3Actor:
+        """Copy the policy without the distribution that it gave last, which may belong to the graph of a gradient."""
+        latest = getattr(self.module, "action_dist", None)
+        if latest is not None:
+            memo[id(latest)] = blank = copy.copy(latest)
+            blank.__dict__.update(dict.fromkeys(("distribution", "mean_actions", "log_std") & vars(blank).keys()))
+        return Sb3Actor(copy.deepcopy(self.module, memo))
 
     def why_not_factored(self) -> str | None:
         """Return why its gradients have no factored form, whatever its layers are; None where that is up to them."""

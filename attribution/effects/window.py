@@ -14,9 +14,9 @@ from ..actors.outputs import Actor
 from ..adjoints.critic import corrected_critic_change
 from ..adjoints.gae import GaeAdvantages
 from ..adjoints.signal import Scores
-from ..estimators.base import EVERYTHING, Estimator, Prepared, ScoredWindow, chunks
+from ..estimators.base import EVERYTHING, Estimator, chunks
 from ..estimators.window import GroupedCorrections, Window
-from ..gradients.kernel import DIRECTION_LAMBDA, LAMBDAS
+from ..gradients.kernel import LAMBDAS
 from ..targets.steps import Targets
 from .sums import EFFECTS, Sums
 from .top import TOP_K, Leaders, top_transitions
@@ -106,7 +106,7 @@ def attribute_window(
     units, unit_sums = _unit_sums(window, mean_tau)
     sums = Sums(
         groups=wrong.groups, effects={name: planes / divisor for name, planes in effects.items()}, null=null,
-        direction=_direction(prepared, window, actor, wrong) if finite else np.full(len(wrong.groups), np.nan),
+        direction=_direction(window, actor, wrong, mean_scores) if finite else np.full(len(wrong.groups), np.nan),
         unit_groups=units, units=unit_sums, windows=np.array([window.number]), together=together[None],
         mass=mass[None], transitions=np.array([len(window.reward)]), scores=mean_scores.astype(np.float32),
     )  # fmt: skip
@@ -134,13 +134,14 @@ def _generators(window: Window) -> list[np.random.Generator]:
     return [generator] * NULL_DRAWS
 
 
-def _direction(prepared: Prepared, window: Window, actor: Actor, wrong: GroupedCorrections) -> Scores:
+def _direction(window: Window, actor: Actor, wrong: GroupedCorrections, scores: Scores) -> Scores:
     """Return the mean effect of each group's correction with the critic corrected too, [G]; NaN: not known."""
     signal, features = window.signal, _critic_features(window, actor)
-    if features is None or not isinstance(prepared, ScoredWindow) or not isinstance(signal, GaeAdvantages):
+    if features is None or not isinstance(signal, GaeAdvantages):
         return np.full(len(wrong.groups), np.nan)
     change = corrected_critic_change(signal, *features, wrong.change)
-    return signal.weights_of(change).T @ prepared.mean_scores(DIRECTION_LAMBDA)
+    effects: Scores = signal.weights_of(change).T @ scores
+    return effects
 
 
 def _critic_features(window: Window, actor: Actor) -> tuple[Scores, Scores] | None:

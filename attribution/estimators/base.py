@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import Field, dataclass, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -160,11 +160,6 @@ class ScoredWindow(Prepared):
         raw = self._summed(lam, signal.summed_reward_influence(change).tau_raw) if "raw" in self.further else None
         return Effects(effect, raw, self._summed_by_value(lam, change))
 
-    def mean_scores(self, lam: float) -> Scores:
-        """Return the scores of transitions at one damping, mean over failures, [N]."""
-        mean: Scores = self._scores(lam).mean(axis=1)[self._window.rows.row]
-        return mean
-
     def _scores(self, lam: float) -> Scores:
         """Return the scores of the distinct rows, [U, F]."""
         return self._keep("policy", lam, self._solve)
@@ -213,15 +208,6 @@ class _ExactWindow(ScoredWindow):
 
     def _solved_by(self, gradients: WindowGradients, lam: float) -> Scores:
         return gradients.gradient_product() if self._product else gradients.trak(lam)
-
-    def mean_scores(self, lam: float) -> Scores:
-        """Return the scores of transitions at one damping, mean over failures, [N]: one solve."""
-        if self._has("policy", lam) or self._product:
-            return super().mean_scores(lam)
-        gradients = self._channels.policy
-        mean = replace(gradients, targets=gradients.targets.mean(dim=1, keepdim=True))
-        scores: Scores = mean.trak(lam)[self._window.rows.row, 0]
-        return scores
 
     def _summed(self, lam: float, weights: Scores) -> Scores:
         """Return sums of scores by weights of transitions [N, G]: the fewer solves of F and G, if none is done."""
