@@ -28,7 +28,7 @@ bench: $(VENV)/.installed
 	$(PIP) --editable ".[test,bench]"
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.retraining
-	$(BIN)/python -m benchmarks.planted --run $(OUT)/arrow-maze-outer
+	$(BIN)/python -m benchmarks.planted --out $(OUT)/planted
 
 install: $(VENV)/.installed
 

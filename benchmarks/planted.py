@@ -62,6 +62,7 @@ ARMS = ("none", "all", "causal", "harmless")
 CLAIMED = 0.15  # shares beyond it say in which direction all corrections go
 FAILURES = 8  # of each seed that are attributed
 DRAWS = 200  # of seeds, with replacement
+ENDS = (0.025, 0.975)  # of intervals, from these draws
 Floats = NDArray[np.float64]
 log = logging.getLogger("aitia")
 CAUSES = {"bug": "aitia.training.worlds.maze:causal_levels", "moved": "aitia.benchmarks.grids:moved_levels"}
@@ -146,32 +147,32 @@ class Ranking(NamedTuple):
 
     Attributes:
         auc: of causal over harmless groups, effects being means over seeds; NaN where there are not both.
-        single: the same for each seed alone, [S].
-        draws: the same for seeds drawn with replacement, [B].
         share: sum of the effects of all wrong groups over that of their sizes: -1 where all point to less misbehaviour.
+        single: `auc` of each seed alone, [S].
+        draws: `auc` and `share` for seeds drawn with replacement, [B, 2].
     """
 
     auc: float
+    share: float
     single: Floats
     draws: Floats
-    share: float
 
     @staticmethod
     def of(by_seed: Floats, is_causal: NDArray[np.bool_]) -> Ranking:
         """Make one of the effects of G wrong groups in S seeds, [S, G], groups in the order of their names."""
-        seeds, mean = len(by_seed), by_seed.mean(axis=0)
-        drawn = np.random.default_rng(0).integers(seeds, size=(DRAWS, seeds))
+        causal, both = set(np.flatnonzero(is_causal).tolist()), bool(is_causal.any() and not is_causal.all())
 
         def auc(effect: Floats) -> float:
-            order = np.argsort(effect, kind="stable")
-            return float("nan") if is_causal.all() or not is_causal.any() else area_under_curve(order, causal)
+            return area_under_curve(np.argsort(effect, kind="stable").tolist(), causal) if both else float("nan")
 
-        causal = set(np.flatnonzero(is_causal).tolist())
-        total = float(np.abs(mean).sum())
-        return Ranking(
-            auc(mean), np.array([auc(effect) for effect in by_seed]),
-            np.array([auc(by_seed[rows].mean(axis=0)) for rows in drawn]), float(mean.sum()) / total if total else 0.0,
-        )  # fmt: skip
+        def share(effect: Floats) -> float:
+            size = float(np.abs(effect).sum())
+            return float(effect.sum()) / size if size else 0.0
+
+        seeds, mean = len(by_seed), by_seed.mean(axis=0)
+        drawn = [by_seed[rows].mean(axis=0) for rows in np.random.default_rng(0).integers(seeds, size=(DRAWS, seeds))]
+        draws = np.array([(auc(effect), share(effect)) for effect in drawn])
+        return Ranking(auc(mean), share(mean), np.array([auc(effect) for effect in by_seed]), draws)
 
 
 def rankings(run: Run, names: Sequence[str] = ESTIMATORS) -> dict[str, Ranking]:
@@ -284,7 +285,7 @@ def summary(found: dict[str, dict[str, Ranking]], chosen: Sequence[Setting]) -> 
             values[f"auc{key}"] = round(float(np.mean([one[name].auc for one in mine])), 4)
             values[f"auc_single{key}"] = round(float(np.mean([one[name].single for one in mine])), 4)
         ours, theirs = ([round(one[name].auc, 3) for one in mine] for name in ("trak", "nearest-observation"))
-        low, high = np.quantile(np.mean([one["trak"].draws for one in mine], axis=0), [0.025, 0.975])
+        low, high = np.quantile(np.mean([one["trak"].draws[:, 0] for one in mine], axis=0), ENDS)
         single = np.mean([one["trak"].single for one in mine], axis=0)
         interval = mean_interval(single.tolist())
         return values | {
@@ -300,7 +301,7 @@ def summary(found: dict[str, dict[str, Ranking]], chosen: Sequence[Setting]) -> 
         **{half.replace("-", "_"): of_half(half) for half in ("open", "held-out") if of[half]},
         "signs": len(curable), "signs_right": sum(share < 0.0 for share in curable),
         "signs_claimed": sum(share < -CLAIMED for share in curable),
-        "controls": max((abs(one["direction"].share) for one in of["control"]), default=None),
+        "controls": round(max((abs(one["direction"].share) for one in of["control"]), default=0.0), 4),
     }  # fmt: skip
 
 
@@ -309,10 +310,11 @@ def row(setting: Setting, found: dict[str, Ranking], rates: dict[str, float]) ->
     aucs = [found[name].auc if name in found else float("nan") for name in COLUMNS]
     aucs.insert(1, float(found["trak"].single.mean()))
     cells = [f"{auc:.3f}" if np.isfinite(auc) else "-" for auc in aucs]
-    cells += [
-        f"{found['direction'].share:+.2f}",
-        " ".join(f"{rates[arm]:.2f}" if arm in rates else "-" for arm in ARMS),
-    ]
+    low, high = np.quantile(found["trak"].draws[:, 0], ENDS)
+    cells[0] += f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
+    low, high = np.quantile(found["direction"].draws[:, 1], ENDS)
+    cells.append(f"{found['direction'].share:+.2f} [{low:+.2f}, {high:+.2f}]")
+    cells.append(" ".join(f"{rates[arm]:.2f}" if arm in rates else "-" for arm in ARMS))
     return f"| {setting.name} | {setting.half} | " + " | ".join(cells) + " |"
 
 
