@@ -281,7 +281,8 @@ def summary(found: dict[str, dict[str, Ranking]], chosen: Sequence[Setting]) -> 
         mine = of[half]
         values: dict[str, Any] = {}
         for name in mine[0]:
-            key = {"trak": "", "trak-linear": "_linear", "nearest-observation": "_nearest"}.get(name, f"_{name}")
+            short = {"trak": "", "trak-linear": "-linear", "nearest-observation": "-nearest"}.get(name, f"-{name}")
+            key = short.replace("-", "_")
             values[f"auc{key}"] = round(float(np.mean([one[name].auc for one in mine])), 4)
             values[f"auc_single{key}"] = round(float(np.mean([one[name].single for one in mine])), 4)
         ours, theirs = ([round(one[name].auc, 3) for one in mine] for name in ("trak", "nearest-observation"))
