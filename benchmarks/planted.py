@@ -160,10 +160,11 @@ class Ranking(NamedTuple):
     @staticmethod
     def of(by_seed: Floats, is_causal: NDArray[np.bool_]) -> Ranking:
         """Make one of the effects of G wrong groups in S seeds, [S, G], groups in the order of their names."""
-        causal, both = set(np.flatnonzero(is_causal).tolist()), bool(is_causal.any() and not is_causal.all())
+        names = np.arange(len(is_causal)).astype(str)
+        causal, both = set(names[is_causal].tolist()), bool(is_causal.any() and not is_causal.all())
 
         def auc(effect: Floats) -> float:
-            return area_under_curve(np.argsort(effect, kind="stable").tolist(), causal) if both else float("nan")
+            return area_under_curve(names[np.argsort(effect, kind="stable")].tolist(), causal) if both else float("nan")
 
         def share(effect: Floats) -> float:
             size = float(np.abs(effect).sum())
