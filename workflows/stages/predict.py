@@ -1,8 +1,8 @@
 """What the bank's correction sets are predicted to do, each as the set it is; for calibration.
 
 Normalisation makes effects of large corrections anything but additive, so a set is one more finite difference and not
-the sum of its groups. Mean scores of the failures are kept by stage attribute; only where failures form several clusters
-are they solved for again.
+the sum of its groups. Mean scores of the failures are kept by stage attribute; only where failures form several
+clusters are they solved for again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ...attribution.estimators.window import Window, read_window
 from ...datasets.files.store import RunFolder, read_table, read_tensors, write_table
 from ...datasets.schema import SET_EFFECTS, Order, with_metadata
 from ...training.agents.spec import load_policy
+from ..runs.clusters import Cluster
 from ..runs.evaluated_set import EvaluatedSet, load_targets
 from ..runs.groups import load_grouping
 from ..runs.run import Run
@@ -65,14 +66,16 @@ def predict_stage(run: Run, set_name: str, workers: Workers) -> None:
     corrective = (pc.field("order") != Order.NONE) & pc.field("values").is_null() & (pc.field("variant") == "")
     masks = bank.masks.filter(corrective).select(["member", "seed", "groups"]).to_pylist()
     clusters = [cluster for cluster in evaluated.clusters if cluster.selection is not None]
-    pieces, members = [], []
+    pieces: list[_SeedPiece] = []
+    members: list[list[tuple[str, Cluster | None]]] = []
     for seed in run.task.seeds:
         mine = [mask for mask in masks if mask["seed"] == seed]
         sets = tuple(tuple(mask["groups"]) for mask in mine)
         for some in ([], clusters) if clusters else ([],):
             named = tuple(tuple(cluster.failures) for cluster in some)
             pieces.append(_SeedPiece(run.folder.root, run.task, set_name, estimator, seed, sets, named))
-            members.append([(mask["member"], cluster) for cluster in (some or [None]) for mask in mine])
+            of_set: list[Cluster | None] = [*some] or [None]
+            members.append([(mask["member"], cluster) for cluster in of_set for mask in mine])
     effects = workers.map(_predict, pieces, f"predict {run.task.name}")
     rows = [
         {"member": member, "seed": piece.seed, "cluster": cluster and cluster.number, "effect": effect,
@@ -123,13 +126,11 @@ def _cluster_scores(piece: _SeedPiece, window: Window, number: int) -> Scores:
     member = np.zeros((targets.failures, len(piece.clusters)))
     member[np.arange(targets.failures), [cluster_of[name] for name in targets.ids]] = 1.0
     member /= member.sum(axis=0)
-    actor = as_actor(
-        load_policy(task.agent, task.training_env, read_tensors(folder.checkpoint_path(piece.seed, number)))
-    )
+    parameters = read_tensors(folder.checkpoint_path(piece.seed, number))
+    actor = as_actor(load_policy(task.agent, task.training_env, parameters))
     prepared = piece.estimator.prepare(window, actor, targets)
     prepared.further = frozenset()
-    parts = [
-        prepared.influence(piece.estimator.damping, part).scores @ member[part] for part in chunks(targets.failures)
-    ]
-    scores: Scores = np.sum(parts, axis=0)
+    scores = np.zeros((len(window.reward), len(piece.clusters)))
+    for part in chunks(targets.failures):
+        scores += prepared.influence(piece.estimator.damping, part).scores @ member[part]
     return scores
