@@ -18,12 +18,12 @@ def empty_still(*_: Any, **__: Any) -> str:
     return '<svg xmlns="http://www.w3.org/2000/svg"/>\n'
 
 
-def kept_bundle(*arguments: Any) -> str:
+def kept_bundle(snippet: str, vl_version: str | None = None) -> str:
     """Stand for `vl_convert.javascript_bundle`, a second a process: what it returns, made once."""
     path = Path(os.environ[KEPT])
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            path.write_text(_bundle(*arguments), encoding="utf-8")
+            path.write_text(_bundle(snippet, vl_version), encoding="utf-8")
         return path.read_text(encoding="utf-8")
 
 
