@@ -75,6 +75,7 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
+        patch.setenv("SB3_LOGDIR", str(folder.with_name("sb3")))  # else an empty folder a training in /tmp
         patch.setenv(KEPT, str(folder.with_name("vega-bundle.js")))
         patch.setattr(vl_convert, "javascript_bundle", kept_bundle)
         # What every training would import, 1.5 s a process, is imported before workers are forked.

@@ -20,6 +20,7 @@ from aitia.workflows import commands
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "cartpole-reward-bug.ipynb"
+THREADS = "import functools, distributed as d; d.LocalCluster = functools.partial(d.LocalCluster, processes=False)"
 pytestmark = pytest.mark.slow
 
 TINY: dict[str, Any] = {
@@ -90,6 +91,7 @@ def test_the_tutorial_runs_to_its_report(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("AITIA_FAST", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / ".import"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(THREADS))  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "".join(str(output) for cell in notebook.cells for output in cell.get("outputs", ()))
     assert "undetermined" in said and "reports/test/index.html" in said
