@@ -23,6 +23,13 @@ NOTEBOOK = EXAMPLES / "cartpole-reward-bug.ipynb"
 THREADS = "import functools, distributed as d; d.LocalCluster = functools.partial(d.LocalCluster, processes=False)"
 pytestmark = pytest.mark.slow
 
+
+def merged(task: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a task with some keys replaced, key by key where both are mappings."""
+    both = {key: merged(task[key], value) for key, value in changes.items() if isinstance(task.get(key), dict)}
+    return {**task, **changes, **both}
+
+
 TINY: dict[str, Any] = {
     "agent": {"total_timesteps": 256, "n_envs": 2, "hyperparameters": {"n_steps": 64, "batch_size": 64, "n_epochs": 1}},
     "evaluation": {"episodes": 4, "repeats": 2},
@@ -38,18 +45,12 @@ CASES: dict[str, dict[str, Any]] = {
     "cartpole-drift": TINY,
     "corridor": TINY,
     "dict-observations": TINY,
-    "image-observations": TINY,
+    "image-observations": merged(TINY, {"agent": {"total_timesteps": 128}}),
     "maskable-ppo": TINY,
     "minigrid-corner": TINY,
     "minigrid-door": TINY,
     "two-mazes": TINY,
 }
-
-
-def merged(task: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return a task with some keys replaced, key by key where both are mappings."""
-    both = {key: merged(task[key], value) for key, value in changes.items() if isinstance(task.get(key), dict)}
-    return {**task, **changes, **both}
 
 
 def test_every_task_file_is_run_here_and_every_file_is_explained() -> None:
