@@ -32,8 +32,9 @@ from .factors import Factors
 from .layers import Functional, gradient_factors
 from .rows import WindowRows
 
-DEFAULT_LAMBDA = 1e-2
-LAMBDAS = (1e-2, 1e-1, 1e-3)
+DEFAULT_LAMBDA = 1e-3
+LINEAR_LAMBDA = 1e-2  # of estimators that take a correction for a small change: what was measured of them in 0.1
+LAMBDAS = (1e-3, 1e-2, 1e-1)
 LARGEST_ERROR = 1e-4  # of float32 scores, relative to those of the window; else they are computed in float64
 _CHECKED_ROWS, _CHECKED_FAILURES = 64, 16
 Factor = tuple[NDArray[np.floating], bool]  # scipy's Cholesky factor: the array, and whether it is the lower triangle
