@@ -227,7 +227,7 @@ def test_the_bank_counts_what_its_edits_changed(small_run: Path) -> None:
 
 def test_the_smallest_correction_is_bisected_to_a_group(copy: Path, write_task: WriteTask) -> None:
     summary = commands.run(
-        write_task(verify={"seeds": 5, "points": 1, "minimal": 0.3}), copy, workers=0
+        write_task(verify={"seeds": 3, "points": 1, "minimal": 0.3}), copy, workers=0
     )["test"]  # fmt: skip
     found = {minimal["order"]: minimal for minimal in summary["minimal_corrections"]}
     assert set(found) == {"attribution", "size", "random"}
