@@ -2,27 +2,33 @@ r"""The adaptive search for a small sufficient correction: every set that was me
 
 The bank's nested sets follow an order that was fixed before anything was measured. Here the order follows the
 measurements. Let y(C) be the measured change of the log-odds of misbehaviour when the set C is corrected, as a share of
-the change when all G wrong groups are. The belief is the ridge regression of y on membership, shrunk towards the
-attribution order (Bayesian linear regression: Bishop 2006, *Pattern Recognition and Machine Learning*, 3.3 and 3.5):
+the change when all G wrong groups are. The belief is a ridge regression on membership, shrunk towards the attribution
+order (Bayesian linear regression: Bishop 2006, *Pattern Recognition and Machine Learning*, 3.3 and 3.5):
 
-.. math:: y(C) = \sum_{g \in C} w_g + e, \quad w \sim N(p, (\alpha/G)^2 I), \quad e \sim N(0, s_C^2 + \sigma^2),
+.. math:: y(C) = h(\sum_{g \in C} w_g) + e, \quad w \sim N(p, (\alpha/G)^2 I), \quad e \sim N(0, s_C^2 + \sigma^2),
 
-p falls linearly with the rank and sums to 1, :math:`s_C` is the standard error over seeds, and :math:`\alpha` (how far
-the order may be wrong) and :math:`\sigma` (how far changes are from additive) have the largest marginal likelihood on
-a small grid. So a set that changes nothing exonerates its groups, and one that cures exonerates all others.
+p falls linearly with the rank and sums to 1; :math:`s_C` is the standard error over seeds; h is a straight line or a
+logistic curve through (0, 0) and (1, 1), for some misbehaviour gives way only when enough is corrected. The curve,
+:math:`\alpha` (how far the order may be wrong) and :math:`\sigma` (how far changes are from this form) are those of the
+largest marginal likelihood on a small grid, with errors carried through h to first order. So a set that changes nothing
+exonerates its groups, and one that cures exonerates all others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import expit, logit, ndtr
 
 _SPREADS = (0.5, 1.0, 2.0, 4.0)
 _ERRORS = (0.05, 0.1, 0.2, 0.4)
+_STRAIGHT = (0.5, 0.1)
+_CURVES = (_STRAIGHT, *((middle, steepness) for middle in (0.3, 0.45, 0.6, 0.75) for steepness in (8.0, 20.0)))
+_FLAT = 0.02  # the ends of a logistic curve say little: changes are read no further out
 _HOPE = 0.2  # sets below this probability to suffice are not tried: chosen in simulations of additive and steep curves
 
 
@@ -74,8 +80,8 @@ def next_set(
         row[[rank[group] for group in each.groups]] = 1.0
     shares = [np.array(each.changes) / total for each in seen]
     errors = [float(np.var(share, ddof=1)) / len(share) if len(share) > 1 else 0.0 for share in shares]
-    mean, covariance, noise = _belief(members, np.array([share.mean() for share in shares]), np.array(errors))
-    believed = np.argsort(-mean, kind="stable")
+    belief = _believe(members, np.array([share.mean() for share in shares]), np.array(errors), needed / total)
+    believed = np.argsort(-belief.mean, kind="stable")
     failed = [each.groups for each in measured if not each.suffices]
     hopeful: list[tuple[str, ...]] = []
     likely: tuple[float, tuple[str, ...]] | None = None
@@ -84,8 +90,8 @@ def next_set(
         groups = tuple(order[index] for index in first)
         if size in taken or any(each.issuperset(groups) for each in failed):
             continue
-        spread = np.sqrt(covariance[np.ix_(first, first)].sum() + noise)
-        chance = float(ndtr((mean[first].sum() - needed / total) / spread))
+        spread = np.sqrt(belief.covariance[np.ix_(first, first)].sum() + belief.noise)
+        chance = float(ndtr((belief.mean[first].sum() - belief.needed) / spread))
         if chance > _HOPE:
             hopeful.append(groups)
         if likely is None or chance >= likely[0]:
@@ -95,29 +101,53 @@ def next_set(
     return None if likely is None else likely[1]
 
 
-def _belief(
-    members: NDArray[np.float64], shares: NDArray[np.float64], errors: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Return the posterior mean [G] and covariance [G, G] of the weights, and the variance about additivity.
+class _Belief(NamedTuple):
+    """The posterior of the weights: mean [G], covariance [G, G]; the sum that is needed, and its variance of form."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    needed: float
+    noise: float
+
+
+def _believe(
+    members: NDArray[np.float64], shares: NDArray[np.float64], errors: NDArray[np.float64], needed: float
+) -> _Belief:
+    """Return the posterior of the weights.
 
     Args:
         members: [M, G], 1 where a measured set has a group; groups in attribution order.
         shares: measured changes [M], as shares of the change when all are corrected.
         errors: their variances over seeds [M].
+        needed: the share that suffices.
     """
     groups = members.shape[1]
     prior = np.arange(groups, 0, -1.0)
     prior /= prior.sum()
-    surprise = shares - members @ prior
     gram = members @ members.T
-    fits = []
-    for spread in _SPREADS:
-        for error in _ERRORS:
-            variance = (spread / groups) ** 2
-            system = variance * gram + np.diag(errors + error**2)
-            evidence = -0.5 * (surprise @ np.linalg.solve(system, surprise) + np.linalg.slogdet(system)[1])
-            fits.append((float(evidence), variance, error**2, system))
-    _, variance, noise, system = max(fits, key=lambda fit: fit[0])
+    best, most = None, -np.inf
+    for curve in _CURVES:
+        sums, slopes = _sums_behind(np.append(shares, needed), *curve)
+        surprise, slope = sums[:-1] - members @ prior, slopes[:-1]
+        for spread in _SPREADS:
+            for error in _ERRORS:
+                variance = (spread / groups) ** 2
+                system = variance * gram + np.diag((errors + error**2) * slope**2)
+                fit = surprise @ np.linalg.solve(system, surprise) + np.linalg.slogdet(system)[1]
+                if (evidence := float(np.log(slope).sum() - 0.5 * fit)) > most:
+                    most = evidence
+                    best = variance, system, surprise, float(sums[-1]), float((error * slopes[-1]) ** 2)
+    assert best is not None
+    variance, system, surprise, goal, noise = best
     gain = variance * np.linalg.solve(system, members).T
     covariance = variance * (np.eye(groups) - gain @ members)
-    return prior + gain @ surprise, covariance, noise
+    return _Belief(prior + gain @ surprise, covariance, goal, noise)
+
+
+def _sums_behind(
+    shares: NDArray[np.float64], middle: float, steepness: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums of weights that a curve makes shares from, and their derivatives by the shares."""
+    start, end = expit(-steepness * middle), expit(steepness * (1.0 - middle))
+    height = np.clip(start + shares * (end - start), _FLAT, 1.0 - _FLAT)
+    return middle + logit(height) / steepness, (end - start) / (steepness * height * (1.0 - height))
