@@ -1,9 +1,9 @@
 """Does the adaptive search return smaller corrections than a bisection of the attribution order, for fewer trainings?
 
-Five settings with a planted cause among harmless wrong levels, 5 seeds each. Old: the attribution order is bisected from
-its nested sets. New: the adaptive search of `verify.minimal`, from the same nested sets and the baselines' bisections,
-which both take and which are not counted. A level is harmless that pays what was not meant and does not make agents
-misbehave. Prints a table and, as the last line, one JSON object.
+Five settings with a planted cause among harmless wrong levels, 5 seeds each. Old: the attribution order is bisected
+from its nested sets. New: the adaptive search of `verify.minimal`, from the same nested sets and the baselines'
+bisections, which both take and which are not counted. Harmless: wrong levels that do not make agents misbehave.
+Prints a table and, as the last line, one JSON object.
 
     python -m benchmarks.search [--cases NAME ...] [--out DIR]     runs that DIR has are used again
 """
@@ -24,7 +24,6 @@ from aitia.attribution.effects.order import attribution_order, nested_sizes
 from aitia.datasets.rewards import wrong_groups
 from aitia.datasets.schema import Order
 from aitia.reports.measures.curve import suffices
-from aitia.training.worlds.maze import causal_levels
 from aitia.workflows.runs.run import open_for_computing
 from aitia.workflows.stages.bank import BankBuilder
 from aitia.workflows.stages.members import Mask
@@ -67,6 +66,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     """Run a case with the adaptive search, then bisect its attribution order with agents of the same seeds."""
     values = choose_cases([name])[0].task_values()
     values["verify"] = {"seeds": SEEDS, "points": POINTS, "minimal": LEVEL, "clusters": 1}
+    values["causes"] = "aitia.training.worlds.maze:causal_levels"
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     aitia.run(path, folder / name, workers=0)
@@ -83,7 +83,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     with InProcess() as workers:
         build = BankBuilder(run, "test", workers)
         old = bisected(build, attribution_order(evaluated.effects, wrong_groups(build.rewards)))
-    causal = {str(level) for level in causal_levels(run.task.training_env.make().unwrapped)}
+    causal = {str(level) for level in run.task.causal_groups() or ()}
     row: dict[str, Any] = {
         "case": name,
         "wrong": len(wrong_groups(build.rewards)),
@@ -102,9 +102,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES, help="cases of the suite")
     parser.add_argument("--out", type=Path, help="where runs are kept; not given: nowhere")
     chosen = parser.parse_args()
-    print(
-        f"{'case':22s} {'wrong':>5s} {'causal':>6s}   smallest set, harmless levels in it, trainings: bisection, adaptive"
-    )
+    print(f"{'case':22s} {'wrong':>5s} {'causal':>6s}   levels of the smallest set, harmless ones, trainings: old, new")
     with tempfile.TemporaryDirectory() as folder:
         out = chosen.out or Path(folder)
         out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ p falls linearly with the rank and sums to 1; :math:`s_C` is the standard error 
 logistic curve through (0, 0) and (1, 1), for some misbehaviour gives way only when enough is corrected. The curve,
 :math:`\alpha` (how far the order may be wrong) and :math:`\sigma` (how far changes are from this form) are those of the
 largest marginal likelihood on a small grid, with errors carried through h to first order. So a set that changes nothing
-exonerates its groups, and one that cures exonerates all others.
+speaks for the groups outside it, and one that cures speaks for its own.
 """
 
 from __future__ import annotations
