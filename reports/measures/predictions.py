@@ -167,15 +167,17 @@ def calibrate(
     """
     if bank is None or not effects:
         return None
-    before = {rates.seed: _log_odds(rates.misbehaviour) for rates in bank.rates(bank.members(Order.NONE), declared)}
+    before = {rates.seed: log_odds(rates.misbehaviour) for rates in bank.rates(bank.members(Order.NONE), declared)}
     sets = []
-    for order, size in sorted({(row["order"], row["size"]) for row in bank.masks.to_pylist()} - {(Order.NONE, 0)}):
+    unfit = (Order.NONE, Order.ADAPTIVE)  # adaptive sets were chosen by what is measured here
+    fixed = {(row["order"], row["size"]) for row in bank.masks.to_pylist() if row["order"] not in unfit}
+    for order, size in sorted(fixed):
         members = bank.members(order, size)
         groups = next(row["groups"] for row in bank.masks.to_pylist() if row["member"] in members)
         changes = [
             after - start
             for rates in bank.rates(members, declared)
-            if (after := _log_odds(rates.misbehaviour)) is not None and (start := before.get(rates.seed)) is not None
+            if (after := log_odds(rates.misbehaviour)) is not None and (start := before.get(rates.seed)) is not None
         ]
         if changes:
             predicted = sum(effects.get(group, 0.0) for group in groups)
@@ -206,6 +208,6 @@ def fit_line(sets: Sequence[VerifiedSet], before: float) -> Calibration:
     return Calibration(tuple(sets), Interval(slope, slope - half, slope + half), residual, fit, before, poor)
 
 
-def _log_odds(rate: float | None) -> float | None:
+def log_odds(rate: float | None) -> float | None:
     """Return the log-odds of a rate, kept away from 0 and 1."""
     return None if rate is None else float(logit(np.clip(rate, _EDGE, 1.0 - _EDGE)))

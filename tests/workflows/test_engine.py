@@ -230,9 +230,10 @@ def test_the_smallest_correction_is_bisected_to_a_group(copy: Path, write_task: 
         write_task(verify={"seeds": 3, "points": 1, "minimal": 0.3}), copy, workers=0
     )["test"]  # fmt: skip
     found = {minimal["order"]: minimal for minimal in summary["minimal_corrections"]}
-    assert set(found) == {"attribution", "size", "random"}
-    for minimal in found.values():
-        assert minimal["groups"] - minimal["too_few"] == 1
-    assert found["attribution"]["groups"] < found["size"]["groups"], "harmless errors are the larger ones"
+    assert set(found) == {"adaptive", "attribution", "size", "random"}
+    for order in ("size", "random"):
+        assert found[order]["groups"] - found[order]["too_few"] == 1
+    assert found["adaptive"]["groups"] == min(minimal["groups"] for minimal in found.values())
+    assert found["adaptive"]["groups"] < found["size"]["groups"], "harmless errors are the larger ones"
     page = (copy / "reports/test/index.html").read_text()
     assert "smallest verified correction" in page
