@@ -55,10 +55,10 @@ def concentration_chart(curve: Sequence[ConcentrationPoint], top: int) -> Chart:
         *trace(x, y, colour, tip, len(curve)),
     ]
     caption = (
-        "Share of the predicted drop that the groups with the largest predicted drops carry. Grey: the same corrections "
-        "with chance influence (in each window the scores of the transitions whose advantage a correction changes are "
-        "permuted among them); sparse rewards concentrate any attribution, and only what lies above grey is a finding. "
-        f"Bands are 95% t-intervals over seeds; dashed: the top {top}."
+        "Share of the predicted drop that the groups with the largest predicted drops carry. Grey: the same "
+        "corrections with chance influence (in each window the scores of the transitions whose advantage a correction "
+        "changes are permuted among them); sparse rewards concentrate any attribution, and only what lies above grey "
+        f"is a finding. Bands are 95% t-intervals over seeds; dashed: the top {top}."
     )
     spec = make_spec(240, data={"values": records(rows)}, layer=layers)
     return Chart("concentration", "Concentration of the predicted drop, against chance", caption, spec, rows)
@@ -122,8 +122,8 @@ def group_effects(effects: Sequence[tuple[str, Interval]], unit: str) -> Chart:
     middle = "" if len(shown) == len(every) else f" Only the {half} at either end of {len(every)} are drawn."
     caption = (
         "Predicted effect of correcting each group that has wrong rewards, averaged over failures and seeds, with 95% "
-        f"t-intervals over seeds. Below zero: correcting it should reduce the misbehaviour.{middle} Predictions have no "
-        "unit: they are ranks, not misbehaviour rates; the retrainings are the evidence."
+        f"t-intervals over seeds. Below zero: correcting it should reduce the misbehaviour.{middle} Predictions have "
+        "no unit: they are ranks, not misbehaviour rates; the retrainings are the evidence."
     )
     title = "Predicted effect of correcting each group with wrong rewards"
     return Chart("group-effects", title, caption, make_spec(200, data={"values": shown}, layer=layers), rows)

@@ -1,7 +1,8 @@
 r"""What predicted effects are worth: how concentrated they are, and what they mean in units of misbehaviour rate.
 
 Predictions have no unit of their own (every window of training counts the same in them), and only their ranks can be
-trusted as they stand. The bank holds what really happened to correction sets; the regression of measured on predicted changes of log-odds,
+trusted as they stand. The bank holds what really happened to correction sets; the regression of measured on predicted
+changes of log-odds,
 
 .. math:: \mathrm{logit}\, m(C) - \mathrm{logit}\, m_0 = b \sum_{g \in C} \mathrm{effect}_g,
 

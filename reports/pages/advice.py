@@ -321,7 +321,7 @@ def _correct(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
             "can say, let the environment tell info['intended_reward'].",
         )
     if around.corrected is None:
-        return ("Correct the wrong rewards and train again; the cluster's page lists their groups by predicted effect.",)
+        return ("Correct the wrong rewards and train again; the cluster's page lists their groups.",)
     left = "" if around.correction is None else f", which leaves {around.correction.as_percent()} misbehaving"
     which = "every wrong reward" if findings.decision.verdict is Verdict.MIXED else "the smallest verified set"
     return (f"Correct the rewards of {counted(around.corrected, 'group')} ({which}{left}): the edits file lists them.",)

@@ -68,7 +68,7 @@ class ClusterReport(NamedTuple):
         )
 
     def view(self, unit: str) -> ClusterView:
-        """Return the figures of the cluster and its first groups by predicted effect (`unit`: what groups are called)."""
+        """Return the figures of the cluster and the first of its groups (`unit`: what groups are called)."""
         charts: dict[str, Chart] = {}
         if self.groups:
             charts["groups"] = group_effects([(str(g["group"]), g["interval"]) for g in self.groups], unit)
@@ -159,8 +159,12 @@ def _predictions(
         calibrate(bank, effects.mean() if groups else {}, task.outcomes),
         _noise_ceiling(evaluated),
         order_doubts(
-            {group["group"]: group["effect"] for group in groups}, list(evaluated.run.rewards.values()), findings.curve,
-            findings.evidence, task.group_by, direction,
+            {group["group"]: group["effect"] for group in groups},
+            list(evaluated.run.rewards.values()),
+            findings.curve,
+            findings.evidence,
+            task.group_by,
+            direction,
             evaluated.other_effects(NearestObservation.name, cluster.failures),
         ),
         direction,
