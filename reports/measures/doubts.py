@@ -227,5 +227,5 @@ def _decimals(value: float) -> str:
 
 
 def _points(change: Interval) -> str:
-    value, low, high = (f"{round(100 * (end or 0.0)) + 0:+d}".replace("-", "−") for end in change)
+    value, low, high = (f"{round(100 * (end or 0.0)):+d}" for end in change)
     return f"{value} [{low}, {high}] percentage points"
