@@ -1,7 +1,8 @@
 r"""What predicted effects are worth: how concentrated they are, and what they mean in units of misbehaviour rate.
 
-Predictions have no unit: every window counts the same in them. The bank holds what really happened to correction sets;
-the regression of measured changes of log-odds on predicted effects, of each set C as the set it is,
+Predictions have no unit (every window of training counts the same in them), and only their ranks can be trusted as they
+stand. The bank holds what really happened to correction sets; the regression of measured changes of log-odds on predicted
+effects, of each set C as the set it is,
 
 .. math:: \mathrm{logit}\, m(C) - \mathrm{logit}\, m_0 = b \, \mathrm{effect}(C),
 
@@ -32,7 +33,7 @@ MOST_SIZES = 100
 
 
 class ConcentrationPoint(NamedTuple):
-    """Share of the predicted drop that a number of most suspected groups carry, and by chance."""
+    """Share of the predicted drop that a number of groups with the largest drops carry, and by chance."""
 
     groups: int
     measured: Interval
@@ -41,14 +42,15 @@ class ConcentrationPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Concentration:
-    """Share of the predicted drop that the most suspected wrong groups carry, and by chance.
+    """Share of the predicted drop that the wrong groups with the largest drops carry, and by chance.
 
     Attributes:
         top: number of groups, a `TOP_SHARE` of those with wrong rewards.
         groups: number of groups with wrong rewards.
         measured: share, mean over seeds.
-        null: the same with influence permuted among the wrong rewards of each window: the same rewards, chance
-            influence. Sparse rewards concentrate any attribution; only what exceeds this is a finding.
+        null: the same corrections with chance influence: in each window the scores of the transitions whose advantage
+            a correction changes are permuted among them. Sparse rewards concentrate any attribution; only what exceeds
+            this is a finding.
         curve: both for other numbers of groups.
     """
 
@@ -70,7 +72,7 @@ def concentration(by_seed: Mapping[str, NDArray[np.float64]], null: pa.Table) ->
 
     Args:
         by_seed: effect of each group with wrong rewards, mean over failures, [S].
-        null: rows `group, seed, draw, effect` of permuted influence.
+        null: rows `group, seed, draw, effect` of chance influence.
     """
     count = len(by_seed)
     if count < 2:

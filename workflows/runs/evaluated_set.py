@@ -22,12 +22,12 @@ from ...datasets.bank import Bank, read_bank
 from ...datasets.errors import InputError, nearest
 from ...datasets.files.remote import exist
 from ...datasets.files.store import RunFolder, read_table, read_table_schema, require_rows
-from ...datasets.influence import covered_by_all
+from ...datasets.influence import covered, covered_by_all
 from ...datasets.learning import bank_outcomes
 from ...datasets.manifest import digest
 from ...datasets.outcomes import failure_ids
 from ...datasets.plays import read_plays
-from ...datasets.schema import WINDOW_EFFECTS, current_top_transitions, metadata_of
+from ...datasets.schema import DIRECTION_EFFECTS, WINDOW_EFFECTS, current_top_transitions, metadata_of
 from ...datasets.words import counted
 from ...reports.measures.learning import Learning, find_learning
 from ...reports.measures.timeline import Timeline
@@ -284,6 +284,20 @@ class EvaluatedSet(Shown):
         own = number.is_null() if cluster.selection is None else number == cluster.number
         rows = read_table(path).filter(own & (pc.field("estimator") == self.estimator.name))
         return dict(zip(rows["member"].to_pylist(), rows["effect"].to_pylist(), strict=True))
+
+    @cached_property
+    def direction_effects(self) -> pa.Table:
+        """Effects with the critic corrected too (`DIRECTION_EFFECTS`); no rows where an earlier version attributed."""
+        path = self._path("direction")
+        return self._own_rows("direction") if path.exists() else DIRECTION_EFFECTS.empty_table()
+
+    def other_effects(self, estimator: str, failures: Sequence[str]) -> dict[str, float] | None:
+        """Return another estimator's mean effect of each group; None where it did not attribute all of the failures."""
+        covers = covered(self._path("groups"), self.run.manifest.attribution or "") or {}
+        if not failures or not set(failures) <= set(covers.get(estimator, ())):
+            return None
+        rows = read_table(self._path("groups"), _EFFECT_COLUMNS).filter(pc.field("estimator") == estimator)
+        return _effects_on(at_own_damping(rows), failures).mean()
 
     @cached_property
     def timeline(self) -> Timeline:
