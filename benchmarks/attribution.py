@@ -37,8 +37,8 @@ from aitia.attribution.effects.top import TOP_K, Leaders, keep_top
 from aitia.attribution.effects.window import attribute_window
 from aitia.attribution.estimators.base import Trak
 from aitia.attribution.estimators.window import read_window
-from aitia.attribution.gradients.channels import DOUBLE_ROWS, policy_gradients
-from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA
+from aitia.attribution.gradients.channels import policy_gradients
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, DOUBLE_ROWS
 from aitia.attribution.gradients.rows import WindowRows
 from aitia.attribution.targets.steps import Targets, UserSteps
 from aitia.datasets.files.store import write_table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +11,9 @@ from torch import Tensor
 from ..actors.outputs import Actor, Outputs
 from ..targets.steps import Targets
 from .factors import Factors
-from .kernel import DoubleGradients, WindowGradients, inner_products
+from .kernel import TargetSteps, WindowGradients, inner_products
 from .layers import Functional, gradient_factors
 from .rows import WindowRows
-
-DOUBLE_ROWS = 1024
 
 
 class Channels(NamedTuple):
@@ -43,33 +40,30 @@ class Channels(NamedTuple):
             vf_coef: weight of the value loss.
         """
         scale = float(np.sqrt(2.0 * vf_coef))
-        steps = target_factors(actor, rows, targets)
+        steps = target_steps(actor, targets)
         policy, value = policy_gradients(actor, rows, targets, where, steps), None
         if actor.has_values:
             value = value_gradients(actor, rows, targets, where, scale, steps)
         return Channels(policy, value, scale, actor.has_values)
 
 
-def target_factors(actor: Actor, rows: WindowRows, targets: Targets) -> Factors:
+def target_steps(actor: Actor, targets: Targets) -> TargetSteps:
     """Return the factored gradients of the targets' steps, which both channels of a window are multiplied with."""
-    _set_precision(actor, rows)
-    return gradient_factors(actor, targets.observations, targets.functional(), targets.inputs)
+    actor.module.double()
+    return TargetSteps.of(actor, targets)
 
 
 def policy_gradients(
-    actor: Actor, rows: WindowRows, targets: Targets, where: str, steps: Factors | None = None
+    actor: Actor, rows: WindowRows, targets: Targets, where: str, steps: TargetSteps | None = None
 ) -> WindowGradients:
     """Compute the inner products of the policy channel: gradients of log pi(a|s) of a window's distinct rows.
-
-    In float64 up to `DOUBLE_ROWS` distinct rows, beyond in float32: half the time. At each damping scores in float32
-    are checked by some rows in float64; where they may be off by more than `LARGEST_ERROR`, all are done in float64.
 
     Args:
         actor: the policy with the parameters that collected the window; its dtype is changed.
         rows: the window's distinct rows.
         targets: the failures' target steps.
         where: names the window in messages.
-        steps: the gradients of the targets (`target_factors`); None: they are computed.
+        steps: the gradients of the targets (`target_steps`); None: they are computed.
 
     Raises:
         NonFiniteError: a gradient is NaN or infinite; names window and row.
@@ -80,7 +74,7 @@ def policy_gradients(
 
 
 def value_gradients(
-    actor: Actor, rows: WindowRows, targets: Targets, where: str, scale: float, steps: Factors | None = None
+    actor: Actor, rows: WindowRows, targets: Targets, where: str, scale: float, steps: TargetSteps | None = None
 ) -> WindowGradients | None:
     """Compute the inner products of the value channel: gradients of `scale` V(s) of a window's distinct rows.
 
@@ -91,13 +85,15 @@ def value_gradients(
     Returns:
         None where the value loss moves no parameter that a target depends on: all effects are zero.
     """
-    steps = steps or target_factors(actor, rows, targets)
+    steps = steps or target_steps(actor, targets)
 
     def functional(said: Outputs) -> Tensor:
         return scale * said.values.sum()
 
     window = _window_factors(actor, rows, functional)
-    return _gradients(actor, functional, rows, targets, where, steps, window) if window.shares_layers(steps) else None
+    if not window.shares_layers(steps.factors):
+        return None
+    return _gradients(actor, functional, rows, targets, where, steps, window)
 
 
 def q_gradients(actor: Actor, rows: WindowRows, targets: Targets, where: str) -> WindowGradients:
@@ -117,24 +113,16 @@ def _gradients(
     rows: WindowRows,
     targets: Targets,
     where: str,
-    steps: Factors | None = None,
+    steps: TargetSteps | None = None,
     window: Factors | None = None,
 ) -> WindowGradients:
     """Return the inner products of the gradients of a functional of the window's rows (`window`, if they are there)."""
-    gradients = inner_products(
-        window or _window_factors(actor, rows, functional), steps or target_factors(actor, rows, targets),
-        rows, targets, where,
-    )  # fmt: skip
-    if gradients.gram.dtype == torch.float64:
-        return gradients
-    return replace(gradients, double=DoubleGradients(actor, functional, rows, targets, where))
+    return inner_products(
+        window or _window_factors(actor, rows, functional), steps or target_steps(actor, targets), rows, targets, where
+    )
 
 
 def _window_factors(actor: Actor, rows: WindowRows, functional: Functional) -> Factors:
     """Return the factored gradients of the window's rows."""
-    _set_precision(actor, rows)
+    actor.module.double()
     return gradient_factors(actor, rows.observations, functional, rows.inputs)
-
-
-def _set_precision(actor: Actor, rows: WindowRows) -> None:
-    actor.module.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)

@@ -22,8 +22,7 @@ from ...attribution.effects.window import EFFECTS, attribute_window
 from ...attribution.estimators.base import Estimator
 from ...attribution.estimators.registry import AUTO, estimators, find_estimator
 from ...attribution.estimators.window import read_window
-from ...attribution.gradients.channels import DOUBLE_ROWS
-from ...attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
+from ...attribution.gradients.kernel import DEFAULT_LAMBDA, DOUBLE_ROWS, LAMBDAS
 from ...attribution.targets.steps import Targets
 from ...datasets.errors import InputError
 from ...datasets.files.remote import exist, remove_folder
