@@ -12,7 +12,7 @@ from torch import nn
 
 from ...datasets.errors import InputError
 from ...datasets.words import counted
-from ..actors.adapt import ModuleActor, as_actor
+from ..actors.adapt import ModuleActor, as_actor, on_device
 from ..actors.outputs import Actor
 from ..adjoints.signal import Scores
 from ..targets.steps import Targets
@@ -54,7 +54,11 @@ class InfluenceMatrix:
 
 
 def influence(
-    window: Window, actor: nn.Module | Actor, targets: Targets, estimator: str | Estimator = "trak"
+    window: Window,
+    actor: nn.Module | Actor,
+    targets: Targets,
+    estimator: str | Estimator = "trak",
+    device: str = "cpu",
 ) -> InfluenceMatrix:
     """Return the influence of every reward of one window on every failure.
 
@@ -65,10 +69,11 @@ def influence(
         targets: of F failures (`Targets.from_arrays`).
         estimator: an estimator with its parameters, `Trak(damping=1e-2)`, or a name; `auto`: exact TRAK, or TRAK
             projected where the policy or the window leaves no choice.
+        device: where gradients are computed: `cpu`, or with a CUDA build of torch `cuda`.
 
     Raises:
-        InputError: the policy's gradients have no factored form, or something does not fit, or the damping is not
-            positive.
+        InputError: there is no such device, the policy's gradients have no factored form, or something does not fit, or
+            the damping is not positive.
         NonFiniteError: a gradient is not finite.
     """
     policy = as_actor(actor)
@@ -80,7 +85,7 @@ def influence(
     if targets.failures == 0:
         raise InputError("targets: no failure, expected one or more")
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has set
-        copied = copy.deepcopy(policy)
+        copied = on_device(copy.deepcopy(policy), device)
         copied.module.train(False)
         _require_rows_apart(copied, window)
         prepared = chosen.prepare(window, copied, targets)
@@ -106,7 +111,7 @@ def _require_rows_apart(actor: Actor, window: Window) -> None:
     def said(chosen: NDArray[np.int64]) -> Scores:
         outputs = actor.outputs(rows.observations[chosen])
         with torch.no_grad():
-            return outputs.distribution.log_prob(torch.as_tensor(rows.actions[chosen])).double().numpy()
+            return outputs.distribution.log_prob(torch.as_tensor(rows.actions[chosen])).double().cpu().numpy()
 
     together, in_pairs = said(some), np.array([said(np.array([row, 0]))[0] for row in some])
     if not np.allclose(together, in_pairs, rtol=1e-3, atol=1e-4, equal_nan=True):

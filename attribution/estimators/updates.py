@@ -141,8 +141,8 @@ class _Said(NamedTuple):
         """Return what the policy says with its present parameters."""
         with torch.no_grad():
             outputs = actor.outputs(rows.observations, rows.inputs)
-            log_prob = outputs.distribution.log_prob(torch.as_tensor(rows.actions)).double().numpy()
-            value = outputs.values.double().numpy() if actor.has_values else np.zeros(len(log_prob))
+            log_prob = outputs.distribution.log_prob(torch.as_tensor(rows.actions)).double().cpu().numpy()
+            value = outputs.values.double().cpu().numpy() if actor.has_values else np.zeros(len(log_prob))
         return _Said(log_prob, value)
 
 

@@ -104,7 +104,9 @@ def q_gradients(actor: Actor, rows: WindowRows, targets: Targets, where: str) ->
         rows, targets, where: see `policy_gradients`; actions are zeros where the network gives one value a row.
     """
     actions = torch.as_tensor(rows.actions)[:, None]
-    return _gradients(actor, lambda said: said.q_values.gather(1, actions).sum(), rows, targets, where)
+    return _gradients(
+        actor, lambda said: said.q_values.gather(1, actions.to(said.q_values.device)).sum(), rows, targets, where
+    )
 
 
 def _gradients(

@@ -183,11 +183,12 @@ class Targets:
         total: Tensor | None = None
         for name in sorted(set(self.kinds)):
             chosen = torch.as_tensor((kind == name) & (weights > 0.0))
-            part = torch.where(chosen, per_kind[name](), 0.0)
+            part = per_kind[name]()
+            part = torch.where(chosen.to(part.device), part, 0.0)
             total = part if total is None else total + part
         assert total is not None
-        weight = torch.as_tensor(weights, dtype=total.dtype)
-        return total.new_zeros(self.failures).index_add(0, torch.as_tensor(self.failure), weight * total)
+        weight, failure = torch.as_tensor(weights).to(total), torch.as_tensor(self.failure, device=total.device)
+        return total.new_zeros(self.failures).index_add(0, failure, weight * total)
 
     def _step_kinds(self) -> NDArray[np.str_]:
         return np.array(self.kinds)[self.failure]

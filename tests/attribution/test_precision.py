@@ -196,7 +196,9 @@ def test_every_form_gives_the_scores_of_float64_for_every_kind_of_policy(
         assert (exact is None) == (mine is None)
         if exact is not None and mine is not None:
             scores, size = exact.trak(1e-2), np.abs(exact.trak(1e-2)).max()
-            np.testing.assert_allclose(mine.trak(1e-2), scores, rtol=0, atol=(1e-3 if form == "_single" else 1e-7) * size)
+            np.testing.assert_allclose(
+                mine.trak(1e-2), scores, rtol=0, atol=(1e-3 if form == "_single" else 1e-7) * size
+            )
             assert form in vars(mine) and getattr(mine, form) is not None
 
 

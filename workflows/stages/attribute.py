@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ...attribution.actors.adapt import as_actor
+from ...attribution.actors.adapt import as_actor, on_device
 from ...attribution.effects.merge import WindowSums, group_table, null_table, sum_windows, unit_table, window_table
 from ...attribution.effects.top import TOP_K, Leaders, keep_top
 from ...attribution.effects.window import EFFECTS, attribute_window
@@ -264,7 +264,7 @@ def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None)
     window = read_window(folder.transitions_path(piece.seed, piece.window), shared.grouping)
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
-    actor = as_actor(load_policy(task.agent, task.training_env, parameters))
+    actor = on_device(as_actor(load_policy(task.agent, task.training_env, parameters)), task.device)
     influence = attribute_window(window, actor, shared.targets, piece.estimator, leaders=shared.leaders)
     write_table(piece.top_path, influence.top)
     precision = torch.float64 if len(window.rows.counts) <= DOUBLE_ROWS else torch.float32  # that of the scores
