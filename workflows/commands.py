@@ -115,6 +115,7 @@ def attribute(
     scheduler: str | None = None,
     accept_changes: bool = False,
     trust: bool = False,
+    effects: Sequence[str] = (),
 ) -> None:
     """Attribute failures of an evaluation set to training rewards.
 
@@ -127,9 +128,11 @@ def attribute(
             name and the parameters that differ from the default ones.
         workers, scheduler, accept_changes: see `train`.
         trust: see `evaluate`.
+        effects: computed in addition: `raw` (without the normalisation of advantages), `value` (through the value
+            loss), `lambdas` (at more dampings). No report reads them; their columns are null otherwise.
     """
     with _computing("attribute", run, workers, scheduler, accept_changes, trust) as (opened, pool):
-        attribute_stage(opened, set, failure, estimator, pool)
+        attribute_stage(opened, set, failure, estimator, pool, effects)
         draw_training(opened, set, pool)
 
 

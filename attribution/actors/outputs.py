@@ -177,6 +177,11 @@ class Outputs:
         raise InputError("the policy gives no latent features, which this needs: a method latent(observations)")
 
     @cached_property
+    def critic_latent(self) -> Tensor | None:
+        """Latent features of the critic, the input of its last layer, [N, H]; None: not known."""
+        return None
+
+    @cached_property
     def q_values(self) -> Tensor:
         """Q(s, .) of every action [N, A], or Q of one action a state [N, 1]."""
         raise InputError("the policy gives no Q(s, a), which this target or estimator needs; expected a Q-network")

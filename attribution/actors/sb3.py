@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +40,14 @@ class Sb3Actor:
         self._lstms = {name: lstm for name, lstm in lstms.items() if type(lstm) is nn.LSTM}
         inside = [f"{name}.{key}" for name, lstm in self._lstms.items() for key, _ in lstm.named_parameters()]
         self.linear_parameters = frozenset([_SPREAD, *inside])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sb3Actor:
+        """Copy the policy without the distribution that it gave last, which may belong to the graph of a gradient."""
+        latest = getattr(self.module, "action_dist", None)
+        if latest is not None:
+            memo[id(latest)] = blank = copy.copy(latest)
+            blank.__dict__.update(dict.fromkeys(("distribution", "mean_actions", "log_std") & vars(blank).keys()))
+        return Sb3Actor(copy.deepcopy(self.module, memo))
 
     def why_not_factored(self) -> str | None:
         """Return why its gradients have no factored form, whatever its layers are; None where that is up to them."""
@@ -125,8 +134,8 @@ class _Sb3Outputs(Outputs):
         return torch.ones_like(head, dtype=torch.bool) if mask is None else torch.as_tensor(mask, device=head.device)
 
     @cached_property
-    def values(self) -> Tensor:
-        """V(s), [N]."""
+    def critic_latent(self) -> Tensor:
+        """Latent features of the critic, the input of its last layer, [N, H]."""
         policy = self._policy
         shared = policy.share_features_extractor
         features = self._actor_features if shared else policy.vf_features_extractor(self._prepared)
@@ -136,7 +145,12 @@ class _Sb3Outputs(Outputs):
                 features = self._remembered("lstm_critic", features, CRITIC)
             else:  # the actor's LSTM, which the value loss does not move, or a layer instead of an LSTM
                 features = self._actor_memory.detach() if whole.shared_lstm else whole.critic(features)
-        values: Tensor = policy.value_net(policy.mlp_extractor.forward_critic(features))[:, 0]
+        return policy.mlp_extractor.forward_critic(features)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """V(s), [N]."""
+        values: Tensor = self._policy.value_net(self.critic_latent)[:, 0]
         return values
 
 

@@ -56,7 +56,8 @@ class TrakProjected(Estimator):
     """
 
     name = "trak-projected"
-    summary = "TRAK with a random projection, through the traker library"
+    summary = "TRAK with a random projection, through the traker library; corrections as finite differences"
+    finite_difference = True
     dimension: int = 2048
     seed: int = 0
     damping: float = DEFAULT_LAMBDA
@@ -82,7 +83,7 @@ class TrakProjected(Estimator):
                 "--estimator trak, or another target"
             )
         scores = _scores(window, actor, targets, self)
-        return ScoredWindow(window, lambda lam: scores[lam], value_known=False)
+        return ScoredWindow(window, lambda lam: scores[lam], finite=True)
 
 
 class _Scored(nn.Module):

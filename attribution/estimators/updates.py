@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from ...datasets.errors import InputError
 from ...training.retraining.replay import ReplayedWindow
 from ..actors.outputs import Actor
-from ..adjoints.gae import GaeAdvantages, minibatch_adjoint, spread
+from ..adjoints.batches import spread
+from ..adjoints.gae import GaeAdvantages, minibatch_adjoint
 from ..adjoints.signal import Scores
 from ..gradients.channels import Channels
-from ..gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
+from ..gradients.kernel import LAMBDAS, LINEAR_LAMBDA
 from ..gradients.rows import WindowRows
 from ..targets.steps import Targets
 from .base import Estimator, Influence, Prepared
@@ -42,7 +43,7 @@ class TrakUpdates(Estimator):
     name = "trak-updates"
     summary = "TRAK summed over PPO's real updates, with ratios and clipping"
     needs_updates = True
-    damping: float = DEFAULT_LAMBDA
+    damping: float = LINEAR_LAMBDA
 
     def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Score every update of the window.
@@ -115,7 +116,8 @@ def _mean_effects(
         )  # fmt: skip
         advantages = _Minibatch(signal.raw[update.rows], signal.normalize)
         weight, follows = _slopes(_Said.of(actor, rows), before, distinct, row, advantages, window.updates)
-        policy, value, scale, _ = Channels.of(actor, rows, targets, f"{window.name}, update {number}", window.vf_coef)
+        channels = Channels(actor, rows, targets, f"{window.name}, update {number}", window.vf_coef)
+        policy, value, scale = channels.policy, channels.value, channels.scale
         for lam, total in effects.items():
             scores = weight[:, None] * policy.trak(lam)[row]
             total.scores[update.rows] += scores

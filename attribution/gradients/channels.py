@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,35 +16,31 @@ from .layers import Functional, gradient_factors
 from .rows import WindowRows
 
 
-class Channels(NamedTuple):
-    """Inner products of the gradients of log pi and of `scale` V.
+class Channels:
+    """Inner products of the gradients of log pi and, computed when they are asked for, of `scale` V.
+
+    Args:
+        actor, rows, targets, where: see `policy_gradients`.
+        vf_coef: weight of the value loss.
 
     Attributes:
         policy: of log pi(a|s).
-        value: of `scale` V(s); None: the value channel is zero, or not known.
         scale: the value loss is vf_coef (R - V)^2: its curvature is scale^2 grad V grad V^T.
         value_known: whether the policy has values.
     """
 
-    policy: WindowGradients
-    value: WindowGradients | None
-    scale: float
-    value_known: bool
+    def __init__(self, actor: Actor, rows: WindowRows, targets: Targets, where: str, vf_coef: float) -> None:
+        self._steps = target_steps(actor, targets)
+        self._actor, self._rows, self._targets, self._where = actor, rows, targets, where
+        self.policy = policy_gradients(actor, rows, targets, where, self._steps)
+        self.scale, self.value_known = float(np.sqrt(2.0 * vf_coef)), actor.has_values
 
-    @staticmethod
-    def of(actor: Actor, rows: WindowRows, targets: Targets, where: str, vf_coef: float) -> Channels:
-        """Return the inner products of both channels.
-
-        Args:
-            actor, rows, targets, where: see `policy_gradients`.
-            vf_coef: weight of the value loss.
-        """
-        scale = float(np.sqrt(2.0 * vf_coef))
-        steps = target_steps(actor, targets)
-        policy, value = policy_gradients(actor, rows, targets, where, steps), None
-        if actor.has_values:
-            value = value_gradients(actor, rows, targets, where, scale, steps)
-        return Channels(policy, value, scale, actor.has_values)
+    @cached_property
+    def value(self) -> WindowGradients | None:
+        """Of `scale` V(s); None: the value channel is zero, or not known."""
+        if not self.value_known:
+            return None
+        return value_gradients(self._actor, self._rows, self._targets, self._where, self.scale, self._steps)
 
 
 def target_steps(actor: Actor, targets: Targets) -> TargetSteps:

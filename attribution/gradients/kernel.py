@@ -35,8 +35,9 @@ from .layers import gradient_factors
 from .rows import WindowRows
 from .systems import LARGEST_ERROR, Dense, LowRank, Probe, evenly, low_rank
 
-DEFAULT_LAMBDA = 1e-2
-LAMBDAS = (1e-2, 1e-1, 1e-3)
+DEFAULT_LAMBDA = 1e-3
+LINEAR_LAMBDA = 1e-2  # of estimators that take a correction for a small change: what was measured of them in 0.1
+LAMBDAS = (1e-3, 1e-2, 1e-1)
 DOUBLE_ROWS = 1024
 _CHECKED_FAILURES = 16
 Scores = NDArray[np.float64]
@@ -61,6 +62,11 @@ class WindowGradients:
         self._scaled = window.scaled(self._root)
         self._accepted = np.inf  # the smallest damping at which float32 was checked and exact enough
 
+    @property
+    def failures(self) -> int:
+        """F."""
+        return self._pairs.sums
+
     @cached_property
     def targets(self) -> Tensor:
         """Phi q [U, F], inner products with the gradients of the failures' targets."""
@@ -74,11 +80,6 @@ class WindowGradients:
         """
         solved, _ = self._solved(lam, lambda products: products)
         return _numpy(solved / self._root)
-
-    def mean_trak(self, lam: float) -> Scores:
-        """Return TRAK scores of the distinct rows, mean over failures [U]: one solve."""
-        solved, _ = self._solved(lam, lambda products: products.mean(dim=1, keepdim=True))
-        return _numpy(solved / self._root)[:, 0]
 
     def summed_trak(self, lam: float, weights: Scores) -> Scores:
         """Return sums of TRAK scores, weights^T s [G, F], by G solves instead of F.

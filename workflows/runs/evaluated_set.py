@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...attribution.effects.order import EffectTable, effect_table
+from ...attribution.effects.order import EffectTable, at_own_damping, effect_table
 from ...attribution.estimators.registry import Chosen
-from ...attribution.gradients.kernel import DEFAULT_LAMBDA
 from ...attribution.targets.steps import Targets, make_targets
 from ...datasets.bank import Bank, read_bank
 from ...datasets.errors import InputError, nearest
@@ -50,7 +49,7 @@ from .task import Task
 if TYPE_CHECKING:
     from .run import Run
 
-INFLUENCE_TABLES = ("groups", "transitions", "windows", "null", "units")
+INFLUENCE_TABLES = ("groups", "transitions", "windows", "null", "units", "direction", "masses", "scores")
 By = Literal["group", "window", "transition"]
 _EFFECT_COLUMNS = ("failure", "group", "seed", "lambda", "effect", "estimator")  # all that orders and clusters need
 
@@ -242,7 +241,7 @@ class EvaluatedSet(Shown):
         own = pc.field("estimator") == self.estimator.name
         sums = read_table(self._path("groups"), _EFFECT_COLUMNS)
         top = current_top_transitions(read_table(self._path("transitions"))).filter(own)
-        return Attributed(sums.filter(own & (pc.field("lambda") == DEFAULT_LAMBDA)), top)
+        return Attributed(at_own_damping(sums.filter(own)), top)
 
     @cached_property
     def effects(self) -> EffectTable:
