@@ -75,7 +75,7 @@ class PlacesFactors:
                 _add_lower_triangle(total, mine)
             else:
                 total.addmm_(mine, other.gradients(block).T)
-        return torch.tril(total) + torch.tril(total, -1).T if other is self else total
+        return total.tril().add_(total.tril(-1).T) if other is self else total
 
     def _by_places(self, other: PlacesFactors) -> Tensor:
         """Add, for every pair of places, the product of the inputs' and the derivatives' inner products."""

@@ -119,7 +119,7 @@ class WindowGradients:
         exact = self._scaled.rows_of(self._probe.rows).products(self._steps.rows_of(chosen), pairs)
         try:
             solved = self._single.solve(lam, self._single_products[:, some])
-        except (LinAlgError, torch.linalg.LinAlgError):  # in float32 not even positive definite
+        except (LinAlgError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # not positive definite
             return False
         if not self._probe.error(lam, exact, solved.double()) <= LARGEST_ERROR:
             return False
@@ -177,8 +177,8 @@ class TargetSteps(NamedTuple):
         if len(chosen) < len(steps.failure):
             factors = factors.rows_of(torch.as_tensor(chosen, device=factors.device))
         device, row = factors.device, np.searchsorted(chosen, distinct.step)
-        pairs = (torch.as_tensor(part, device=device) for part in (row, distinct.failure, distinct.weight))
-        return TargetSteps(factors, Pairs(*pairs, targets.failures))
+        used, owner, weight = (torch.as_tensor(x, device=device) for x in (row, distinct.failure, distinct.weight))
+        return TargetSteps(factors, Pairs(used, owner, weight, targets.failures))
 
 
 def inner_products(

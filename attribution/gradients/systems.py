@@ -54,7 +54,8 @@ class Dense:
         factor, given = self._latest[1], right.to(self._matrix.dtype)
         if not factor.is_cpu:
             return torch.cholesky_solve(given, factor, upper=True)
-        return torch.from_numpy(cho_solve((factor.numpy().T, True), given.numpy(), check_finite=False))
+        solved: NDArray[np.floating] = cho_solve((factor.numpy().T, True), given.numpy(), check_finite=False)
+        return torch.from_numpy(solved)
 
     def _factor(self, lam: float) -> Tensor:
         system = self._matrix.clone()
