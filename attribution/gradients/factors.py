@@ -89,7 +89,9 @@ class PlacesFactors:
                 torch.mm(inputs, other_inputs.T, out=left)
                 torch.mm(derivatives, other_derivatives.T, out=right)
                 (same if one == two or other is not self else different).addcmul_(left, right)
-        return same.add_(different).add_(different.T) if other is self else same
+        if other is self:
+            same.add_(different).add_(different.T)
+        return same
 
     def _place_by_place(self) -> list[tuple[Tensor, Tensor]]:
         """Return the inputs [N, I] and derivatives [N, O] of each place."""
