@@ -81,7 +81,7 @@ class PlacesFactors:
         """Add, for every pair of places, the product of the inputs' and the derivatives' inner products."""
         mine = self._place_by_place()
         theirs = mine if other is self else other._place_by_place()
-        same, different, left, right = self.derivatives.new_zeros(4, len(self.inputs), len(other.inputs))
+        same, different, left, right = self.derivatives.new_zeros(4, len(self.inputs), len(other.inputs)).unbind()
         for one, (inputs, derivatives) in enumerate(mine):
             for two, (other_inputs, other_derivatives) in enumerate(theirs):
                 if other is self and one > two:
