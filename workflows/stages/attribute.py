@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from ...attribution.actors.adapt import as_actor
+from ...attribution.actors.adapt import as_actor, on_device
 from ...attribution.effects.merge import (
     direction_table,
     group_table,
@@ -334,7 +334,7 @@ def _attribute_window(piece: BlockPiece, number: int, updates: ReplayedWindow | 
     window = read_window(folder.transitions_path(piece.seed, number), shared.grouping)
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, number))
-    actor = as_actor(load_policy(task.agent, task.training_env, parameters))
+    actor = on_device(as_actor(load_policy(task.agent, task.training_env, parameters)), task.device)
     influence = attribute_window(
         window, actor, shared.targets, piece.estimator, leaders=shared.leaders, asked=piece.asked,
         mass=shared.masses.get((piece.seed, number)),
