@@ -1,8 +1,8 @@
 r"""What predicted effects are worth: how concentrated they are, and what they mean in units of misbehaviour rate.
 
-Predictions have no unit (every window of training counts the same in them), and only their ranks can be trusted as they
-stand. The bank holds what really happened to correction sets; the regression of measured changes of log-odds on predicted
-effects, of each set C as the set it is,
+Predictions have no unit (every window of training counts the same in them): only their ranks can be trusted as they
+stand. The bank holds what really happened to correction sets; the regression of measured changes of log-odds on
+predicted effects, of each set C as the set it is,
 
 .. math:: \mathrm{logit}\, m(C) - \mathrm{logit}\, m_0 = b \, \mathrm{effect}(C),
 
