@@ -156,7 +156,7 @@ def _predictions(
     return PredictionFindings(
         evaluated.estimator.name,
         concentration(by_seed, evaluated.null_sums) if whole else None,
-        calibrate(bank, effects.mean() if groups else {}, task.outcomes),
+        calibrate(bank, effects.mean() if groups else {}, task.outcomes, evaluated.set_effects(cluster)),
         _noise_ceiling(evaluated),
         order_doubts(
             {group["group"]: group["effect"] for group in groups},
