@@ -105,7 +105,7 @@ def _shares(effects: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class VerifiedSet:
-    """A correction set of the bank: its predicted change, and the measured one (log-odds, mean over seeds)."""
+    """A correction set of the bank: its predicted effect, and the measured change (log-odds, mean over seeds)."""
 
     order: str
     groups: int
@@ -115,7 +115,7 @@ class VerifiedSet:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The regression of measured on predicted changes.
+    """The regression of measured changes on predicted effects.
 
     Attributes:
         sets: what it was fitted on.
@@ -134,7 +134,7 @@ class Calibration:
     poor: str | None
 
     def rate(self, effect: float) -> Interval:
-        """Return the misbehaviour rate predicted for a correction set of a summed effect, with its interval."""
+        """Return the misbehaviour rate of a correction set of a predicted effect, with its interval."""
         if self.poor is not None or self.slope.value is None or self.slope.high is None:
             return NOTHING
         quantile = mean_half_width(len(self.sets)) or 0.0
@@ -155,7 +155,7 @@ class Calibration:
 def calibrate(
     bank: Bank | None, effects: Mapping[str, float], declared: Outcomes, sets_as_sets: Mapping[str, float]
 ) -> Calibration | None:
-    """Regress measured on predicted changes over the correction sets of the bank.
+    """Regress measured changes on predicted effects over the correction sets of the bank.
 
     Args:
         bank: the counterfactual bank; None: nothing was trained again.
