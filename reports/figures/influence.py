@@ -159,7 +159,7 @@ _SETS: dict[str, str] = {Order.ATTRIBUTION: ACCENT, Order.RANDOM: MUTED, Order.A
 
 
 def calibration_chart(calibration: Calibration) -> Chart:
-    """Draw measured against predicted changes of log-odds of every verified correction set, and the line.
+    """Draw the measured change of log-odds of every verified correction set against its predicted effect, and the line.
 
     Args:
         calibration: sets and line; fitted.
@@ -172,7 +172,7 @@ def calibration_chart(calibration: Calibration) -> Chart:
     slope = calibration.slope.value
     line = [] if slope is None else [{"predicted": at, "measured": slope * at} for at in (low, 0.0)]
     colour = colours("order", {tested.order: _SETS.get(tested.order, GOOD) for tested in calibration.sets})
-    x = quantity("predicted", "predicted change (sum of effects of the corrected groups)")
+    x = quantity("predicted", "predicted effect of the whole set")
     y = quantity("measured", "measured change of log-odds")
     tip = [category("order"), quantity("groups"), *(quantity(f, format=".3g") for f in ("predicted", "measured"))]
     layers: list[Spec] = [
@@ -195,10 +195,11 @@ def calibration_chart(calibration: Calibration) -> Chart:
         "prediction interval."
     )
     caption = (
-        "Does a prediction come true? Each point is a verified correction set: what the sum of its groups' effects "
-        f"predicts, and what retraining measured. {worth}"
+        "Does a prediction come true? Each point is a verified correction set: what is predicted of it as "
+        "a whole (where only its groups were attributed: the sum of their effects), and what retraining measured. "
+        f"{worth}"
     )
-    title = "Measured against predicted change of the log-odds of misbehaviour"
+    title = "Measured change of the log-odds of misbehaviour, against the predicted effect"
     spec = make_spec(240, data={"values": records(rows)}, layer=layers)
     return Chart("calibration", title, caption, spec, rows)
 
