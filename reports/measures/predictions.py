@@ -1,9 +1,9 @@
 r"""What predicted effects are worth: how concentrated they are, and what they mean in units of misbehaviour rate.
 
-Predictions are first-order changes of log-odds, and only their ranks can be trusted as they stand. The bank holds what
-really happened to correction sets; the regression of measured on predicted changes of log-odds,
+Predictions have no unit: every window counts the same in them. The bank holds what really happened to correction sets;
+the regression of measured changes of log-odds on predicted effects, of each set C as the set it is,
 
-.. math:: \mathrm{logit}\, m(C) - \mathrm{logit}\, m_0 = b \sum_{g \in C} \mathrm{effect}_g,
+.. math:: \mathrm{logit}\, m(C) - \mathrm{logit}\, m_0 = b \, \mathrm{effect}(C),
 
 gives them a unit, if it fits.
 """
@@ -151,13 +151,16 @@ class Calibration:
         }  # fmt: skip
 
 
-def calibrate(bank: Bank | None, effects: Mapping[str, float], declared: Outcomes) -> Calibration | None:
+def calibrate(
+    bank: Bank | None, effects: Mapping[str, float], declared: Outcomes, sets_as_sets: Mapping[str, float]
+) -> Calibration | None:
     """Regress measured on predicted changes over the correction sets of the bank.
 
     Args:
         bank: the counterfactual bank; None: nothing was trained again.
         effects: mean predicted effect of correcting each group.
         declared: the task's outcomes.
+        sets_as_sets: predicted effect of each member's whole set; where one is not known, its groups' are added up.
 
     Returns:
         None without a bank or without predictions.
@@ -176,6 +179,8 @@ def calibrate(bank: Bank | None, effects: Mapping[str, float], declared: Outcome
         ]
         if changes:
             predicted = sum(effects.get(group, 0.0) for group in groups)
+            if members.keys() <= sets_as_sets.keys():
+                predicted = float(np.mean([sets_as_sets[member] for member in members]))
             sets.append(VerifiedSet(order, size, float(predicted), float(np.mean(changes))))
     known = [value for value in before.values() if value is not None]
     return fit_line(sets, float(np.mean(known)) if known else 0.0)

@@ -150,7 +150,7 @@ def _predictions(
     return PredictionFindings(
         evaluated.estimator.name,
         concentration(by_seed, evaluated.null_sums) if cluster.selection is None else None,
-        calibrate(bank, effects.mean() if groups else {}, evaluated.run.task.outcomes),
+        calibrate(bank, effects.mean() if groups else {}, evaluated.run.task.outcomes, evaluated.set_effects(cluster)),
         _noise_ceiling(evaluated),
     )
 
