@@ -26,7 +26,7 @@ from torch import Tensor
 
 _BLOCK_BYTES = 2**28  # of materialised gradients at once
 _UNFOLDED_BYTES = 2**26  # of unfolded inputs at once
-_CACHED_BYTES = 2**22  # of inner products at once, so that they stay in the cache from one layer to the next
+_CACHED_BYTES = 2**20  # of inner products at once, so that they stay in the cache from one layer to the next
 
 
 @dataclass(frozen=True)

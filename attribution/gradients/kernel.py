@@ -137,11 +137,11 @@ class WindowGradients:
 
     @cached_property
     def _single(self) -> Dense:
-        return Dense(self._scaled.to(torch.float32).gram())
+        return Dense(self._scaled.to(torch.float32))
 
     @cached_property
     def _whole(self) -> Dense:
-        return Dense(self._scaled.gram())
+        return Dense(self._scaled)
 
     @cached_property
     def _products(self) -> Tensor:

@@ -32,14 +32,14 @@ _SINGLE = 2.0**-24
 
 
 class Dense:
-    """The whole matrix; the Cholesky factor of the latest damping is kept.
+    """The whole matrix; only the Cholesky factor of the latest damping is kept, which stands in its place.
 
     Args:
-        matrix: A, of which only the upper triangle is meant, [U, U], float32 or float64.
+        gradients: of the distinct rows, scaled: their inner products are A. In float32 or float64.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
-        self._matrix = matrix
+    def __init__(self, gradients: Factors) -> None:
+        self._gradients = gradients
         self._latest: tuple[float, Tensor] | None = None
 
     def solve(self, lam: float, right: Tensor) -> Tensor:
@@ -51,14 +51,15 @@ class Dense:
         if self._latest is None or self._latest[0] != lam:
             self._latest = None  # not two factors at once
             self._latest = (lam, self._factor(lam))
-        factor, given = self._latest[1], right.to(self._matrix.dtype)
+        factor = self._latest[1]
+        given = right.to(factor.dtype)
         if not factor.is_cpu:
             return torch.cholesky_solve(given, factor, upper=True)
         solved: NDArray[np.floating] = cho_solve((factor.numpy().T, True), given.numpy(), check_finite=False)
         return torch.from_numpy(solved)
 
     def _factor(self, lam: float) -> Tensor:
-        system = self._matrix.clone()
+        system = self._gradients.gram()
         system.diagonal().add_(lam)
         if not system.is_cpu:
             upper: Tensor = torch.linalg.cholesky(system, upper=True)
