@@ -28,6 +28,8 @@ _SPREADS = (0.5, 1.0, 2.0, 4.0)
 _ERRORS = (0.02, 0.05, 0.1, 0.2, 0.4)
 _STRAIGHT = (0.5, 0.1)
 _CURVES = (_STRAIGHT, *((middle, steepness) for middle in (0.3, 0.45, 0.6, 0.75) for steepness in (8.0, 20.0)))
+_CHANCE = 0.05
+_FOURTH_OF_FIVE = 0.5  # standard deviations that the fourth best of five seeds lies from the mean: .495, normal
 _FLAT = 0.02  # the ends of a logistic curve say little: changes are read no further out
 
 
@@ -52,18 +54,18 @@ def smallest_sufficient(measured: Sequence[MeasuredSet]) -> frozenset[str] | Non
 
 
 def next_set(
-    order: Sequence[str], measured: Sequence[MeasuredSet], needed: float, taken: Collection[int] = ()
+    order: Sequence[str], measured: Sequence[MeasuredSet], needed: float, above: int = 0, taken: Collection[int] = ()
 ) -> tuple[str, ...] | None:
     """Return the set to measure next: the first groups in the order of the present belief.
 
-    Of the sizes below the smallest sufficient set it has the one with the largest expected improvement: the groups that
-    it saves times the believed probability that it suffices, which is 0 of a part of a set that does not. A pure
-    function of what was measured, in its order.
+    Its size is bisected, between the smallest that is believed to have a chance to suffice and the smallest that does.
+    A part of a set that does not suffice has none. A pure function of what was measured, in its order.
 
     Args:
         order: all wrong groups, the most suspected first.
         measured: the sets measured so far, the one of all groups among them.
         needed: change of the log-odds that brings the misbehaviour to the level, negative.
+        above: the size of the largest set of this search that did not suffice; smaller ones are not tried again.
         taken: sizes that are not to be returned.
 
     Returns:
@@ -79,21 +81,25 @@ def next_set(
     for row, each in zip(members, seen, strict=True):
         row[[rank[group] for group in each.groups]] = 1.0
     shares = [np.array(each.changes) / total for each in seen]
-    errors = [float(np.var(share, ddof=1)) / len(share) if len(share) > 1 else 0.0 for share in shares]
-    belief = _believe(members, np.array([share.mean() for share in shares]), np.array(errors), needed / total)
+    between = np.array([float(np.var(share, ddof=1)) if len(share) > 1 else 0.0 for share in shares])
+    errors = between / np.array([len(share) for share in shares])
+    goal = needed / total + _FOURTH_OF_FIVE * float(np.sqrt(between.mean()))
+    belief = _believe(members, np.array([share.mean() for share in shares]), errors, goal)
     believed = np.argsort(-belief.mean, kind="stable")
     failed = [each.groups for each in measured if not each.suffices]
-    best: tuple[float, tuple[str, ...]] | None = None
-    for size in range(1, len(smallest)):
+    possible, least = list[tuple[str, ...]](), len(smallest)
+    for size in range(above + 1, len(smallest)):
         first = believed[:size]
         groups = tuple(order[index] for index in first)
-        if size in taken or any(each.issuperset(groups) for each in failed):
+        if any(each.issuperset(groups) for each in failed):
             continue
         spread = np.sqrt(belief.covariance[np.ix_(first, first)].sum() + belief.noise)
-        saved = (len(smallest) - size) * float(ndtr((belief.mean[first].sum() - belief.needed) / spread))
-        if best is None or saved > best[0]:
-            best = saved, groups
-    return None if best is None else best[1]
+        if ndtr((belief.mean[first].sum() - belief.needed) / spread) > _CHANCE:
+            least = min(least, size)
+        if size not in taken:
+            possible.append(groups)
+    middle = (least - 1 + len(smallest)) // 2
+    return min(possible, key=lambda groups: abs(len(groups) - middle), default=None)
 
 
 class _Belief(NamedTuple):
