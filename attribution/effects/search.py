@@ -7,15 +7,16 @@ order (Bayesian linear regression: Bishop 2006, *Pattern Recognition and Machine
 
 .. math:: y(C) = h(\sum_{g \in C} w_g) + e, \quad w \sim N(p, (\alpha/G)^2 I), \quad e \sim N(0, s_C^2 + \sigma^2),
 
-p falls linearly with the rank and sums to 1; :math:`s_C` is the standard error over seeds; h is a straight line or a
-logistic curve through (0, 0) and (1, 1), for some misbehaviour gives way only when enough is corrected. The curve,
-:math:`\alpha` (how far the order may be wrong) and :math:`\sigma` (how far changes are from this form) are those of the
-largest marginal likelihood on a small grid, with errors carried through h to first order. So a set that changes nothing
-speaks for the groups outside it, and one that cures speaks for its own.
+p sums to 1 and falls linearly with the rank, or is even over the first groups and 0 behind; :math:`s_C` is the standard
+error over seeds; h is a straight line or a logistic curve through (0, 0) and (1, 1), for some misbehaviour gives way
+only when enough is corrected. p, h, :math:`\alpha` (how far the order may be wrong) and :math:`\sigma` (how far changes
+are from this form) are those of the largest marginal likelihood on a small grid, with errors carried through h to first
+order. So a set that changes nothing speaks for the groups outside it, and one that cures speaks for its own.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr
 
-_SPREADS = (0.5, 1.0, 2.0, 4.0)
+_CAUSES = (0.2, 0.35, 0.5, 0.7, 1.0)  # shares of the groups that may be the cause
+_SPREADS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _ERRORS = (0.02, 0.05, 0.1, 0.2, 0.4)
 _STRAIGHT = (0.5, 0.1)
 _CURVES = (_STRAIGHT, *((middle, steepness) for middle in (0.3, 0.45, 0.6, 0.75) for steepness in (8.0, 20.0)))
@@ -123,26 +125,30 @@ def _believe(
         needed: the share that suffices.
     """
     groups = members.shape[1]
-    prior = np.arange(groups, 0, -1.0)
-    prior /= prior.sum()
     gram = members @ members.T
     best, most = None, -np.inf
-    for curve in _CURVES:
+    for curve, prior in itertools.product(_CURVES, _expectations(groups)):
         sums, slopes = _sums_behind(np.append(shares, needed), *curve)
         surprise, slope = sums[:-1] - members @ prior, slopes[:-1]
-        for spread in _SPREADS:
-            for error in _ERRORS:
-                variance = (spread / groups) ** 2
-                system = variance * gram + np.diag((errors + error**2) * slope**2)
-                fit = surprise @ np.linalg.solve(system, surprise) + np.linalg.slogdet(system)[1]
-                if (evidence := float(np.log(slope).sum() - 0.5 * fit)) > most:
-                    most = evidence
-                    best = variance, system, surprise, float(sums[-1]), float((error * slopes[-1]) ** 2)
+        for spread, error in itertools.product(_SPREADS, _ERRORS):
+            variance = (spread / groups) ** 2
+            system = variance * gram + np.diag((errors + error**2) * slope**2)
+            fit = surprise @ np.linalg.solve(system, surprise) + np.linalg.slogdet(system)[1]
+            if (evidence := float(np.log(slope).sum() - 0.5 * fit)) > most:
+                most = evidence
+                best = prior, variance, system, surprise, float(sums[-1]), float((error * slopes[-1]) ** 2)
     assert best is not None
-    variance, system, surprise, goal, noise = best
+    prior, variance, system, surprise, goal, noise = best
     gain = variance * np.linalg.solve(system, members).T
     covariance = variance * (np.eye(groups) - gain @ members)
     return _Belief(prior + gain @ surprise, covariance, goal, noise)
+
+
+def _expectations(groups: int) -> list[NDArray[np.float64]]:
+    """Return the prior means of the weights that are tried, [G] each: falling with the rank, or even over the first."""
+    rank = np.arange(groups)
+    shapes = [groups - rank, *(rank < max(1, round(share * groups)) for share in _CAUSES)]
+    return [shape / shape.sum() for shape in shapes]
 
 
 def _sums_behind(
