@@ -7,15 +7,16 @@ order (Bayesian linear regression: Bishop 2006, *Pattern Recognition and Machine
 
 .. math:: y(C) = h(\sum_{g \in C} w_g) + e, \quad w \sim N(p, (\alpha/G)^2 I), \quad e \sim N(0, s_C^2 + \sigma^2),
 
-p falls linearly with the rank and sums to 1; :math:`s_C` is the standard error over seeds; h is a straight line or a
-logistic curve through (0, 0) and (1, 1), for some misbehaviour gives way only when enough is corrected. The curve,
-:math:`\alpha` (how far the order may be wrong) and :math:`\sigma` (how far changes are from this form) are those of the
-largest marginal likelihood on a small grid, with errors carried through h to first order. So a set that changes nothing
-speaks for the groups outside it, and one that cures speaks for its own.
+p sums to 1 and falls linearly with the rank, or is even over the first groups and 0 behind; :math:`s_C` is the standard
+error over seeds; h is a straight line or a logistic curve through (0, 0) and (1, 1), for some misbehaviour gives way
+only when enough is corrected. p, h, :math:`\alpha` (how far the order may be wrong) and :math:`\sigma` (how far changes
+are from this form) are those of the largest marginal likelihood on a small grid, with errors carried through h to first
+order. So a set that changes nothing speaks for the groups outside it, and one that cures speaks for its own.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,10 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr
 
-_SPREADS = (0.5, 1.0, 2.0, 4.0)
+_CAUSES = (0.2, 0.35, 0.5, 0.7, 1.0)  # shares of the groups that may be the cause
+_SPREADS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _ERRORS = (0.02, 0.05, 0.1, 0.2, 0.4)
 _STRAIGHT = (0.5, 0.1)
 _CURVES = (_STRAIGHT, *((middle, steepness) for middle in (0.3, 0.45, 0.6, 0.75) for steepness in (8.0, 20.0)))
+_CHANCE = 0.05
+_FOURTH_OF_FIVE = 0.5  # standard deviations that the fourth best of five seeds lies from the mean: .495, normal
 _FLAT = 0.02  # the ends of a logistic curve say little: changes are read no further out
 
 
@@ -52,18 +56,18 @@ def smallest_sufficient(measured: Sequence[MeasuredSet]) -> frozenset[str] | Non
 
 
 def next_set(
-    order: Sequence[str], measured: Sequence[MeasuredSet], needed: float, taken: Collection[int] = ()
+    order: Sequence[str], measured: Sequence[MeasuredSet], needed: float, above: int = 0, taken: Collection[int] = ()
 ) -> tuple[str, ...] | None:
     """Return the set to measure next: the first groups in the order of the present belief.
 
-    Of the sizes below the smallest sufficient set it has the one with the largest expected improvement: the groups that
-    it saves times the believed probability that it suffices, which is 0 of a part of a set that does not. A pure
-    function of what was measured, in its order.
+    Its size is bisected, between the smallest that is believed to have a chance to suffice and the smallest that does.
+    A part of a set that does not suffice has none. A pure function of what was measured, in its order.
 
     Args:
         order: all wrong groups, the most suspected first.
         measured: the sets measured so far, the one of all groups among them.
         needed: change of the log-odds that brings the misbehaviour to the level, negative.
+        above: the size of the largest set of this search that did not suffice; smaller ones are not tried again.
         taken: sizes that are not to be returned.
 
     Returns:
@@ -79,21 +83,25 @@ def next_set(
     for row, each in zip(members, seen, strict=True):
         row[[rank[group] for group in each.groups]] = 1.0
     shares = [np.array(each.changes) / total for each in seen]
-    errors = [float(np.var(share, ddof=1)) / len(share) if len(share) > 1 else 0.0 for share in shares]
-    belief = _believe(members, np.array([share.mean() for share in shares]), np.array(errors), needed / total)
+    between = np.array([float(np.var(share, ddof=1)) if len(share) > 1 else 0.0 for share in shares])
+    errors = between / np.array([len(share) for share in shares])
+    goal = needed / total + _FOURTH_OF_FIVE * float(np.sqrt(between.mean()))
+    belief = _believe(members, np.array([share.mean() for share in shares]), errors, goal)
     believed = np.argsort(-belief.mean, kind="stable")
     failed = [each.groups for each in measured if not each.suffices]
-    best: tuple[float, tuple[str, ...]] | None = None
-    for size in range(1, len(smallest)):
+    possible, least = list[tuple[str, ...]](), len(smallest)
+    for size in range(above + 1, len(smallest)):
         first = believed[:size]
         groups = tuple(order[index] for index in first)
-        if size in taken or any(each.issuperset(groups) for each in failed):
+        if any(each.issuperset(groups) for each in failed):
             continue
         spread = np.sqrt(belief.covariance[np.ix_(first, first)].sum() + belief.noise)
-        saved = (len(smallest) - size) * float(ndtr((belief.mean[first].sum() - belief.needed) / spread))
-        if best is None or saved > best[0]:
-            best = saved, groups
-    return None if best is None else best[1]
+        if ndtr((belief.mean[first].sum() - belief.needed) / spread) > _CHANCE:
+            least = min(least, size)
+        if size not in taken:
+            possible.append(groups)
+    middle = (least - 1 + len(smallest)) // 2
+    return min(possible, key=lambda groups: abs(len(groups) - middle), default=None)
 
 
 class _Belief(NamedTuple):
@@ -117,26 +125,30 @@ def _believe(
         needed: the share that suffices.
     """
     groups = members.shape[1]
-    prior = np.arange(groups, 0, -1.0)
-    prior /= prior.sum()
     gram = members @ members.T
     best, most = None, -np.inf
-    for curve in _CURVES:
+    for curve, prior in itertools.product(_CURVES, _expectations(groups)):
         sums, slopes = _sums_behind(np.append(shares, needed), *curve)
         surprise, slope = sums[:-1] - members @ prior, slopes[:-1]
-        for spread in _SPREADS:
-            for error in _ERRORS:
-                variance = (spread / groups) ** 2
-                system = variance * gram + np.diag((errors + error**2) * slope**2)
-                fit = surprise @ np.linalg.solve(system, surprise) + np.linalg.slogdet(system)[1]
-                if (evidence := float(np.log(slope).sum() - 0.5 * fit)) > most:
-                    most = evidence
-                    best = variance, system, surprise, float(sums[-1]), float((error * slopes[-1]) ** 2)
+        for spread, error in itertools.product(_SPREADS, _ERRORS):
+            variance = (spread / groups) ** 2
+            system = variance * gram + np.diag((errors + error**2) * slope**2)
+            fit = surprise @ np.linalg.solve(system, surprise) + np.linalg.slogdet(system)[1]
+            if (evidence := float(np.log(slope).sum() - 0.5 * fit)) > most:
+                most = evidence
+                best = prior, variance, system, surprise, float(sums[-1]), float((error * slopes[-1]) ** 2)
     assert best is not None
-    variance, system, surprise, goal, noise = best
+    prior, variance, system, surprise, goal, noise = best
     gain = variance * np.linalg.solve(system, members).T
     covariance = variance * (np.eye(groups) - gain @ members)
     return _Belief(prior + gain @ surprise, covariance, goal, noise)
+
+
+def _expectations(groups: int) -> list[NDArray[np.float64]]:
+    """Return the prior means of the weights that are tried, [G] each: falling with the rank, or even over the first."""
+    rank = np.arange(groups)
+    shapes = [groups - rank, *(rank < max(1, round(share * groups)) for share in _CAUSES)]
+    return [shape / shape.sum() for shape in shapes]
 
 
 def _sums_behind(

@@ -113,7 +113,7 @@ def group_effects(
     """
     changes = np.asarray(change, dtype=np.float64)
     if changes.ndim != 2 or len(changes) != len(window.reward):
-        raise InputError(f"change of shape {changes.shape}, expected [N, G] with N = {len(window.reward)}, a row a transition")
+        raise InputError(f"change of shape {changes.shape}, expected [N, G], N = {len(window.reward)}")
     if not np.isfinite(changes).all():
         row, column = np.argwhere(~np.isfinite(changes))[0]
         raise NonFiniteError(f"change, row {row}, column {column}: {changes[row, column]}, expected a finite number")

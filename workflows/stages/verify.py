@@ -228,16 +228,18 @@ def _next_adaptive(build: BankBuilder, cluster: Cluster, order: Sequence[str], l
         for row in bank.masks.to_pylist()
         if row["values"] is None and not row["variant"] and row["order"] != Order.NONE
     }
-    measured = []
+    measured, above = [], 0
     for (name, size), groups in sets.items():
         rates = bank.rates(bank.members(name, size), declared)
         odds = {each.seed: log_odds(each.misbehaviour) for each in rates}
         changes = tuple(after - before[s] for s, after in odds.items() if after is not None and s in before)
         measured.append(MeasuredSet(groups, changes, suffices(rates, level)))
+        if name == Order.ADAPTIVE and not measured[-1].suffices:
+            above = max(above, size)
     edge = log_odds(level)
     assert edge is not None
     taken = {size for name, size in sets if name in (Order.ATTRIBUTION, Order.ADAPTIVE)}
-    return next_set(order, measured, edge - float(np.mean(list(before.values()))), taken)
+    return next_set(order, measured, edge - float(np.mean(list(before.values()))), above, taken)
 
 
 def _search_arbitrary(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
