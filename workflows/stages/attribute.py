@@ -115,7 +115,8 @@ class BlockPiece:
     def write(self, influence: WindowInfluence) -> None:
         """Keep what the attribution of its windows left."""
         write_table(self.top_path, influence.top)
-        tensors = {name: torch.from_numpy(values) for name, values in influence.sums.arrays().items()}
+        arrays = influence.sums.arrays()
+        tensors = {name: torch.from_numpy(np.require(values, requirements="W")) for name, values in arrays.items()}
         write_tensors(self.sums_path, tensors, influence.sums.names())
 
 

@@ -20,6 +20,7 @@ from ...attribution.estimators.base import Estimator, chunks
 from ...attribution.estimators.registry import find_estimator
 from ...attribution.estimators.window import Window, read_window
 from ...datasets.files.store import RunFolder, read_table, read_tensors, write_table
+from ...datasets.manifest import digest
 from ...datasets.schema import SET_EFFECTS, Order, with_metadata
 from ...training.agents.spec import load_policy
 from ..runs.clusters import Cluster
@@ -76,6 +77,12 @@ def predict_stage(run: Run, set_name: str, workers: Workers) -> None:
             pieces.append(_SeedPiece(run.folder.root, run.task, set_name, estimator, seed, sets, named))
             of_set: list[Cluster | None] = [*some] or [None]
             members.append([(mask["member"], cluster) for cluster in of_set for mask in mine])
+    about = {
+        "of": evaluated.attribution_id,
+        "sets": digest([(piece.seed, piece.sets, piece.clusters) for piece in pieces]),
+    }
+    if path.exists() and about.items() <= metadata_of(read_table_schema(path)).items():
+        return
     effects = workers.map(_predict, pieces, f"predict {run.task.name}")
     rows = [
         {"member": member, "seed": piece.seed, "cluster": cluster and cluster.number, "effect": effect,
@@ -83,7 +90,6 @@ def predict_stage(run: Run, set_name: str, workers: Workers) -> None:
         for piece, names, values in zip(pieces, members, effects, strict=True)
         for (member, cluster), effect in zip(names, values, strict=True)
     ]  # fmt: skip
-    about = {"of": evaluated.attribution_id}
     write_table(path, with_metadata(pa.Table.from_pylist(rows, schema=SET_EFFECTS), about))
 
 
