@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from .files.store import read_table, read_table_schema, write_table
 from .schema import current_top_transitions, metadata_of, with_metadata
 
-_MEANS = ("effect", "tau", "reward_tau")  # over failures; a row that is not there is 0
+_MEANS = ("effect", "tau", "reward_tau", "score")  # over failures; a row that is not there is 0
 _COVERS = TypeAdapter(dict[str, list[str]])
 _COUNTS = ("transitions", "paid")  # the same for all failures
 
@@ -28,6 +28,17 @@ def covered(path: Path, key: str) -> dict[str, list[str]] | None:
         return _COVERS.validate_json(about["failures"])
     except ValidationError:  # not of aitia: nothing of it counts
         return None
+
+
+def further_of(path: Path, key: str, estimator: str) -> frozenset[str]:
+    """Return which effects a table has of an estimator in addition; none if it was made with another key."""
+    return frozenset(_further(path, key).get(estimator, ()))
+
+
+def _further(path: Path, key: str) -> dict[str, list[str]]:
+    about = metadata_of(read_table_schema(path)) if path.exists() else {}
+    known: dict[str, list[str]] = json.loads(about.get("further", "{}")) if about.get("key") == key else {}
+    return known
 
 
 def covered_by_all(paths: Sequence[Path], key: str, estimator: str) -> frozenset[str] | None:
@@ -51,12 +62,14 @@ class Addition:
         estimator: of this call.
         failures: of this call.
         known: all failures of the set, in order; rows of others are dropped.
+        further: effects that were computed in addition.
     """
 
     key: str
     estimator: str
     failures: tuple[str, ...]
     known: Sequence[str]
+    further: tuple[str, ...] = ()
 
     def write_rows(self, path: Path, added: pa.Table) -> None:
         """Add rows of this call's failures; rows of other failures and estimators stay."""
@@ -84,11 +97,41 @@ class Addition:
             tables.insert(0, table.filter(~own))
         self._write(path, tables, {**(earlier or {}), self.estimator: [*mine, *self.failures]})
 
-    def _write(self, path: Path, tables: Sequence[pa.Table], covers: dict[str, list[str]]) -> None:
+    def has_rows_of(self, path: Path, column: str, values: Sequence[float]) -> bool:
+        """Return whether a table of the same key has rows of the estimator, with all these values in a column."""
+        if self.estimator not in (covered(path, self.key) or {}):
+            return False
+        mine = read_table(path).filter(pc.field("estimator") == self.estimator)
+        return mine.num_rows > 0 and set(pc.unique(mine[column]).to_pylist()) == set(values)
+
+    def write_once(self, path: Path, added: pa.Table, keep: bool) -> None:
+        """Add rows that later failures do not change; metadata `formed_by` lists the failures that decided them.
+
+        Args:
+            path: of the table.
+            added: rows of this call.
+            keep: whether the estimator's earlier rows stay instead.
+        """
+        earlier = covered(path, self.key)
+        tables, formed = ([] if keep else [added]), {}
+        if earlier is not None:
+            table = read_table(path)
+            formed = json.loads(metadata_of(table.schema).get("formed_by", "{}"))
+            tables.insert(0, table if keep else table.filter(pc.field("estimator") != self.estimator))
+        formed = formed if keep else {**formed, self.estimator: list(self.failures)}
+        mine = (earlier or {}).get(self.estimator, [])
+        covers = {**(earlier or {}), self.estimator: [*mine, *self.failures]}
+        self._write(path, tables, covers, {"formed_by": json.dumps(formed)})
+
+    def _write(
+        self, path: Path, tables: Sequence[pa.Table], covers: dict[str, list[str]], about: dict[str, str] | None = None
+    ) -> None:
         names = {estimator: frozenset(failures) for estimator, failures in covers.items()}
         ordered = {estimator: [name for name in self.known if name in mine] for estimator, mine in names.items()}
         table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).unify_dictionaries()
-        write_table(path, with_metadata(table, {"key": self.key, "failures": json.dumps(ordered)}))
+        further = {**(_further(path, self.key)), self.estimator: list(self.further)}
+        written = {"key": self.key, "failures": json.dumps(ordered), "further": json.dumps(further)}
+        write_table(path, with_metadata(table, written | (about or {})))
 
 
 def _weighted_mean(first: pa.Table, second: pa.Table, weight: float) -> pa.Table:
@@ -96,7 +139,8 @@ def _weighted_mean(first: pa.Table, second: pa.Table, weight: float) -> pa.Table
     schema, parts = second.schema, []
     for table, factor in ((first, weight), (second, 1.0 - weight)):
         columns = {name: table[name] for name in schema.names}
-        columns["group"] = columns["group"].cast(pa.string())
+        if "group" in columns:
+            columns["group"] = columns["group"].cast(pa.string())
         columns |= {name: pc.multiply(columns[name], factor) for name in _MEANS if name in columns}
         parts.append(pa.table(columns))
     keys = [name for name in schema.names if name not in (*_MEANS, *_COUNTS)]
@@ -104,5 +148,6 @@ def _weighted_mean(first: pa.Table, second: pa.Table, weight: float) -> pa.Table
     wanted = [(name, how[name]) for name in schema.names if name in how]
     grouped = pa.concat_tables(parts).group_by(keys, use_threads=False).aggregate(wanted)
     means = {name: grouped[f"{name}_{how[name]}" if name in how else name] for name in schema.names}
-    means["group"] = means["group"].combine_chunks().dictionary_encode()
+    if "group" in means:
+        means["group"] = means["group"].combine_chunks().dictionary_encode()
     return pa.table(means, schema=schema)

@@ -83,9 +83,9 @@ GROUP_EFFECTS = pa.schema(
         ("group", pa.dictionary(pa.int32(), pa.string())),
         ("seed", pa.int32()),
         ("lambda", pa.float64()),
-        ("effect", pa.float64()),  # sum of (intended - paid) * tau; null without an intended reward
-        ("effect_raw", pa.float64()),
-        ("effect_value", pa.float64()),  # through the value loss; null of an estimator that does not compute it
+        ("effect", pa.float64()),  # of correcting the group, windows divided by their mass; null: no intended reward
+        ("effect_raw", pa.float64()),  # without the normalisation of advantages; null: not asked for
+        ("effect_value", pa.float64()),  # through the value loss; null: not asked for, or the estimator has none
         ("transitions", pa.int64()),
         ("reward_events", pa.int64()),
         ("estimator", pa.string()),
@@ -97,7 +97,7 @@ WINDOW_EFFECTS = pa.schema(
         ("failure", pa.dictionary(pa.int32(), pa.string())),
         ("seed", pa.int32()),
         ("window", pa.int32()),
-        ("effect", pa.float64()),  # sum of (intended - paid) * tau over the window, at the default lambda
+        ("effect", pa.float64()),  # of all corrections of the window together, not divided by its mass
         ("estimator", pa.string()),
     ]
 )
@@ -122,7 +122,46 @@ NULL_EFFECTS = pa.schema(
         ("group", pa.dictionary(pa.int32(), pa.string())),
         ("seed", pa.int32()),
         ("draw", pa.int32()),
-        ("effect", pa.float64()),  # mean over failures, with influence permuted among the wrong rewards of a window
+        ("effect", pa.float64()),  # mean over failures, if chance had distributed the influence in each window
+        ("estimator", pa.string()),
+    ]
+)
+
+DIRECTION_EFFECTS = pa.schema(
+    [
+        ("group", pa.dictionary(pa.int32(), pa.string())),
+        ("seed", pa.int32()),
+        ("effect", pa.float64()),  # mean over failures, with the critic corrected too, not divided by masses
+        ("estimator", pa.string()),
+    ]
+)
+
+MASSES = pa.schema(
+    [
+        ("seed", pa.int32()),
+        ("window", pa.int32()),
+        ("lambda", pa.float64()),
+        ("mass", pa.float64()),  # what the window's effects are divided by: sum over groups of |mean effect|
+        ("estimator", pa.string()),
+    ]
+)
+
+MEAN_SCORES = pa.schema(
+    [
+        ("seed", pa.int32()),
+        ("window", pa.int32()),
+        ("row", pa.int32()),  # env * n_steps + step
+        ("score", pa.float32()),  # effect of one unit of normalised advantage, mean over failures
+        ("estimator", pa.string()),
+    ]
+)
+
+SET_EFFECTS = pa.schema(
+    [
+        ("member", pa.string()),  # of the bank
+        ("seed", pa.int32()),
+        ("cluster", pa.int32()),  # of failures; null: all of them
+        ("effect", pa.float64()),  # of the set as a set, mean over failures, windows divided by their mass
         ("estimator", pa.string()),
     ]
 )
@@ -135,8 +174,8 @@ TOP_TRANSITIONS = pa.schema(
         ("step", pa.int32()),
         ("env", pa.int32()),
         ("tau", pa.float64()),
-        ("tau_raw", pa.float64()),
-        ("tau_value", pa.float64()),
+        ("tau_raw", pa.float64()),  # null: not asked for
+        ("tau_value", pa.float64()),  # null: not asked for
         ("s", pa.float64()),
         ("reward", pa.float64()),
         ("intended_reward", pa.float64()),

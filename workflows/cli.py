@@ -205,18 +205,26 @@ def evaluate(run: Path, set_: str, **options: Any) -> None:
     show_default=True,
     help="auto: exact TRAK, or projected where it must be.",
 )
+@click.option("--effects", metavar="NAME,...", default="", help="Also: raw, value, lambdas. No report reads them.")
 @_accept
 @_trust
 @_computing
 def attribute(
-    run: Path, further: tuple[str, ...], set_: str, failure: tuple[str, ...], estimator: str, **options: Any
+    run: Path,
+    further: tuple[str, ...],
+    set_: str,
+    failure: tuple[str, ...],
+    estimator: str,
+    effects: str,
+    **options: Any,
 ) -> None:
     """Attribute failures to training rewards."""
     from . import commands
 
     if further and not failure:
         raise click.UsageError(f"{' '.join(further)} was given after RUN; to name failures, write --failure ID ...")
-    commands.attribute(run, set_, (*failure, *further), estimator, **options)
+    asked = [name.strip() for name in effects.split(",") if name.strip()]
+    commands.attribute(run, set_, (*failure, *further), estimator, effects=asked, **options)
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +41,14 @@ class Sb3Actor:
         inside = [f"{name}.{key}" for name, lstm in self._lstms.items() for key, _ in lstm.named_parameters()]
         self.linear_parameters = frozenset([_SPREAD, *inside])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sb3Actor:
+        """Copy the policy without the distribution that it gave last, which may belong to the graph of a gradient."""
+        latest = getattr(self.module, "action_dist", None)
+        if latest is not None:
+            memo[id(latest)] = blank = copy.copy(latest)
+            blank.__dict__.update(dict.fromkeys(("distribution", "mean_actions", "log_std") & vars(blank).keys()))
+        return Sb3Actor(copy.deepcopy(self.module, memo))
+
     def why_not_factored(self) -> str | None:
         """Return why its gradients have no factored form, whatever its layers are; None where that is up to them."""
         if getattr(self.module, "use_sde", False):
@@ -58,16 +67,16 @@ class Sb3Actor:
 
     def prepare(self, observations: Array) -> Observations:
         """Return observations as the policy's first layers take them: images in [0, 1], integers one-hot."""
-        policy, dtype = self.module, next(self.module.parameters()).dtype
-        return prepared(observations, policy.observation_space, policy.normalize_images, dtype)
+        policy, like = self.module, next(self.module.parameters())
+        return prepared(observations, policy.observation_space, policy.normalize_images, like)
 
 
-def prepared(observations: Array, space: Space, normalize_images: bool, dtype: torch.dtype) -> Observations:
-    """Return recorded observations of a space as Stable-Baselines3's first layers take them, in a precision."""
+def prepared(observations: Array, space: Space, normalize_images: bool, like: Tensor) -> Observations:
+    """Return recorded observations of a space as Stable-Baselines3's first layers take them: which are like `like`."""
     parts = preprocess_obs(as_tensors(observations), space, normalize_images)
     if isinstance(parts, dict):
-        return {name: values.to(dtype) for name, values in parts.items()}
-    return parts.to(dtype)
+        return {name: values.to(like) for name, values in parts.items()}
+    return parts.to(like)
 
 
 class _Sb3Outputs(Outputs):
@@ -122,11 +131,11 @@ class _Sb3Outputs(Outputs):
         if not takes_masks(self._policy):
             return None
         mask = self._inputs.mask
-        return torch.ones_like(head, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+        return torch.ones_like(head, dtype=torch.bool) if mask is None else torch.as_tensor(mask, device=head.device)
 
     @cached_property
-    def values(self) -> Tensor:
-        """V(s), [N]."""
+    def critic_latent(self) -> Tensor:
+        """Latent features of the critic, the input of its last layer, [N, H]."""
         policy = self._policy
         shared = policy.share_features_extractor
         features = self._actor_features if shared else policy.vf_features_extractor(self._prepared)
@@ -136,7 +145,12 @@ class _Sb3Outputs(Outputs):
                 features = self._remembered("lstm_critic", features, CRITIC)
             else:  # the actor's LSTM, which the value loss does not move, or a layer instead of an LSTM
                 features = self._actor_memory.detach() if whole.shared_lstm else whole.critic(features)
-        values: Tensor = policy.value_net(policy.mlp_extractor.forward_critic(features))[:, 0]
+        return policy.mlp_extractor.forward_critic(features)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """V(s), [N]."""
+        values: Tensor = self._policy.value_net(self.critic_latent)[:, 0]
         return values
 
 
@@ -157,7 +171,7 @@ def incoming_states(lstm: nn.LSTM, features: Tensor, history: History | None, pa
     states = features.new_zeros(len(features), 2, lstm.num_layers, lstm.hidden_size)
     begins = np.flatnonzero(history.first)
     if history.states is not None:
-        states[begins] = torch.as_tensor(history.states[begins][:, part], dtype=features.dtype)
+        states[begins] = torch.as_tensor(history.states[begins][:, part]).to(features)
     lengths = np.diff(begins, append=len(features))
     with torch.no_grad():
         for step in range(int(lengths.max(initial=1)) - 1):

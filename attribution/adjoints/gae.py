@@ -10,7 +10,11 @@ The first line is the adjoint of centring and scaling the advantages of the wind
 arXiv:1506.02438, eq. 16). SB3 centres and scales the advantages of each minibatch, not of the window: with
 recorded minibatches the first line is taken for each of them and averaged, which is the exact adjoint; the
 window form is its approximation. A bootstrapped value at a time limit does not depend on the window's rewards,
-so every end of an episode ends the recursion. docs/method.md.
+so every end of an episode ends the recursion.
+
+The adjoint is for small changes. A correction is none: it can be as large as all that the advantages are made of, and
+dividing by sigma cancels, to first order, whatever lies along them. `weights_of` is its exact finite difference, in the
+same unit: fd(epsilon dr)/epsilon goes to tau dr as epsilon goes to 0. docs/method.md.
 """
 
 from __future__ import annotations
@@ -25,10 +29,8 @@ from scipy.sparse import csc_array
 from ...datasets.errors import InputError
 from ...datasets.words import counted
 from ..shapes import require_rows
+from .batches import SB3_EPSILON, normalised_change, spread, use_of_rows
 from .signal import RewardInfluence, Scores
-
-_SB3_EPSILON = 1e-8
-_ROUNDING = 1e-12  # of a mean in float64, relative: equal float32 advantages are 0 apart, different ones 1e-7 or more
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,10 @@ class GaeAdvantages:
         if scale == 0.0:
             return RewardInfluence(np.zeros_like(scores), np.zeros_like(scores))
         weight = self.reward_scale[:, None] / (len(scores) * scale)
-        raw = self.adjoint(scores) * weight
         if not self.normalize:
+            raw = self.adjoint(scores * self._use) * self.reward_scale[:, None]
             return RewardInfluence(raw, raw)
+        raw = self.adjoint(scores) * weight
         if self.minibatches is not None and self.minibatches.size:
             by_advantage = minibatch_adjoint(scores, self.raw, self.minibatches)
             return RewardInfluence(self.adjoint(by_advantage) * self.reward_scale[:, None], raw)
@@ -99,15 +102,25 @@ class GaeAdvantages:
         weight: NDArray[np.float64] = self.reward_scale[:, None] / len(scores)
         return self.adjoint(scores) * weight
 
+    def raw_change(self, change: Scores) -> Scores:
+        """Return by how much the raw advantages change with the rewards as paid, [N, G] each: GAE is linear in them."""
+        return self.sums(change * self.reward_scale[:, None])
+
+    def weights_of(self, change: Scores) -> Scores:
+        """Return what scores are summed with for the effect of changed raw advantages, [N, G]: a finite difference."""
+        if not self.normalize:
+            return change * self._use
+        return normalised_change(self.raw, change, self.minibatches)
+
     def summed_reward_influence(self, weights: Scores) -> RewardInfluence:
         """Return what scores are summed with, [N, G] each: `reward_influence` transposed; see `Signal`."""
         scale = self._scale
         if scale == 0.0:
             return RewardInfluence(np.zeros_like(weights), np.zeros_like(weights))
         summed = self.sums(weights * self.reward_scale[:, None])
-        raw = summed / (len(weights) * scale)
         if not self.normalize:
-            return RewardInfluence(raw, raw)
+            return RewardInfluence(summed * self._use, summed * self._use)
+        raw = summed / (len(weights) * scale)
         if self.minibatches is not None and self.minibatches.size:  # both normalisations are symmetric
             return RewardInfluence(minibatch_adjoint(summed, self.raw, self.minibatches), raw)
         return RewardInfluence(normalisation_adjoint(raw, (self.raw - self.raw.mean()) / scale), raw)
@@ -141,15 +154,14 @@ class GaeAdvantages:
         return values.reshape(self.n_envs, len(values) // self.n_envs, -1)
 
     @property
+    def _use(self) -> NDArray[np.float64]:
+        """Weight of each row in the mean of minibatch means, [N, 1]."""
+        return use_of_rows(self.minibatches, len(self.raw))[:, None]
+
+    @property
     def _scale(self) -> float:
         """What the window's advantages are divided by."""
         return spread(self.raw) if self.normalize and len(self.raw) > 1 else 1.0
-
-
-def spread(raw: NDArray[np.float64]) -> float:
-    """Return the standard deviation of advantages (ddof 1); exactly 0 where only rounding sets them apart."""
-    deviation = float(np.std(raw, ddof=1)) if len(raw) > 1 else 0.0
-    return deviation if deviation > _ROUNDING * float(np.abs(raw).max(initial=0.0)) else 0.0
 
 
 def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDArray[np.int32]) -> Scores:
@@ -171,11 +183,11 @@ def minibatch_adjoint(scores: Scores, raw: NDArray[np.float64], minibatches: NDA
             rows = np.flatnonzero(epoch == number)
             count, scale = len(rows), spread(raw[rows])
             weights += [0.0, 0.0]
-            columns += [(rows, np.ones(count)), (rows, (raw[rows] - raw[rows].mean()) / (scale + _SB3_EPSILON))]
+            columns += [(rows, np.ones(count)), (rows, (raw[rows] - raw[rows].mean()) / (scale + SB3_EPSILON))]
             if count < 2:
                 diagonal[rows] += 1.0
             elif scale > 0.0:
-                factor = 1.0 / (count * (scale + _SB3_EPSILON))
+                factor = 1.0 / (count * (scale + SB3_EPSILON))
                 diagonal[rows] += factor
                 weights[-2:] = [factor / count, factor / (count - 1)]
     if not columns:  # `target_kl` stopped before the first update

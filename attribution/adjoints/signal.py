@@ -43,6 +43,25 @@ class Signal(Protocol):
         """Return the effect of one unit of reward through the value loss from that of one unit of return, [N, F]."""
         ...
 
+    def raw_change(self, change: Scores) -> Scores:
+        """Return by how much the raw signal changes with the rewards, [N, G].
+
+        Args:
+            change: of each reward as paid, in each of G changes, [N, G].
+        """
+        ...
+
+    def weights_of(self, change: Scores) -> Scores:
+        """Return what scores are summed with for the effect of a changed signal: exact, however large the change.
+
+        Args:
+            change: of the raw signal, in each of G changes, [N, G].
+
+        Returns:
+            [N, G]: its product with s [N, F] is the effect of each change on each target.
+        """
+        ...
+
     def summed_reward_influence(self, weights: Scores) -> RewardInfluence:
         """Return what scores are summed with, so that influence need not be formed: `reward_influence` transposed.
 

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ...datasets.errors import InputError
-from ..gradients.kernel import DEFAULT_LAMBDA
 
 _RANDOM_ORDER_SEED = 0
 
@@ -39,18 +38,28 @@ class EffectTable(NamedTuple):
         return dict(zip(self.groups, self.effect.mean(axis=0).tolist(), strict=True)) if len(self.failures) else {}
 
 
-def effect_table(sums: pa.Table, lam: float = DEFAULT_LAMBDA) -> EffectTable:
+def at_own_damping(sums: pa.Table) -> pa.Table:
+    """Return group sums at an estimator's own damping, which stands first; of others only where they were asked for.
+
+    Args:
+        sums: rows of one estimator, as they stand in `influence/SET/groups.parquet`.
+    """
+    return sums if sums.num_rows == 0 else sums.filter(pc.field("lambda") == sums["lambda"][0].as_py())
+
+
+def effect_table(sums: pa.Table, lam: float | None = None) -> EffectTable:
     """Average the group sums of an influence table over seeds, at one lambda.
 
     Args:
         sums: rows of `influence/SET/groups.parquet` of one estimator.
-        lam: the damping.
+        lam: the damping; None: the estimator's own.
 
     Raises:
         InputError: rows of several estimators.
     """
     require_one_estimator(sums)
-    chosen = sums.filter((pc.field("lambda") == lam) & pc.field("effect").is_valid())
+    chosen = at_own_damping(sums) if lam is None else sums.filter(pc.field("lambda") == lam)
+    chosen = chosen.filter(pc.field("effect").is_valid())
     failure, group = (chosen[name].combine_chunks().dictionary_encode() for name in ("failure", "group"))
     failures, groups = failure.dictionary.to_pylist(), group.dictionary.to_pylist()
     seeds = pc.unique(chosen["seed"]).to_pylist()

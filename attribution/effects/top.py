@@ -57,7 +57,10 @@ def top_transitions(
         kept.append(np.ravel_multi_index((failure[best], rows[at[best]]), shape))
     failure_of, row = np.unravel_index(np.unique(np.concatenate(kept)), shape)  # each once, though kept by both
     intended = np.full(len(row), np.nan) if window.intended is None else window.intended[row]
-    channel = influence.tau_value
+
+    def further(tau: NDArray[np.float64] | None) -> pa.Array:
+        return pa.nulls(len(row), pa.float64()) if tau is None else pa.array(tau[row, failure_of])
+
     return pa.table(
         {
             "failure": pa.array(np.array(ids)[failure_of]),
@@ -66,8 +69,8 @@ def top_transitions(
             "step": pa.array((row % steps).astype(np.int32)),
             "env": pa.array((row // steps).astype(np.int32)),
             "tau": pa.array(influence.tau[row, failure_of]),
-            "tau_raw": pa.array(influence.tau_raw[row, failure_of]),
-            "tau_value": pa.nulls(len(row), pa.float64()) if channel is None else pa.array(channel[row, failure_of]),
+            "tau_raw": further(influence.tau_raw),
+            "tau_value": further(influence.tau_value),
             "s": pa.array(influence.scores[row, failure_of]),
             "reward": pa.array(window.reward[row]),
             "intended_reward": pa.array(intended, from_pandas=True),

@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from ..actors.outputs import Actor
-from ..estimators.base import Estimator, chunks
-from ..estimators.window import Window
-from ..gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
+from ..adjoints.critic import corrected_critic_change
+from ..adjoints.gae import GaeAdvantages
+from ..adjoints.signal import Scores
+from ..estimators.base import EVERYTHING, Estimator, chunks
+from ..estimators.window import GroupedCorrections, Window
+from ..gradients.kernel import LAMBDAS
 from ..targets.steps import Targets
+from .sums import EFFECTS, Sums
 from .top import TOP_K, Leaders, top_transitions
 
-EFFECTS = ("effect", "effect_raw", "effect_value")
 NULL_DRAWS = 20
 _NULL_SEED = 0
+FURTHER = (*sorted(EVERYTHING), "lambdas")  # that can be asked for
 
 
-class GroupSums(NamedTuple):
-    """Effects of correcting each group that has a wrong reward in the window.
-
-    Attributes:
-        groups: [G].
-        effects: by name (`EFFECTS`), float64 [L, F, G], one plane a lambda: sums of dr * tau, dr * tau_raw and
-            dr * tau_value; without `effect_value` where the estimator does not compute that channel.
-        null: [D, G], mean effect over failures if the same wrong rewards had each other's influence: D random
-            permutations of tau among them, at the default lambda.
-    """
-
-    groups: list[str]
-    effects: dict[str, NDArray[np.float64]]
-    null: NDArray[np.float64]
-
-
-class UnitSums(NamedTuple):
-    """Sums over the transitions of each group that an arbitrary edit would change, [U] each.
+@dataclass(frozen=True)
+class Asked:
+    """Which effects are computed in addition to that of corrections through the policy loss.
 
     Attributes:
-        groups: their names.
-        sums: float64 [4, U]: their number, r, tau and r * tau; tau is the mean over failures at the default lambda.
+        further: of `FURTHER`: without the normalisation of advantages, through the value loss, at more dampings.
     """
 
-    groups: list[str]
-    sums: NDArray[np.float64]
+    further: frozenset[str] = frozenset()
+
+    def dampings(self, estimator: Estimator) -> tuple[float, ...]:
+        """Return the dampings [L]; the estimator's own is the first."""
+        more = LAMBDAS if "lambdas" in self.further else ()
+        return tuple(dict.fromkeys((estimator.damping, *more)))
 
 
 class WindowInfluence(NamedTuple):
-    """What the attribution of one window leaves: sums of groups and the top transitions (a table)."""
+    """What the attribution of one window leaves: sums of groups, and the top transitions (a table)."""
 
-    sums: GroupSums
-    units: UnitSums
+    sums: Sums
     top: pa.Table
 
 
@@ -63,8 +56,15 @@ def attribute_window(
     estimator: Estimator,
     top_k: int = TOP_K,
     leaders: Leaders | None = None,
+    asked: Asked = Asked(),
+    mass: NDArray[np.float64] | None = None,
 ) -> WindowInfluence:
-    """Attribute F failures to the rewards of one window.
+    r"""Attribute F failures to the rewards of one window.
+
+    Effects of a `finite_difference` estimator are divided by the window's mass
+    :math:`c = \sum_g |\mathrm{mean}_f\, e_{gf}|`, so that every window counts the same: late windows, in which a policy
+    has settled, would swamp all others. The null permutes the scores among the transitions whose advantage a
+    correction changes: the same corrections, chance influence, divided by its own mass.
 
     Args:
         window: the window's transitions.
@@ -74,57 +74,101 @@ def attribute_window(
         top_k: transitions kept a failure: the k with the largest correction effect and the k with the
             largest influence |tau| among reward events.
         leaders: of other windows: what cannot be among the top of all of them is left out.
+        asked: which effects are computed.
+        mass: [L] that effects are divided by, where earlier failures decided it; None: it is that of these failures.
 
     Raises:
         NonFiniteError: a gradient is not finite.
     """
     prepared = estimator.prepare(window, actor, targets)
-    wrong = _wrong_rows(window)
-    shape = (len(LAMBDAS), targets.failures, len(wrong.groups))
-    effects: dict[str, NDArray[np.float64]] = {}
-    mean = np.zeros(len(window.reward))
-    tops: list[pa.Table] = []
+    prepared.further = asked.further & EVERYTHING
+    wrong, dampings = window.corrections_by_group(), asked.dampings(estimator)
+    mean_tau, mean_scores, tops = np.zeros(len(window.reward)), np.zeros(len(window.reward)), []
     for part in chunks(targets.failures):
-        influence = prepared.influence(DEFAULT_LAMBDA, part)
-        for name, tau in zip(EFFECTS, (influence.tau, influence.tau_raw, influence.tau_value), strict=True):
-            if tau is not None:
-                plane = effects.setdefault(name, np.zeros(shape))[LAMBDAS.index(DEFAULT_LAMBDA)]
-                plane[part] = (wrong.change[:, wrong.rows] @ tau[wrong.rows]).T
-        mean += influence.tau.sum(axis=1) / targets.failures
+        influence = prepared.influence(dampings[0], part)
+        mean_tau += influence.tau.sum(axis=1) / targets.failures
+        mean_scores += influence.scores.sum(axis=1) / targets.failures
         least = None if leaders is None else leaders.least[:, part]
         tops.append(top_transitions(window, targets.ids[part], influence, estimator.label, top_k, least))
-    for index, lam in enumerate(LAMBDAS):
-        if lam != DEFAULT_LAMBDA and wrong.groups:
-            sums = prepared.sums(lam, wrong.change.T, targets.failures)
-            for name, total in zip(EFFECTS, sums, strict=True):
-                if total is not None:
-                    effects[name][index] = total.T
+    planes: dict[str, list[Scores]] = {}
+    for lam in dampings:
+        for name, effect in zip(EFFECTS, prepared.effects(lam, wrong.change, targets.failures), strict=True):
+            if effect is not None:
+                planes.setdefault(name, []).append(effect.T)
+    effects = {name: np.stack(values) for name, values in planes.items()}  # [L, F, G]
+    finite = estimator.finite_difference
+    every = wrong.change.sum(axis=1, keepdims=True)
+    together = prepared.effects(dampings[0], every, targets.failures).effect[0]
+    if mass is None:
+        mass = np.abs(effects["effect"].mean(axis=1)).sum(axis=1) if finite else np.ones(len(dampings))
+    null = _null_of_scores(window, wrong, mean_scores) if finite else _null_of_tau(window, wrong, mean_tau)
+    divisor = np.where(mass > 0.0, mass, np.inf)[:, None, None]
+    units, unit_sums = _unit_sums(window, mean_tau)
+    sums = Sums(
+        groups=wrong.groups, effects={name: planes / divisor for name, planes in effects.items()}, null=null,
+        direction=_direction(window, actor, wrong, mean_scores) if finite else np.full(len(wrong.groups), np.nan),
+        unit_groups=units, units=unit_sums, windows=np.array([window.number]), together=together[None],
+        mass=mass[None], transitions=np.array([len(window.reward)]), scores=mean_scores.astype(np.float32),
+    )  # fmt: skip
+    return WindowInfluence(sums, pa.concat_tables(tops))
+
+
+def _null_of_scores(window: Window, wrong: GroupedCorrections, scores: Scores) -> Scores:
+    change = window.signal.raw_change(wrong.change)
+    reached, weights = np.flatnonzero(change.any(axis=1)), window.signal.weights_of(change)
+    permuted = np.tile(scores, (NULL_DRAWS, 1))
+    for draw, generator in zip(permuted, _generators(window), strict=True):
+        draw[reached] = generator.permutation(draw[reached])
+    null = permuted @ weights
+    mass = np.abs(null).sum(axis=1, keepdims=True)
+    return null / np.where(mass > 0.0, mass, np.inf)
+
+
+def _null_of_tau(window: Window, wrong: GroupedCorrections, tau: Scores) -> Scores:
+    change, own = wrong.change[wrong.rows].T, tau[wrong.rows]
+    return np.stack([change @ generator.permutation(own) for generator in _generators(window)])
+
+
+def _generators(window: Window) -> list[np.random.Generator]:
     generator = np.random.default_rng([_NULL_SEED, window.seed, window.number])
-    change = wrong.change[:, wrong.rows]
-    null = np.stack([change @ generator.permutation(mean[wrong.rows]) for _ in range(NULL_DRAWS)])
-    return WindowInfluence(GroupSums(wrong.groups, effects, null), _unit_sums(window, mean), pa.concat_tables(tops))
+    return [generator] * NULL_DRAWS
 
 
-def _unit_sums(window: Window, mean: NDArray[np.float64]) -> UnitSums:
+def _direction(window: Window, actor: Actor, wrong: GroupedCorrections, scores: Scores) -> Scores:
+    """Return the mean effect of each group's correction with the critic corrected too, [G]; NaN: not known."""
+    signal, features = window.signal, _critic_features(window, actor)
+    if features is None or not isinstance(signal, GaeAdvantages):
+        return np.full(len(wrong.groups), np.nan)
+    change = corrected_critic_change(signal, *features, wrong.change)
+    effects: Scores = signal.weights_of(change).T @ scores
+    return effects
+
+
+def _critic_features(window: Window, actor: Actor) -> tuple[Scores, Scores] | None:
+    """Return the critic's latent features and 1 of each transition's state, and of what followed, [N, K] each.
+
+    None where they are not known: the policy has no critic or remembers, or what followed was not recorded.
+    """
+    after, rows = window.following, window.rows
+    if after is None or rows.inputs.history is not None:
+        return None
+    with torch.no_grad():
+        latent = [actor.outputs(observed).critic_latent for observed in (rows.observations, after.observations)]
+    now, later = (
+        None if part is None else np.pad(part.double().cpu().numpy(), ((0, 0), (0, 1)), constant_values=1.0)
+        for part in latent
+    )
+    if now is None or later is None:
+        return None
+    now = now[rows.row]
+    following = np.concatenate([now[1:], np.zeros((1, now.shape[1]))])
+    following[after.terminated], following[after.rows] = 0.0, later
+    return now, following
+
+
+def _unit_sums(window: Window, mean: NDArray[np.float64]) -> tuple[list[str], NDArray[np.float64]]:
     rows = np.flatnonzero(window.reward if window.editable is None else window.editable)
     groups, member = np.unique(window.group[rows], return_inverse=True)
     reward, tau = window.reward[rows], mean[rows]
     weights = (np.ones(len(rows)), reward, tau, reward * tau)
-    return UnitSums(groups.tolist(), np.stack([np.bincount(member, w, len(groups)) for w in weights]))
-
-
-class _WrongRows(NamedTuple):
-    """Transitions to correct: their rows [M], their groups, and dr by group [G, N], zero but for one entry a row."""
-
-    rows: NDArray[np.int64]
-    groups: list[str]
-    change: NDArray[np.float64]
-
-
-def _wrong_rows(window: Window) -> _WrongRows:
-    change = np.zeros(len(window.reward)) if window.correction is None else window.correction
-    rows = np.flatnonzero(change)
-    groups, member = np.unique(window.group[rows], return_inverse=True)
-    by_group = np.zeros((len(groups), len(change)))
-    by_group[member, rows] = change[rows]
-    return _WrongRows(rows, groups.tolist(), by_group)
+    return groups.tolist(), np.stack([np.bincount(member, w, len(groups)) for w in weights])

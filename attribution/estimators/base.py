@@ -13,7 +13,7 @@ import torch
 from ..actors.outputs import Actor
 from ..adjoints.signal import Scores
 from ..gradients.channels import Channels
-from ..gradients.kernel import DEFAULT_LAMBDA
+from ..gradients.kernel import DEFAULT_LAMBDA, LINEAR_LAMBDA, WindowGradients
 from ..targets.steps import Targets
 from .window import Window
 
@@ -27,54 +27,71 @@ def chunks(failures: int) -> Iterator[slice]:
         yield slice(start, min(start + _CHUNK, failures))
 
 
+EVERYTHING = frozenset(["raw", "value"])  # that can be computed in addition to the effect itself
+
+
 class Influence(NamedTuple):
     """What an estimator says of the N transitions of a window and F failures; each [N, F].
 
     Attributes:
         scores: s, effect of one unit of (normalised) advantage; of a baseline, its blame.
-        tau: effect of one unit of reward, with the adjoint of advantage normalisation.
-        tau_raw: without it.
+        tau: effect of one unit of reward, with the adjoint of advantage normalisation: for small changes.
+        tau_raw: without it; None: not computed (`Prepared.further`).
         tau_value: effect of one unit of reward through the value loss: a second channel, zero where the value
-            loss moves no parameter that the failure's target depends on; None: the estimator does not compute it.
+            loss moves no parameter that the failure's target depends on; None: not computed.
     """
 
     scores: Scores
     tau: Scores
-    tau_raw: Scores
+    tau_raw: Scores | None
     tau_value: Scores | None
 
 
-class InfluenceSums(NamedTuple):
-    """Weighted sums of influence over transitions, [G, F] each; see `Influence`."""
+class Effects(NamedTuple):
+    """Effects of G changes of the rewards of a window on F failures, [G, F] each.
 
-    tau: Scores
-    tau_raw: Scores
-    tau_value: Scores | None
+    Attributes:
+        effect: through the policy loss.
+        raw: without the normalisation of advantages, to first order; None: not computed (`Prepared.further`).
+        value: through the value loss; None: not computed.
+    """
+
+    effect: Scores
+    raw: Scores | None
+    value: Scores | None
 
 
 class Prepared(ABC):
-    """A window that an estimator has looked at once, for all failures and every damping."""
+    """A window that an estimator has looked at once, for all failures and every damping.
+
+    Attributes:
+        further: which of `EVERYTHING` is computed in addition, where the estimator can.
+    """
+
+    further: frozenset[str] = EVERYTHING
 
     @abstractmethod
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the influence on some failures at one damping, so that [N, F] is never held whole."""
 
-    def sums(self, lam: float, weights: Scores, failures: int) -> InfluenceSums:
-        """Return sums of the influence on all failures at one damping.
+    def effects(self, lam: float, change: Scores, failures: int) -> Effects:
+        """Return the effects of changed rewards on all failures at one damping; here to first order, sums of tau.
 
         Args:
             lam: damping.
-            weights: of each transition in each of G sums, [N, G].
+            change: of each reward as paid in each of G changes, [N, G].
             failures: F.
         """
-        rows = np.flatnonzero(weights.any(axis=1))
+        rows = np.flatnonzero(change.any(axis=1))
         parts = []
         for part in chunks(failures):
-            influence = self.influence(lam, part)
-            channels = [tau for tau in (influence.tau, influence.tau_raw, influence.tau_value) if tau is not None]
-            parts.append([weights[rows].T @ tau[rows] for tau in channels])
-        tau, tau_raw, *value = (np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True))
-        return InfluenceSums(tau, tau_raw, value[0] if value else None)
+            _, *channels = self.influence(lam, part)
+            parts.append([None if tau is None else change[rows].T @ tau[rows] for tau in channels])
+        effect, *further = (
+            None if kind[0] is None else np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True)
+        )
+        assert effect is not None
+        return Effects(effect, *further)
 
 
 class Estimator(ABC):
@@ -84,14 +101,16 @@ class Estimator(ABC):
         name: by which it is chosen.
         summary: one line for a list of estimators.
         needs_updates: whether `window.updates` has to be there: the training is replayed, seed by seed.
-        damping: lambda of `influence`, in the unit of the Fisher matrix; nothing to an estimator without one. Stage
-            attribute writes its tables at several dampings (`LAMBDAS`).
+        finite_difference: whether the effect of changed rewards is an exact finite difference, and a run's windows
+            count the same (`attribution.effects`); else it is a sum of tau, to first order.
+        damping: lambda, in the unit of the Fisher matrix; nothing to an estimator without one.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs_updates: ClassVar[bool] = False
-    damping: float = DEFAULT_LAMBDA
+    finite_difference: ClassVar[bool] = False
+    damping: float = LINEAR_LAMBDA
 
     @property
     def label(self) -> str:
@@ -113,59 +132,50 @@ class Estimator(ABC):
 
 
 class ScoredWindow(Prepared):
-    """Influence by scores of advantages, taken to rewards by the adjoint of GAE.
+    """Influence by scores of advantages, taken to rewards by the adjoint of GAE, or by its finite difference.
 
     Args:
         window: the window.
         solve: maps a damping to scores of the window's distinct rows, [U, F].
-        solve_value: the same for one unit of return; None: the value channel is zero.
-        value_known: whether the estimator computes the value channel at all.
+        finite: whether effects of changed rewards are finite differences of the normalised advantages; else they are
+            sums of tau, to first order.
     """
 
-    def __init__(
-        self, window: Window, solve: Solve, solve_value: Solve | None = None, value_known: bool = True
-    ) -> None:
-        self._window, self._solve, self._solve_value = window, solve, solve_value
-        self._value_known = value_known
-        self._solved: tuple[float, Scores, Scores | None] | None = None
+    def __init__(self, window: Window, solve: Solve, finite: bool = False) -> None:
+        self._window, self._solve, self._finite = window, solve, finite
+        self._kept: dict[str, tuple[float, Scores]] = {}
 
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the influence on some failures at one damping."""
-        if self._solved is None or self._solved[0] != lam:
-            self._solved = (lam, self._solve(lam), self._solve_value(lam) if self._solve_value else None)
-        _, policy, value = self._solved
-        rows, signal = self._window.rows.row, self._window.signal
-        scores = policy[:, failures][rows]
-        by_value = np.broadcast_to(0.0, scores.shape) if self._value_known else None
-        if value is not None:
-            by_value = signal.value_influence(value[:, failures][rows])
-        return Influence(scores, *signal.reward_influence(scores), by_value)
+        scores = self._scores(lam)[:, failures][self._window.rows.row]
+        tau, raw = self._window.signal.reward_influence(scores)
+        return Influence(scores, tau, raw if "raw" in self.further else None, self._by_value(lam, failures))
 
+    def effects(self, lam: float, change: Scores, failures: int) -> Effects:
+        """Return the effects of changed rewards on all failures at one damping."""
+        if not self._finite:
+            return super().effects(lam, change, failures)
+        signal = self._window.signal
+        effect = self._summed(lam, signal.weights_of(signal.raw_change(change)))
+        raw = self._summed(lam, signal.summed_reward_influence(change).tau_raw) if "raw" in self.further else None
+        return Effects(effect, raw, self._summed_by_value(lam, change))
 
-class _ExactWindow(ScoredWindow):
-    """TRAK in its dual form, whose sums need a solve for each sum and not for each failure.
+    def _scores(self, lam: float) -> Scores:
+        """Return the scores of the distinct rows, [U, F]."""
+        return self._keep("policy", lam, self._solve)
 
-    Args:
-        window: the window.
-        channels: its inner products.
-    """
+    def _keep(self, channel: str, lam: float, solve: Solve) -> Scores:
+        """Return what `solve` says, [U, F]; of each channel the latest damping is kept."""
+        if not self._has(channel, lam):
+            self._kept[channel] = (lam, solve(lam))
+        return self._kept[channel][1]
 
-    def __init__(self, window: Window, channels: Channels) -> None:
-        value, scale = channels.value, channels.scale
-        by_value = None if value is None else lambda lam: scale * value.trak(lam)
-        super().__init__(window, channels.policy.trak, by_value, channels.value_known)
-        self._channels = channels
+    def _has(self, channel: str, lam: float) -> bool:
+        return channel in self._kept and self._kept[channel][0] == lam
 
-    def sums(self, lam: float, weights: Scores, failures: int) -> InfluenceSums:
-        """Return sums of the influence on all failures at one damping: weights go through the adjoint backwards."""
-        signal, count, channels = self._window.signal, weights.shape[1], self._channels
-        by_reward = signal.summed_reward_influence(weights)
-        both = channels.policy.summed_trak(lam, self._of_distinct(np.concatenate(by_reward, axis=1)))
-        by_value = np.broadcast_to(0.0, (count, failures)) if channels.value_known else None
-        if channels.value is not None:
-            by_return = self._of_distinct(signal.summed_value_influence(weights))
-            by_value = channels.scale * channels.value.summed_trak(lam, by_return)
-        return InfluenceSums(both[:count], both[count:], by_value)
+    def _summed(self, lam: float, weights: Scores) -> Scores:
+        """Return sums of scores [G, F] by weights of transitions [N, G]."""
+        return self._of_distinct(weights).T @ self._scores(lam)
 
     def _of_distinct(self, weights: Scores) -> Scores:
         """Return the weights of distinct rows [U, G], sums of those of their transitions [N, G]."""
@@ -173,18 +183,94 @@ class _ExactWindow(ScoredWindow):
         total = torch.zeros(len(rows.counts), weights.shape[1], dtype=torch.float64)
         return total.index_add_(0, torch.from_numpy(rows.row), torch.from_numpy(weights)).numpy()
 
+    def _by_value(self, lam: float, failures: slice) -> Scores | None:
+        """Return the influence through the value loss on some failures, [N, F]; None: not computed."""
+        return None
+
+    def _summed_by_value(self, lam: float, change: Scores) -> Scores | None:
+        """Return the effects of changed rewards through the value loss, [G, F]; None: not computed."""
+        return None
+
+
+class _ExactWindow(ScoredWindow):
+    """TRAK in its dual form (or plain gradient products), whose sums need a solve a failure or a solve a sum.
+
+    Args:
+        window: the window.
+        channels: its inner products.
+        finite: see `ScoredWindow`.
+        product: scores are gradient products, TracIn's, which know no damping.
+    """
+
+    def __init__(self, window: Window, channels: Channels, finite: bool = False, product: bool = False) -> None:
+        super().__init__(window, lambda lam: self._solved_by(channels.policy, lam), finite)
+        self._channels, self._product = channels, product
+
+    def _solved_by(self, gradients: WindowGradients, lam: float) -> Scores:
+        return gradients.gradient_product() if self._product else gradients.trak(lam)
+
+    def _summed(self, lam: float, weights: Scores) -> Scores:
+        """Return sums of scores by weights of transitions [N, G]: the fewer solves of F and G, if none is done."""
+        if self._has("policy", lam) or self._product or weights.shape[1] >= self._failures:
+            return super()._summed(lam, weights)
+        return self._channels.policy.summed_trak(lam, self._of_distinct(weights))
+
+    def _by_value(self, lam: float, failures: slice) -> Scores | None:
+        if "value" not in self.further or not self._channels.value_known:
+            return None
+        value, rows = self._channels.value, self._window.rows.row
+        if value is None:
+            return np.broadcast_to(0.0, (len(rows), len(range(*failures.indices(self._failures)))))
+        scores = self._keep("value", lam, lambda lam: self._channels.scale * self._solved_by(value, lam))
+        return self._window.signal.value_influence(scores[:, failures][rows])
+
+    def _summed_by_value(self, lam: float, change: Scores) -> Scores | None:
+        if "value" not in self.further or not self._channels.value_known:
+            return None
+        value = self._channels.value
+        if value is None:
+            return np.broadcast_to(0.0, (change.shape[1], self._failures))
+        weights = self._of_distinct(self._window.signal.summed_value_influence(change))
+        summed: Scores = self._channels.scale * value.summed_trak(lam, weights)
+        return summed
+
+    @property
+    def _failures(self) -> int:
+        return self._channels.policy.failures
+
 
 @dataclass(frozen=True)
 class Trak(Estimator):
-    """TRAK at the window's own checkpoint, exact (dual form)."""
+    """TRAK at the window's own checkpoint, exact (dual form); a correction is a finite difference, not a small change.
+
+    Summed over windows, each window has the same mass: docs/influence.md says why.
+    """
 
     name = "trak"
-    summary = "TRAK at every window's own checkpoint, exact, without projection"
+    summary = "TRAK at every window's own checkpoint, exact, without projection; corrections as finite differences"
+    finite_difference = True
     damping: float = DEFAULT_LAMBDA
 
     def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Compute the Gram matrix of the window once; each damping is a solve."""
-        return _ExactWindow(window, Channels.of(actor, window.rows, targets, window.name, window.vf_coef))
+        channels = Channels(actor, window.rows, targets, window.name, window.vf_coef)
+        return _ExactWindow(window, channels, finite=True)
+
+
+@dataclass(frozen=True)
+class TrakLinear(Estimator):
+    """TRAK at the window's own checkpoint, exact; effects of corrections to first order, sums of dr * tau.
+
+    The default of version 0.1: right for single small changes, and for comparison.
+    """
+
+    name = "trak-linear"
+    summary = "TRAK as `trak`, corrections taken for small changes"
+    damping: float = LINEAR_LAMBDA
+
+    def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
+        """Compute the Gram matrix of the window once; each damping is a solve."""
+        return _ExactWindow(window, Channels(actor, window.rows, targets, window.name, window.vf_coef))
 
 
 @dataclass(frozen=True)
@@ -196,6 +282,5 @@ class TracIn(Estimator):
 
     def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
         """Compute the products once; they know no damping."""
-        policy, value, scale, known = Channels.of(actor, window.rows, targets, window.name, window.vf_coef)
-        by_value = None if value is None else lambda _: scale * value.gradient_product()
-        return ScoredWindow(window, lambda _: policy.gradient_product(), by_value, known)
+        channels = Channels(actor, window.rows, targets, window.name, window.vf_coef)
+        return _ExactWindow(window, channels, product=True)

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ...datasets.errors import InputError
+from ...datasets.errors import InputError, NonFiniteError
 from ...datasets.words import counted
-from ..actors.adapt import ModuleActor, as_actor
+from ..actors.adapt import ModuleActor, as_actor, on_device
 from ..actors.outputs import Actor
 from ..adjoints.signal import Scores
 from ..targets.steps import Targets
-from .base import Estimator, chunks
+from .base import Estimator, Prepared, chunks
 from .registry import AUTO, choose_estimator, find_estimator
 from .window import Window
 
@@ -31,7 +31,7 @@ class InfluenceMatrix:
     Attributes:
         scores: float64 [N, F], effect on each failure's target of one unit of (normalised) advantage.
         tau: float64 [N, F], effect of one unit of reward, with the adjoint of advantage normalisation.
-        tau_raw: float64 [N, F], without it.
+        tau_raw: float64 [N, F], without it; None: not computed.
         tau_value: float64 [N, F], effect of one unit of reward through the value loss; None: not computed.
         env, step: int64 [N], where each transition is in the window.
         group: text [N], what each transition is corrected with.
@@ -40,7 +40,7 @@ class InfluenceMatrix:
 
     scores: Scores
     tau: Scores
-    tau_raw: Scores
+    tau_raw: Scores | None
     tau_value: Scores | None
     env: NDArray[np.int64]
     step: NDArray[np.int64]
@@ -54,7 +54,11 @@ class InfluenceMatrix:
 
 
 def influence(
-    window: Window, actor: nn.Module | Actor, targets: Targets, estimator: str | Estimator = "trak"
+    window: Window,
+    actor: nn.Module | Actor,
+    targets: Targets,
+    estimator: str | Estimator = "trak",
+    device: str = "cpu",
 ) -> InfluenceMatrix:
     """Return the influence of every reward of one window on every failure.
 
@@ -65,12 +69,64 @@ def influence(
         targets: of F failures (`Targets.from_arrays`).
         estimator: an estimator with its parameters, `Trak(damping=1e-2)`, or a name; `auto`: exact TRAK, or TRAK
             projected where the policy or the window leaves no choice.
+        device: where gradients are computed: `cpu`, or with a CUDA build of torch `cuda`.
 
     Raises:
-        InputError: the policy's gradients have no factored form, or something does not fit, or the damping is not
-            positive.
+        InputError: there is no such device, the policy's gradients have no factored form, or something does not fit, or
+            the damping is not positive.
         NonFiniteError: a gradient is not finite.
     """
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has set
+        chosen, prepared = _prepared(window, actor, targets, estimator, device)
+        parts = [prepared.influence(chosen.damping, part) for part in chunks(targets.failures)]
+    scores, tau, raw, value = (
+        None if kind[0] is None else np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True)
+    )
+    env, step = np.divmod(np.arange(len(window.reward)), window.steps)
+    assert scores is not None and tau is not None
+    return InfluenceMatrix(scores, tau, raw, value, env, step, window.group, targets.ids)
+
+
+def group_effects(
+    window: Window,
+    actor: nn.Module | Actor,
+    targets: Targets,
+    change: NDArray[np.floating],
+    estimator: str | Estimator = "trak",
+    device: str = "cpu",
+) -> Scores:
+    """Return the effect of changing the rewards of one window on every failure, [G, F]; negative: less misbehaviour.
+
+    Of `trak` the exact finite difference of the advantages as they were normalised, so the effect of several groups
+    together is that of the sum of their changes, as one more column, and not the sum of their effects; of linear
+    estimators the sum of `change` times tau. Effects of several windows are no unit of each other: `aitia attribute`
+    divides those of each window by their sum of absolute values over groups.
+
+    Args:
+        window, actor, targets, estimator, device: see `influence`.
+        change: of each reward as paid, in each of G changes, [N, G]; row = env * n_steps + step.
+            `window.corrections_by_group()` makes one.
+
+    Raises:
+        InputError: see `influence`; or `change` is of another length.
+        NonFiniteError: see `influence`; or a change is not finite.
+    """
+    changes = np.asarray(change, dtype=np.float64)
+    if changes.ndim != 2 or len(changes) != len(window.reward):
+        raise InputError(f"change of shape {changes.shape}, expected [N, G], N = {len(window.reward)}")
+    if not np.isfinite(changes).all():
+        row, column = np.argwhere(~np.isfinite(changes))[0]
+        raise NonFiniteError(f"change, row {row}, column {column}: {changes[row, column]}, expected a finite number")
+    with torch.inference_mode(False), torch.enable_grad():
+        chosen, prepared = _prepared(window, actor, targets, estimator, device)
+        prepared.further = frozenset()
+        return prepared.effects(chosen.damping, changes, targets.failures).effect
+
+
+def _prepared(
+    window: Window, actor: nn.Module | Actor, targets: Targets, estimator: str | Estimator, device: str
+) -> tuple[Estimator, Prepared]:
+    """Return the estimator that is meant, and what it made of the window and a copy of the policy."""
     policy = as_actor(actor)
     if estimator == AUTO:
         estimator = choose_estimator(policy, len(window.reward)).name
@@ -79,18 +135,10 @@ def influence(
         raise InputError(f"{chosen.label}: expected a damping above 0")
     if targets.failures == 0:
         raise InputError("targets: no failure, expected one or more")
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has set
-        copied = copy.deepcopy(policy)
-        copied.module.train(False)
-        _require_rows_apart(copied, window)
-        prepared = chosen.prepare(window, copied, targets)
-        parts = [prepared.influence(chosen.damping, part) for part in chunks(targets.failures)]
-    scores, tau, raw, value = (
-        None if kind[0] is None else np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True)
-    )
-    env, step = np.divmod(np.arange(len(window.reward)), window.steps)
-    assert scores is not None and tau is not None and raw is not None
-    return InfluenceMatrix(scores, tau, raw, value, env, step, window.group, targets.ids)
+    copied = on_device(copy.deepcopy(policy), device)
+    copied.module.train(False)
+    _require_rows_apart(copied, window)
+    return chosen, chosen.prepare(window, copied, targets)
 
 
 def _require_rows_apart(actor: Actor, window: Window) -> None:
@@ -106,7 +154,7 @@ def _require_rows_apart(actor: Actor, window: Window) -> None:
     def said(chosen: NDArray[np.int64]) -> Scores:
         outputs = actor.outputs(rows.observations[chosen])
         with torch.no_grad():
-            return outputs.distribution.log_prob(torch.as_tensor(rows.actions[chosen])).double().numpy()
+            return outputs.distribution.log_prob(torch.as_tensor(rows.actions[chosen])).double().cpu().numpy()
 
     together, in_pairs = said(some), np.array([said(np.array([row, 0]))[0] for row in some])
     if not np.allclose(together, in_pairs, rtol=1e-3, atol=1e-4, equal_nan=True):

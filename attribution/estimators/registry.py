@@ -13,7 +13,7 @@ from ...datasets.errors import InputError, nearest
 from ...datasets.words import counted
 from ..actors.outputs import Actor
 from ..gradients.layers import why_not_factored
-from .base import Estimator, TracIn, Trak
+from .base import Estimator, TracIn, Trak, TrakLinear
 from .baselines import Advantage, NearestLatent, NearestObservation, Random, Reward, Size, TdError
 from .projected import TrakProjected
 from .updates import TrakUpdates
@@ -23,7 +23,7 @@ AUTO = "auto"
 LARGEST_EXACT = 8192  # rows of a window: its matrix of inner products takes 256 MiB (in float64 512)
 
 BUILT_IN: tuple[Estimator, ...] = (
-    Trak(), TrakProjected(), TrakUpdates(), TracIn(),
+    Trak(), TrakLinear(), TrakProjected(), TrakUpdates(), TracIn(),
     Size(), Reward(), TdError(), Advantage(), NearestObservation(), NearestLatent(), Random(),
 )  # fmt: skip
 

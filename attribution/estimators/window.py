@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ...datasets.arrays import Array, array_format, decode_actions, decode_arrays, pack, whole_numbers
@@ -25,6 +26,34 @@ from ..adjoints.gae import GaeAdvantages
 from ..adjoints.signal import Signal
 from ..gradients.rows import WindowRows
 from ..shapes import require_rows
+
+
+class GroupedCorrections(NamedTuple):
+    """Corrections of the wrong rewards of a window.
+
+    Attributes:
+        groups: [G] that have one.
+        rows: [M] that are wrong.
+        change: dr = r* - r of each transition in the column of its group, [N, G].
+    """
+
+    groups: list[str]
+    rows: NDArray[np.int64]
+    change: NDArray[np.float64]
+
+
+class Following(NamedTuple):
+    """What followed the transitions of a window, where no next row of it says so.
+
+    Attributes:
+        terminated: bool [N], nothing followed: the episode ended for good.
+        rows: int64 [L], all others whose episode or window ended.
+        observations: what was observed after them, [L, ...].
+    """
+
+    terminated: NDArray[np.bool_]
+    rows: NDArray[np.int64]
+    observations: Array
 
 
 @dataclass(frozen=True)
@@ -45,6 +74,7 @@ class Window:
         vf_coef: weight of the value loss.
         updates: the real updates that used the window, for estimators that need them.
         context: what the environment reported of each transition's context, [N] texts or None; None: not read.
+        following: what was observed after the last step and after time limits; None: not known.
 
     Raises:
         InputError: arrays of another length than N.
@@ -63,6 +93,7 @@ class Window:
     vf_coef: float = 0.5
     updates: ReplayedWindow | None = None
     context: NDArray[np.object_] | None = None
+    following: Following | None = None
 
     def __post_init__(self) -> None:
         require_rows(
@@ -182,6 +213,15 @@ class Window:
         """dr = r* - r of each transition; exactly 0 where they agree; None without intended rewards."""
         return None if self.intended is None else corrections(self.reward, self.intended)
 
+    def corrections_by_group(self) -> GroupedCorrections:
+        """Return the corrections of each group that has a wrong reward in the window."""
+        change = np.zeros(len(self.reward)) if self.correction is None else self.correction
+        rows = np.flatnonzero(change)
+        groups, member = np.unique(self.group[rows], return_inverse=True)
+        by_group = np.zeros((len(change), len(groups)))
+        by_group[rows, member] = change[rows]
+        return GroupedCorrections(groups.tolist(), rows, by_group)
+
     @property
     def is_event(self) -> NDArray[np.bool_]:
         """Reward events: r != 0 or r* != 0."""
@@ -192,7 +232,7 @@ _COLUMNS = (
     "seed", "window", "step", "t", "observation", "action", "reward", "reward_scale", "intended_reward",
     "advantage", "terminated", "truncated", "minibatches", "context",
 )  # fmt: skip
-_UNCLIPPED = "unclipped_scale"
+_UNCLIPPED, _NEXT = "unclipped_scale", "next_observation"
 
 
 def learned_scale(
@@ -232,7 +272,7 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         NonFiniteError: an advantage or a reward is not finite.
     """
     known = read_table_schema(path).names
-    optional = [name for name in (*INPUT_COLUMNS, _UNCLIPPED) if name in known]
+    optional = [name for name in (*INPUT_COLUMNS, _UNCLIPPED, _NEXT) if name in known]
     needed = dict.fromkeys([*_COLUMNS, *optional, *grouping.columns(known)])
     table = read_table(path, list(needed))
     metadata = metadata_of(table.schema)
@@ -280,4 +320,19 @@ def read_window(path: Path, grouping: Grouping = BY_CONTEXT) -> Window:
         editable=editable(column("reward"), table["terminated"].to_numpy(), grouping),
         vf_coef=float(metadata.get("vf_coef", 0.5)),
         context=np.array(table["context"].to_pylist(), dtype=np.object_),
+        following=_following(table, ended, int(metadata["n_envs"])),
     )
+
+
+def _following(table: pa.Table, ended: NDArray[np.bool_], n_envs: int) -> Following | None:
+    """Return what followed where no next row says so; None where it was not recorded."""
+    if _NEXT not in table.column_names:
+        return None
+    terminated = table["terminated"].to_numpy()
+    last = np.arange(len(ended)) % (len(ended) // n_envs) == len(ended) // n_envs - 1
+    rows = np.flatnonzero((ended | last) & ~terminated)
+    observed = table[_NEXT].take(pa.array(rows))
+    if observed.null_count:
+        return None
+    form = array_format(table.schema, "observation")
+    return Following(terminated, rows, decode_arrays(observed.cast(pa.binary(form.width)), form))

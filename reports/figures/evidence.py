@@ -75,8 +75,8 @@ def correction_curve(curve: Sequence[CurvePoint], thresholds: Thresholds, unit: 
             if rates.misbehaviour is not None
         ]
     meaning = (
-        "Blue: groups in the order that attribution gave, most suspected first. Grey: the same number of wrong groups "
-        "in random order; attribution is worth something where blue lies below grey."
+        "Blue: groups in the order that attribution gave, the largest predicted drop first. Grey: the same number of "
+        "wrong groups in random order; attribution is worth something where blue lies below grey."
         if joined
         else "Sets between none and all were not trained: none was asked for, or correcting everything does not remove "
         "enough for their order to matter."

@@ -23,7 +23,7 @@ class Correction:
     """A verified set of edited rewards.
 
     Attributes:
-        groups: whose rewards are edited, most suspected first.
+        groups: whose rewards are edited, by predicted effect.
         pay: what each group pays instead, of arbitrary edits; None: the intended reward.
         reward_events: reward events a run that the correction changes; None of arbitrary edits.
         misbehaviour: of agents trained with it.
@@ -45,7 +45,7 @@ def smallest_correction(findings: SetFindings, bank: Bank | None, order: Sequenc
     Args:
         findings: of the set.
         bank: the counterfactual bank.
-        order: all wrong groups, most suspected first.
+        order: all wrong groups, the largest predicted drop first.
     """
     decision = findings.decision
     kind = "arbitrary" if decision.basis == "arbitrary" else "corrective"
@@ -93,7 +93,7 @@ def write_corrections(
     if correction.pay is not None:
         what = f"Rewards to look at: the {set_of} the misbehaviour. Nobody said that they are wrong (arbitrary edits)."
     else:
-        what = f"Rewards to correct, most suspected group first: the {set_of} the misbehaviour."
+        what = f"Rewards to correct, groups in the order of their predicted effects: the {set_of} the misbehaviour."
     after, before = correction.misbehaviour.as_percent(), findings.decision.uncorrected.as_percent()
     comments = [
         what,

@@ -18,12 +18,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_environments import Corridor
 
+from aitia.attribution import group_effects
 from aitia.attribution.actors.adapt import as_actor
 from aitia.attribution.effects.window import attribute_window
 from aitia.attribution.estimators.base import Trak
 from aitia.attribution.estimators.window import Window, learned_scale, read_window
 from aitia.attribution.gradients.channels import policy_gradients
-from aitia.attribution.gradients.kernel import LAMBDAS
 from aitia.attribution.targets.steps import Targets
 from aitia.datasets.files.store import RunFolder, read_table, read_tensors
 from aitia.datasets.schema import metadata_of
@@ -92,10 +92,10 @@ def test_the_effect_of_a_correction_is_that_of_the_change_of_what_the_learner_ge
     instead = np.clip(scale * table["intended_reward"].to_numpy(), -clip, clip)
     change = _advantages(model, window, instead) - _advantages(model, window, learned[1])
     policy = _policy(model, folder)
+    change_of_rewards = window.corrections_by_group()
+    assert change_of_rewards.groups == ["all"]
+    effect = group_effects(window, policy, targets, change_of_rewards.change, Trak(damping=1e-2))[0, 0]
     scores = policy_gradients(as_actor(policy), window.rows, targets, "w").trak(1e-2)[window.rows.row]
-    found = attribute_window(window, as_actor(policy), targets, Trak()).sums
-    assert found.groups == ["all"]
-    effect = found.effects["effect"][LAMBDAS.index(1e-2), 0, 0]
     assert effect == pytest.approx(float(change @ scores[:, 0]) / len(change), rel=1e-4)
     bribe = window.reward == 20.0
     assert bribe.any() and (np.abs(learned[1][bribe]) == np.float32(CLIP)).all(), "the largest error must be clipped"

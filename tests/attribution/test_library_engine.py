@@ -26,7 +26,6 @@ from aitia.datasets.errors import InputError
 from aitia.datasets.files.store import RunFolder, read_tensors
 from aitia.training.recording.agreement import ADAPTER
 from aitia.training.recording.loop import LoopRecorder
-from aitia.workflows.stages import attribute
 
 STEPS, ENVS, ACTIONS, GAMMA, LAM = 12, 3, 3, 0.9, 0.8
 GENERATOR = np.random.default_rng(0)
@@ -290,7 +289,7 @@ def test_a_recorded_loop_of_a_module_of_ones_own_has_influence(tmp_path: Path) -
 
 
 def test_estimators_carry_their_parameters_and_names_mean_the_default_ones() -> None:
-    assert find_estimator("trak") == Trak() == Trak(damping=1e-2) != Trak(damping=1e-1)
+    assert find_estimator("trak") == Trak() == Trak(damping=1e-3) != Trak(damping=1e-1)
     assert find_estimator(Trak(damping=0.5)).damping == 0.5
     assert estimators()["trak-projected"] == TrakProjected(dimension=2048, seed=0)
     assert TrakUpdates().label == "trak-updates" and TracIn().label == "tracin"
@@ -299,12 +298,6 @@ def test_estimators_carry_their_parameters_and_names_mean_the_default_ones() -> 
     by_name, default, other = (influence(window, policy, targets, e).tau for e in ("trak", Trak(), Trak(damping=0.5)))
     np.testing.assert_array_equal(by_name, default)
     assert np.abs(default - other).max() > 0.0 and 0.5 not in LAMBDAS
-
-
-def test_tables_of_a_run_are_made_at_their_own_dampings() -> None:
-    attribute._require_default_damping(find_estimator("size"))
-    with pytest.raises(InputError, match=r"trak\(damping=0.5\) was given.*aitia.attribution.influence"):
-        attribute._require_default_damping(Trak(damping=0.5))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -379,7 +372,7 @@ def test_labels_ask_a_module_for_its_distribution() -> None:
 
 def test_public_names_are_these_and_documented() -> None:
     assert set(library.__all__) == {
-        "Actor", "Estimator", "Signal", "Targets", "TracIn", "Trak", "TrakProjected", "TrakUpdates", "Window",
-        "influence",
+        "Actor", "Estimator", "Signal", "Targets", "TracIn", "Trak", "TrakLinear", "TrakProjected", "TrakUpdates",
+        "Window", "group_effects", "influence",
     }  # fmt: skip
     assert all(inspect.getdoc(getattr(library, name)) for name in library.__all__)

@@ -8,7 +8,8 @@ import pytest
 from small_policies import make_policy, make_targets, make_window
 
 from aitia.attribution.actors.adapt import as_actor
-from aitia.attribution.adjoints.gae import GaeAdvantages, spread
+from aitia.attribution.adjoints.batches import spread
+from aitia.attribution.adjoints.gae import GaeAdvantages
 from aitia.attribution.effects.clusters import cluster_failures
 from aitia.attribution.effects.order import bounded_edits, effect_table
 from aitia.attribution.estimators.base import Trak

@@ -24,52 +24,59 @@ from aitia.attribution.effects.order import (
 from aitia.attribution.effects.top import Leaders, keep_top
 from aitia.attribution.effects.window import attribute_window
 from aitia.attribution.estimators import base as estimators
-from aitia.attribution.estimators.base import Prepared, Trak
+from aitia.attribution.estimators.base import Prepared, Trak, TrakLinear
 from aitia.attribution.estimators.window import Window
 from aitia.attribution.gradients.channels import policy_gradients
-from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
+from aitia.attribution.gradients.kernel import LAMBDAS
 from aitia.datasets.schema import TOP_TRANSITIONS
 
 
 def dense_tau(window: Window) -> NDArray[np.float64]:
-    scores = policy_gradients(as_actor(make_policy()), window.rows, make_targets(), "w").trak(DEFAULT_LAMBDA)[
+    scores = policy_gradients(as_actor(make_policy()), window.rows, make_targets(), "w").trak(Trak().damping)[
         window.rows.row
     ]
     return window.signal.reward_influence(scores).tau
 
 
 def test_group_sums_are_sums_of_corrections_times_influence() -> None:
-    window = make_window()
-    sums = attribute_window(window, as_actor(make_policy()), make_targets(), Trak()).sums
+    window, linear = make_window(), TrakLinear(damping=Trak().damping)
+    sums = attribute_window(window, as_actor(make_policy()), make_targets(), linear).sums
     tau, change = dense_tau(window), window.correction
     assert change is not None and window.intended is not None
     for index, group in enumerate(sums.groups):
         rows = window.group == group
         expected = (change[rows, None] * tau[rows]).sum(0)
-        np.testing.assert_allclose(sums.effects["effect"][LAMBDAS.index(DEFAULT_LAMBDA), :, index], expected, rtol=1e-9)
+        np.testing.assert_allclose(sums.effects["effect"][0, :, index], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_sums_at_every_damping_are_those_of_the_influence(normalize: bool, epochs: int) -> None:
-    """Sums by a solve a group (the adjoint backwards) against the sums of the influence itself, in both channels."""
+    """Effects by a solve a change (the adjoint backwards) against sums of the influence itself, in both channels.
+
+    Of changes so small that finite differences are derivatives.
+    """
     window, generator = make_window(), np.random.default_rng(3)
     batches = np.array([generator.permutation(40) // 16 for _ in range(epochs)], np.int32).T
     minibatches = batches if epochs else None
     advantages = replace(
         gae(window), normalize=normalize, minibatches=minibatches, reward_scale=generator.uniform(0.5, 2.0, 40)
     )
-    weights = np.where(generator.random((40, 3)) < 0.3, generator.normal(size=(40, 3)), 0.0)
+    change = np.where(generator.random((40, 3)) < 0.3, 1e-7 * generator.normal(size=(40, 3)), 0.0)
     targets = make_targets(5)
     for policy in (make_policy(), shared_policy()):
         prepared = Trak().prepare(replace(window, signal=advantages), as_actor(policy), targets)
         for lam in LAMBDAS:
-            found, expected = prepared.sums(lam, weights, 5), Prepared.sums(prepared, lam, weights, 5)
-            for name, total, wanted in zip(found._fields, found, expected, strict=True):
-                assert total is not None and wanted is not None
-                np.testing.assert_allclose(total, wanted, rtol=1e-8, atol=1e-13, err_msg=f"{name} at damping {lam}")
-        assert np.abs(found.tau).max() > 0.0
-    assert found.tau_value is not None and np.abs(found.tau_value).max() > 0.0, (
+            few = prepared.effects(lam, change, 5)  # 3 changes and 5 failures: a solve a change
+            expected = Prepared.effects(prepared, lam, change, 5)
+            many = prepared.effects(lam, change, 5)  # the scores of all failures are there
+            for name, total, wanted, same in zip(few._fields, few, expected, many, strict=True):
+                assert total is not None and wanted is not None and same is not None
+                largest = np.abs(wanted).max()
+                np.testing.assert_allclose(total, wanted, rtol=1e-4, atol=1e-5 * largest, err_msg=f"{name} at {lam}")
+                np.testing.assert_allclose(same, total, rtol=1e-8, atol=1e-10 * largest, err_msg=f"{name} at {lam}")
+        assert np.abs(few.effect).max() > 0.0
+    assert few.value is not None and np.abs(few.value).max() > 0.0, (
         "actor and critic share their features: both channels are open"
     )
 
@@ -107,11 +114,11 @@ def test_unit_sums_give_the_effect_of_paying_something_else() -> None:
     for everywhere in (False, True):
         window = make_window()
         event = np.full(len(window.reward), True) if everywhere else window.reward != 0.0
-        units = attribute_window(replace(window, editable=event), as_actor(make_policy()), make_targets(), Trak()).units
+        sums = attribute_window(replace(window, editable=event), as_actor(make_policy()), make_targets(), Trak()).sums
         tau = dense_tau(window).mean(axis=1)
-        for index, group in enumerate(units.groups):
+        for index, group in enumerate(sums.unit_groups):
             rows = (window.group == group) & event
-            count, paid, tau_sum, reward_tau = units.sums[:, index]
+            count, paid, tau_sum, reward_tau = sums.units[:, index]
             assert count == rows.sum() and paid == pytest.approx(window.reward[rows].sum())
             expected = ((0.7 - window.reward[rows]) * tau[rows]).sum()
             assert 0.7 * tau_sum - reward_tau == pytest.approx(expected, rel=1e-9, abs=1e-14)
@@ -122,7 +129,7 @@ def test_chunks_of_failures_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(estimators, "_CHUNK", 2)
     parts = attribute_window(make_window(), as_actor(make_policy()), make_targets(7), Trak())
     np.testing.assert_allclose(parts.sums.effects["effect"], whole.sums.effects["effect"], rtol=1e-9, atol=1e-14)
-    assert parts.top.drop_columns(["tau", "tau_raw", "s"]).equals(whole.top.drop_columns(["tau", "tau_raw", "s"]))
+    assert parts.top.drop_columns(["tau", "s"]).equals(whole.top.drop_columns(["tau", "s"]))
     np.testing.assert_allclose(parts.top["tau"].to_numpy(), whole.top["tau"].to_numpy(), rtol=1e-9)
 
 
@@ -142,7 +149,7 @@ def test_without_intended_rewards_nothing_is_corrected_but_every_reward_has_infl
     window = make_window(intended=False)
     influence = attribute_window(window, as_actor(make_policy()), make_targets(), Trak())
     assert influence.sums.groups == [] and influence.top.num_rows > 0
-    assert influence.units.groups == sorted(set(window.group[window.reward != 0.0].tolist()))
+    assert influence.sums.unit_groups == sorted(set(window.group[window.reward != 0.0].tolist()))
     assert influence.top["intended_reward"].null_count == influence.top.num_rows
 
 
@@ -174,8 +181,8 @@ def test_effects_are_averaged_over_seeds_at_one_lambda() -> None:
     rows = [
         {"failure": "0-0", "group": group, "seed": seed, "lambda": lam, "effect": effect}
         for group, seed, lam, effect in [
-            ("a", 0, DEFAULT_LAMBDA, -1.0), ("a", 1, DEFAULT_LAMBDA, -3.0), ("b", 0, DEFAULT_LAMBDA, 4.0),
-            ("b", 1, DEFAULT_LAMBDA, -2.0), ("a", 0, 0.1, 99.0),
+            ("a", 0, LAMBDAS[0], -1.0), ("a", 1, LAMBDAS[0], -3.0), ("b", 0, LAMBDAS[0], 4.0),
+            ("b", 1, LAMBDAS[0], -2.0), ("a", 0, 0.1, 99.0),
         ]
     ]  # fmt: skip
     table = effect_table(pa.Table.from_pylist(rows))

@@ -232,7 +232,7 @@ def test_the_smallest_correction_is_searched_and_the_search_goes_on_where_it_end
     copy: Path, write_task: WriteTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Baselines are bisected to a group; the adaptive search is the same, bit for bit, where a budget cut it short."""
-    spec = {"seeds": 5, "points": 1, "minimal": 0.3}
+    spec = {"seeds": 3, "points": 1, "minimal": 0.3}
     cut = Path(shutil.copytree(copy, tmp_path / "cut"))
     read = Counter[Path]()
 
@@ -253,7 +253,7 @@ def test_the_smallest_correction_is_searched_and_the_search_goes_on_where_it_end
     assert "smallest verified correction" in page and "chosen after looking" in page
 
     trained = pq.read_table(copy / "bank/test/masks.parquet").filter(pc.field("order") != "none").num_rows
-    commands.run(write_task(verify={**spec, "budget": trained - 5}), cut, workers=0)
+    commands.run(write_task(verify={**spec, "budget": trained - 3}), cut, workers=0)
     assert not pq.read_table(cut / "bank/test/masks.parquet").equals(pq.read_table(copy / "bank/test/masks.parquet"))
     commands.run(write_task(verify=spec), cut, workers=0)
     for name in ("masks", "outcomes", "learning"):

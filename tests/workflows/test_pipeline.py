@@ -119,7 +119,7 @@ def test_summary_and_verdicts_have_the_contracts_fields(small_run: Path) -> None
     summary = json.loads((small_run / "reports/test/summary.json").read_text())
     assert {
         "verdict", "verdict_share", "verdict_counts", "rule", "misbehaviour_rate", "competence", "desired_rate",
-        "outer_share", "ease", "correction_curve", "noise_ceiling", "trainings", "seconds",
+        "outer_share", "ease", "correction_curve", "noise_ceiling", "order_doubts", "direction", "trainings", "seconds",
     } <= summary.keys()  # fmt: skip
     for name in ("misbehaviour_rate", "competence", "desired_rate"):
         for kind in ("uncorrected", "all_corrected"):

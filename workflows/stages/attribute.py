@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
-from ...attribution.actors.adapt import as_actor
-from ...attribution.effects.merge import WindowSums, group_table, null_table, sum_windows, unit_table, window_table
+from ...attribution.actors.adapt import as_actor, on_device
+from ...attribution.effects.merge import (
+    direction_table,
+    group_table,
+    mass_table,
+    null_table,
+    score_table,
+    unit_table,
+    window_table,
+)
+from ...attribution.effects.sums import Sums, add
 from ...attribution.effects.top import TOP_K, Leaders, keep_top
-from ...attribution.effects.window import EFFECTS, attribute_window
+from ...attribution.effects.window import FURTHER, Asked, WindowInfluence, attribute_window
 from ...attribution.estimators.base import Estimator
 from ...attribution.estimators.registry import AUTO, estimators, find_estimator
 from ...attribution.estimators.window import read_window
-from ...attribution.gradients.channels import DOUBLE_ROWS
-from ...attribution.gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
 from ...attribution.targets.steps import Targets
-from ...datasets.errors import InputError
+from ...datasets.errors import InputError, nearest
 from ...datasets.files.remote import exist, remove_folder
 from ...datasets.files.store import (
     RunFolder,
+    read_json,
     read_table,
     read_table_schema,
     read_tensor_metadata,
     read_tensors,
+    write_json,
     write_table,
     write_tensors,
 )
 from ...datasets.groups import Grouping
-from ...datasets.influence import Addition, covered_by_all
+from ...datasets.influence import Addition, covered_by_all, further_of
 from ...datasets.manifest import digest
-from ...datasets.rewards import intended_known, reward_summary, reward_sums_path
-from ...datasets.schema import (
-    GROUP_NAMES,
-    TOP_TRANSITIONS,
-    current_top_transitions,
-    metadata_of,
-)
+from ...datasets.rewards import reward_summary, reward_sums_path
+from ...datasets.schema import GROUP_NAMES, TOP_TRANSITIONS, current_top_transitions, metadata_of
 from ...datasets.words import counted
 from ...training.agents.spec import load_policy
 from ...training.retraining.replay import Replay, ReplayedWindow
@@ -59,34 +63,39 @@ from ..workers.pool import Workers
 
 DEFAULT_ESTIMATOR = AUTO
 _MOST_SUMS = 20_000_000
-_HELD_TOPS = 8  # times k top transitions a failure are held before the smaller ones are dropped; kept are up to 2 k
+_MOST_BLOCKS = 256  # of windows in a run
+_ADDED_AT_ONCE, _MERGED_AT_ONCE = 16, 64  # blocks by a worker, and by the command
+_FAILURES = "failures.json"
 log = logging.getLogger("aitia")
 
 
 @dataclass(frozen=True)
-class WindowPiece:
-    """The attribution of some failures of an evaluation set to one window."""
+class BlockPiece:
+    """The attribution of some failures of an evaluation set to a block of windows of one training.
+
+    What all pieces of a call share, such as the failures, lies in their folder.
+
+    Attributes:
+        folder: of the finished pieces of one call: they fit only the same failures, target, seeds and effects.
+        call: one that computes: tops of its windows may be compared with each other.
+        masses_known: whether earlier failures decided what each window's effects are divided by.
+    """
 
     root: Path
     task: Task
     set_name: str
-    failures: tuple[str, ...]
     estimator: Estimator
+    asked: Asked
     seed: int
-    window: int
-    call: str  # one that computes: tops of its windows may be compared with each other
-    key: str  # see `attribution_key`
-
-    @cached_property
-    def folder(self) -> Path:
-        """Folder of the finished pieces of one call: they fit only the same failures, target and seeds."""
-        call = digest([self.failures, self.estimator.label, self.key])[:16]
-        return RunFolder(self.root).parts_folder("influence", self.set_name, call)
+    windows: range
+    folder: Path
+    call: str
+    masses_known: bool
 
     @property
     def sums_path(self) -> Path:
         """Group sums."""
-        return self.folder / f"seed={self.seed}" / f"window={self.window:05d}.safetensors"
+        return self.folder / f"seed={self.seed}" / f"window={self.windows[0]:05d}.safetensors"
 
     @property
     def top_path(self) -> Path:
@@ -98,9 +107,25 @@ class WindowPiece:
         """Whether both of its files are there."""
         return self.sums_path.exists() and self.top_path.exists()
 
+    def read(self) -> Sums:
+        """Return its group sums."""
+        arrays = {name: values.numpy() for name, values in read_tensors(self.sums_path).items()}
+        return Sums.of(arrays, read_tensor_metadata(self.sums_path))
+
+    def write(self, influence: WindowInfluence) -> None:
+        """Keep what the attribution of its windows left."""
+        write_table(self.top_path, influence.top)
+        tensors = {name: torch.from_numpy(values) for name, values in influence.sums.arrays().items()}
+        write_tensors(self.sums_path, tensors, influence.sums.names())
+
 
 def attribute_stage(
-    run: Run, set_name: str, failures: Sequence[str], estimator: str | Estimator, workers: Workers
+    run: Run,
+    set_name: str,
+    failures: Sequence[str],
+    estimator: str | Estimator,
+    workers: Workers,
+    effects: Sequence[str] = (),
 ) -> None:
     """Attribute failures that are not yet, or no more, up to date to every window of every seed; merge the pieces.
 
@@ -110,59 +135,80 @@ def attribute_stage(
         failures: ids; empty: all failures of the set.
         estimator: an estimator, the name of one, or `auto`.
         workers: where the pieces run.
+        effects: of `FURTHER`, computed in addition; what the tables have already of the estimator is computed too.
 
     Raises:
-        InputError: an unknown failure or estimator, another damping than that of the tables, or a missing window.
+        InputError: an unknown failure, estimator or effect, or a missing window.
     """
     if estimator == AUTO:
         estimator, reason = estimator_of(run.task)
         log.info("attribute %s: %s, because %s", run.task.name, estimator, reason)
     chosen_estimator = find_estimator(estimator)
-    _require_default_damping(chosen_estimator)
     _require_recordable(chosen_estimator)
+    _require_effects(effects)
     run.require_trained()
-    evaluated = run[set_name]
+    evaluated, label = run[set_name], chosen_estimator.label
     known, named = evaluated.failure_ids, frozenset(failures)
     evaluated.require_failures(failures)
-    paths = [run.folder.influence_path(set_name, name) for name in INFLUENCE_TABLES]
+    paths = {name: run.folder.influence_path(set_name, name) for name in INFLUENCE_TABLES}
     key = run.manifest.attribution = attribution_key(run.task, run.manifest.task_folder)
-    done = covered_by_all(paths, key, chosen_estimator.label)
+    done = covered_by_all(list(paths.values()), key, label)
+    there = further_of(paths["groups"], key, label) if done else frozenset[str]()
+    asked = Asked(there | frozenset(effects))
+    if done and asked.further > there:
+        named, done = named | done if named else named, frozenset()
     chosen = tuple(name for name in known if name not in (done or ()) and (name in named or not named))
     if done is not None and not chosen:
         return
     summaries = _summaries(run, workers)
-    _require_few_groups(max(table.num_rows for table in summaries), len(chosen))
-    call = uuid.uuid4().hex
+    dampings = asked.dampings(chosen_estimator)
+    _require_few_groups(max(table.num_rows for table in summaries), len(chosen), len(dampings))
+    added = Addition(key, label, chosen, known, tuple(sorted(asked.further)))
+    masses_known = chosen_estimator.finite_difference and added.has_rows_of(paths["masses"], "lambda", dampings)
+    folder = run.folder.parts_folder(
+        "influence", set_name, digest([chosen, label, added.further, masses_known, key])[:16]
+    )
+    size = block_size(sum(run.folder.window_count(seed) for seed in run.task.seeds))
+    shared = (folder, uuid.uuid4().hex, masses_known)
     pieces = [
-        WindowPiece(run.folder.root, run.task, set_name, chosen, chosen_estimator, seed, window, call, key)
+        BlockPiece(run.folder.root, run.task, set_name, chosen_estimator, asked, seed, windows, *shared)
         for seed in run.task.seeds
-        for window in range(run.folder.window_count(seed))
+        for windows in _blocks(run.folder.window_count(seed), size)
     ]
-    if chosen:
-        files = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
-        waiting = [piece for piece, *whole in zip(pieces, *files, strict=True) if not all(whole)]
-        name = f"attribute {run.task.name}"
-        if chosen_estimator.needs_updates:
-            by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
-            workers.map(_attribute_replayed, [mine for mine in by_seed if mine], name)
-        else:
-            workers.map(_attribute_window, waiting, name)
-    _merge(run, known, pieces, summaries)
-    remove_folder(pieces[0].folder)
+    write_json(folder / _FAILURES, list(chosen))
+    files = exist([piece.sums_path for piece in pieces]), exist([piece.top_path for piece in pieces])
+    waiting = [piece for piece, *whole in zip(pieces, *files, strict=True) if not all(whole)]
+    name = f"attribute {run.task.name}"
+    if not chosen:
+        waiting = []
+    if chosen_estimator.needs_updates:
+        by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
+        workers.map(_attribute_replayed, [mine for mine in by_seed if mine], name)
+    else:
+        workers.map(_attribute_block, waiting, name)
+    merged = _merge_blocks(pieces, workers, f"merge {run.task.name}")
+    _write_tables(run, pieces[0], added, merged, summaries)
+    remove_folder(folder)
 
 
-def _require_default_damping(estimator: Estimator) -> None:
-    """Check that an estimator's damping is the one that the tables are made for.
+def block_size(windows: int) -> int:
+    """Return how many windows make a block: a function of the run alone, so that sums are the same bits anywhere."""
+    return -(-windows // _MOST_BLOCKS)
+
+
+def _blocks(windows: int, size: int) -> list[range]:
+    return [range(start, min(start + size, windows)) for start in range(0, windows, size)]
+
+
+def _require_effects(effects: Sequence[str]) -> None:
+    """Check that effects can be asked for.
 
     Raises:
-        InputError: it is not.
+        InputError: one cannot.
     """
-    if estimator.damping != DEFAULT_LAMBDA:
-        raise InputError(
-            f"{estimator.label} was given; the tables of a run hold the dampings {', '.join(map(str, LAMBDAS))}, and "
-            f"verdicts rest on {DEFAULT_LAMBDA}: expected damping={DEFAULT_LAMBDA}. Influence at another one: "
-            "aitia.attribution.influence"
-        )
+    for name in effects:
+        if name not in FURTHER:
+            raise InputError(f"--effects {name} was given, expected {', '.join(FURTHER)}.{nearest(name, FURTHER)}")
 
 
 def _require_recordable(estimator: Estimator) -> None:
@@ -215,123 +261,167 @@ def _summaries(run: Run, workers: Workers) -> list[pa.Table]:
 
 
 class _OfCall(NamedTuple):
-    """What the windows of one call share: read with the first window that a process attributes."""
+    """What the windows of one call share: read with the first block that a process attributes."""
 
     call: str
     targets: Targets
     grouping: Grouping
+    masses: dict[tuple[int, int], NDArray[np.float64]]
     leaders: Leaders  # of the windows that this process has finished
 
 
 class _Process:
-    """What a worker process keeps from one window to the next: nothing but that of the latest call."""
+    """What a worker process keeps from one block to the next: nothing but that of the latest call."""
 
     def __init__(self) -> None:
         self._latest: _OfCall | None = None
 
-    def of_call(self, piece: WindowPiece) -> _OfCall:
-        """Return what the windows of the piece's call share."""
+    def of_call(self, piece: BlockPiece) -> _OfCall:
+        """Return what the blocks of the piece's call share."""
         if self._latest is None or self._latest.call != piece.call:
-            folder = RunFolder(piece.root)
+            folder, failures = RunFolder(piece.root), read_json(piece.folder / _FAILURES)
             self._latest = _OfCall(
-                piece.call, load_targets(folder, piece.task, piece.set_name, piece.failures),
-                load_grouping(folder, piece.task), Leaders.none(piece.failures),
+                piece.call, load_targets(folder, piece.task, piece.set_name, failures),
+                load_grouping(folder, piece.task), _masses(folder, piece), Leaders.none(failures),
             )  # fmt: skip
         return self._latest
 
-    def finish(self, piece: WindowPiece, top: pa.Table) -> None:
+    def finish(self, piece: BlockPiece, window: int, top: pa.Table) -> None:
         """Take the top transitions of a finished window into account."""
         shared = self.of_call(piece)
-        self._latest = shared._replace(leaders=shared.leaders.add((piece.seed, piece.window), top))
+        self._latest = shared._replace(leaders=shared.leaders.add((piece.seed, window), top))
 
 
 _process = _Process()
 
 
-def _attribute_replayed(pieces: Sequence[WindowPiece]) -> None:
-    """Attribute windows of one seed while its training is replayed: an estimator needs the real updates."""
-    task, waiting = pieces[0].task, {piece.window: piece for piece in pieces}
-    replayed = Replay(task.agent, task.training_env, pieces[0].seed, RunFolder(pieces[0].root))
-    for window in replayed.windows(keep_updates=True):
-        if window.number in waiting:
-            _attribute_window(waiting[window.number], window)
+def _masses(folder: RunFolder, piece: BlockPiece) -> dict[tuple[int, int], NDArray[np.float64]]:
+    """Return the masses [L] that earlier failures decided, by seed and window; none where these failures do."""
+    if not piece.masses_known:
+        return {}
+    rows = read_table(folder.influence_path(piece.set_name, "masses"))
+    rows = rows.filter(pc.field("estimator") == piece.estimator.label)
+    seeds, windows, masses = (rows[name].to_numpy() for name in ("seed", "window", "mass"))
+    dampings = len(piece.asked.dampings(piece.estimator))
+    return {
+        (int(seeds[i]), int(windows[i])): masses[i : i + dampings] for i in range(0, rows.num_rows, dampings)
+    }  # as `mass_table` orders them
 
 
-def _attribute_window(piece: WindowPiece, updates: ReplayedWindow | None = None) -> None:
+def _attribute_replayed(pieces: Sequence[BlockPiece]) -> None:
+    """Attribute blocks of one seed while its training is replayed: an estimator needs the real updates."""
+    task, waiting = pieces[0].task, list(pieces)
+    done: list[WindowInfluence] = []
+    for replayed in Replay(task.agent, task.training_env, pieces[0].seed, RunFolder(pieces[0].root)).windows(
+        keep_updates=True
+    ):
+        if waiting and replayed.number in waiting[0].windows:
+            done.append(_attribute_window(waiting[0], replayed.number, replayed))
+            if replayed.number == waiting[0].windows[-1]:
+                waiting.pop(0).write(_added(done))
+                done = []
+
+
+def _attribute_block(piece: BlockPiece) -> None:
+    if not piece.finished:  # else by a worker that was lost then
+        piece.write(_added([_attribute_window(piece, number) for number in piece.windows]))
+
+
+def _added(parts: Sequence[WindowInfluence]) -> WindowInfluence:
+    """Return what several windows of one seed left together."""
+    top = pa.concat_tables([part.top.cast(TOP_TRANSITIONS) for part in parts])
+    return WindowInfluence(add([part.sums for part in parts]), keep_top(top, TOP_K) if len(parts) > 1 else top)
+
+
+def _attribute_window(piece: BlockPiece, number: int, updates: ReplayedWindow | None = None) -> WindowInfluence:
     folder, task = RunFolder(piece.root), piece.task
-    if piece.finished:
-        return  # by a worker that was lost then
     shared = _process.of_call(piece)
-    window = read_window(folder.transitions_path(piece.seed, piece.window), shared.grouping)
+    window = read_window(folder.transitions_path(piece.seed, number), shared.grouping)
     window = replace(window, updates=updates)
-    parameters = read_tensors(folder.checkpoint_path(piece.seed, piece.window))
-    actor = as_actor(load_policy(task.agent, task.training_env, parameters))
-    influence = attribute_window(window, actor, shared.targets, piece.estimator, leaders=shared.leaders)
-    write_table(piece.top_path, influence.top)
-    precision = torch.float64 if len(window.rows.counts) <= DOUBLE_ROWS else torch.float32  # that of the scores
-    sums = {
-        name: torch.from_numpy(values).to(precision) for name, values in influence.sums.effects.items() if values.any()
-    }
-    sums |= {"null": torch.from_numpy(influence.sums.null), "units": torch.from_numpy(influence.units.sums)}
-    unknown = [name for name in EFFECTS if name not in influence.sums.effects]  # of a tensor that is not there: zero
-    names = {"groups": influence.sums.groups, "units": influence.units.groups, "unknown": unknown}
-    write_tensors(piece.sums_path, sums, {key: json.dumps(groups) for key, groups in names.items()})
-    _process.finish(piece, influence.top)
+    parameters = read_tensors(folder.checkpoint_path(piece.seed, number))
+    actor = on_device(as_actor(load_policy(task.agent, task.training_env, parameters)), task.device)
+    influence = attribute_window(
+        window, actor, shared.targets, piece.estimator, leaders=shared.leaders, asked=piece.asked,
+        mass=shared.masses.get((piece.seed, number)),
+    )  # fmt: skip
+    _process.finish(piece, number, influence.top)
+    return influence
 
 
-def _merge(run: Run, known: Sequence[str], pieces: Sequence[WindowPiece], summaries: Sequence[pa.Table]) -> None:
-    """Sum the pieces of a call over windows, keep the top transitions, and add what is still up to date."""
-    set_name, failures, estimator = pieces[0].set_name, pieces[0].failures, pieces[0].estimator.label
-    top = TOP_TRANSITIONS.empty_table()
-    tables, windows, null, units = [], [], [], []
-    for seed, summary in zip(run.task.seeds, summaries, strict=True):
-        mine = [piece for piece in pieces if piece.seed == seed] if failures else []
-        sums = sum_windows(_window_sums(mine), len(mine), summary["group"].to_pylist(), len(failures))
-        tables.append(group_table(sums, summary, seed, failures, estimator))
-        windows.append(window_table(sums if intended_known([summary]) else None, seed, failures, estimator))
-        null.append(null_table(sums, summary, seed, estimator))
-        units.append(unit_table(sums, seed, estimator))
-        top = keep_top(pa.concat_tables([top, *_top_of_windows(mine)]), TOP_K)
-    merged = {"transitions": top, "groups": pa.concat_tables(tables), "windows": pa.concat_tables(windows)}
-    new = Addition(pieces[0].key, estimator, failures, known)
-    for name, rows in merged.items():
-        new.write_rows(run.folder.influence_path(set_name, name), rows)
-    for name, parts in (("null", null), ("units", units)):
-        new.write_means(run.folder.influence_path(set_name, name), pa.concat_tables(parts))
+class _Merge(NamedTuple):
+    """Finished blocks of one seed, in order, and where their sum goes."""
+
+    blocks: tuple[BlockPiece, ...]
+    total: BlockPiece
+
+    def run(self) -> None:
+        """Add them up, unless that is done."""
+        if not self.total.finished:
+            self.total.write(_read_and_add(self.blocks))
 
 
-def _require_few_groups(groups: int, failures: int) -> None:
+def _merge(piece: _Merge) -> None:
+    piece.run()
+
+
+def _read_and_add(blocks: Sequence[BlockPiece]) -> WindowInfluence:
+    tops = (current_top_transitions(read_table(piece.top_path)) for piece in blocks)
+    return _added([WindowInfluence(piece.read(), top) for piece, top in zip(blocks, tops, strict=True)])
+
+
+def _merge_blocks(pieces: Sequence[BlockPiece], workers: Workers, label: str) -> dict[int, WindowInfluence]:
+    """Return what the windows of each seed left together; many blocks are added up by the workers first."""
+    while len(pieces) > _MERGED_AT_ONCE:
+        merges = []
+        for seed in dict.fromkeys(piece.seed for piece in pieces):
+            mine = [piece for piece in pieces if piece.seed == seed]
+            for some in _blocks(len(mine), _ADDED_AT_ONCE):
+                blocks = tuple(mine[some[0] : some[-1] + 1])
+                windows = range(blocks[0].windows[0], blocks[-1].windows[-1] + 1)
+                merges.append(_Merge(blocks, replace(blocks[0], windows=windows, folder=blocks[0].folder / "merged")))
+        workers.map(_merge, merges, label)
+        fewer = [merge.total for merge in merges]
+        if len(fewer) == len(pieces):
+            break
+        pieces = fewer
+    seeds = dict.fromkeys(piece.seed for piece in pieces)
+    return {seed: _read_and_add([piece for piece in pieces if piece.seed == seed]) for seed in seeds}
+
+
+def _write_tables(
+    run: Run, piece: BlockPiece, added: Addition, merged: Mapping[int, WindowInfluence], summaries: Sequence[pa.Table]
+) -> None:
+    """Add what the windows of each seed left to the tables, which keep what is still up to date."""
+    estimator, failures, dampings = added.estimator, added.failures, piece.asked.dampings(piece.estimator)
+    tables: dict[str, list[pa.Table]] = {name: [] for name in INFLUENCE_TABLES}
+    for (seed, (sums, top)), summary in zip(merged.items(), summaries, strict=True):
+        tables["transitions"].append(top)
+        tables["groups"].append(group_table(sums, summary, seed, failures, dampings, estimator))
+        tables["windows"].append(window_table(sums, summary, seed, failures, estimator))
+        tables["null"].append(null_table(sums, seed, estimator))
+        tables["units"].append(unit_table(sums, seed, estimator))
+        tables["direction"].append(direction_table(sums, seed, estimator))
+        tables["scores"].append(score_table(sums, seed, estimator))
+        tables["masses"].append(mass_table(sums, seed, dampings, estimator))
+    for name, parts in tables.items():
+        path = run.folder.influence_path(piece.set_name, name)
+        if name in ("transitions", "groups", "windows"):
+            added.write_rows(path, pa.concat_tables(parts))
+        elif name != "masses":
+            added.write_means(path, pa.concat_tables(parts))
+        else:
+            added.write_once(path, pa.concat_tables(parts), piece.masses_known)
+
+
+def _require_few_groups(groups: int, failures: int, dampings: int) -> None:
     """Check that the sums fit: one row a failure, group and damping.
 
     Raises:
         InputError: they do not.
     """
-    if groups * failures * len(LAMBDAS) > _MOST_SUMS:
+    if groups * failures * dampings > _MOST_SUMS:
         raise InputError(
             f"{counted(groups, 'group')} and {counted(failures, 'failure')} make "
-            f"{groups * failures * len(LAMBDAS):,} sums a seed, expected "
+            f"{groups * failures * dampings:,} sums a seed, expected "
             f"at most {_MOST_SUMS:,}: use group_by: cluster, or name fewer failures with --failure"
         )
-
-
-def _window_sums(pieces: Sequence[WindowPiece]) -> Iterator[WindowSums]:
-    """Yield the sums of finished windows; each file is read once."""
-    for piece in pieces:
-        metadata = read_tensor_metadata(piece.sums_path)
-        groups, unit_groups, unknown = (json.loads(metadata.get(key, "[]")) for key in ("groups", "units", "unknown"))
-        tensors = {name: values.numpy() for name, values in read_tensors(piece.sums_path).items()}
-        null, units = tensors.pop("null"), tensors.pop("units")
-        yield WindowSums(groups, tensors, unknown, null, unit_groups, units)
-
-
-def _top_of_windows(pieces: Sequence[WindowPiece]) -> list[pa.Table]:
-    """Return the top transitions of the windows of one seed, little more than what is kept in the end."""
-    held: list[pa.Table] = []
-    rows = 0
-    for piece in pieces:
-        held.append(current_top_transitions(read_table(piece.top_path)).cast(TOP_TRANSITIONS))
-        rows += held[-1].num_rows
-        if rows > _HELD_TOPS * TOP_K * len(piece.failures):
-            held = [keep_top(pa.concat_tables(held), TOP_K)]
-            rows = held[0].num_rows
-    return held
