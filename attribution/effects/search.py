@@ -67,7 +67,8 @@ def next_set(
         order: all wrong groups, the most suspected first.
         measured: the sets measured so far, the one of all groups among them.
         needed: change of the log-odds that brings the misbehaviour to the level, negative.
-        above: the size of the largest set of this search that did not suffice; smaller ones are not tried again.
+        above: the size of the largest set of this search that did not suffice; smaller ones are tried
+            when nothing else is left.
         taken: sizes that are not to be returned.
 
     Returns:
@@ -100,6 +101,8 @@ def next_set(
             least = min(least, size)
         if size not in taken:
             possible.append(groups)
+    if not possible and above:
+        return next_set(order, measured, needed, 0, taken)  # the order has changed since
     middle = (least - 1 + len(smallest)) // 2
     return min(possible, key=lambda groups: abs(len(groups) - middle), default=None)
 

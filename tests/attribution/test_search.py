@@ -101,17 +101,17 @@ def search(world: World, measured: list[MeasuredSet], most: int) -> Found:
 
 
 @pytest.mark.parametrize(
-    ("steep", "skill", "gain"), [(False, 0.8, 3.5), (True, 0.8, 1.0), (False, 2.0, -0.5), (True, 2.0, -0.75)]
+    ("steep", "skill", "gain"), [(False, 0.8, 3.5), (True, 0.8, 0.8), (False, 2.0, -0.5), (True, 2.0, -0.5)]
 )
 def test_the_search_takes_no_more_trainings_than_bisection_and_returns_smaller_sets(
     steep: bool, skill: float, gain: float
 ) -> None:
     """Orders with an AUC of about .71 and .92; `gain` is the least mean difference of sizes, in groups.
 
-    Measured over 20 worlds: 4.4, 1.5, -.2 and -.3 groups smaller: where the order is good there is nothing to gain.
+    Measured over 10 worlds: 4.7, 1.6, -.1 and .1 groups smaller: where the order is good there is nothing to gain.
     """
     difference, causal = [], []
-    for seed in range(20):
+    for seed in range(10):
         world = World(seed, steep, skill)
         measured = shared(world)
         old = bisect(world, world.order, list(measured))
