@@ -22,9 +22,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from .order import at_own_damping, require_one_estimator
 
 LEAST_SILHOUETTE = 0.5  # "a reasonable structure": Kaufman and Rousseeuw 1990, Finding Groups in Data, table 4
-LEAST_DISTANCE = (
-    0.7  # measured: two causes 1.60 (examples/two-mazes.yaml), one cause .46 and .48 (the arrow maze's twins)
-)
+LEAST_DISTANCE = 0.7  # measured: two causes 1.60 (examples/two-mazes.yaml), one cause .46 and .48 (the demo's twins)
 LEAST_FAILURES = 10
 LEAST_SHARE = 0.05
 MOST_CLUSTERS = 8

@@ -155,7 +155,7 @@ def _critic_features(window: Window, actor: Actor) -> tuple[Scores, Scores] | No
     with torch.no_grad():
         latent = [actor.outputs(observed).critic_latent for observed in (rows.observations, after.observations)]
     now, later = (
-        None if part is None else np.pad(part.double().numpy(), ((0, 0), (0, 1)), constant_values=1.0)
+        None if part is None else np.pad(part.double().cpu().numpy(), ((0, 0), (0, 1)), constant_values=1.0)
         for part in latent
     )
     if now is None or later is None:

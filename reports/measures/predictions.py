@@ -1,7 +1,8 @@
 r"""What predicted effects are worth: how concentrated they are, and what they mean in units of misbehaviour rate.
 
-Predictions have no unit: every window counts the same in them. The bank holds what really happened to correction sets;
-the regression of measured changes of log-odds on predicted effects, of each set C as the set it is,
+Predictions have no unit (every window of training counts the same in them): only their ranks can be trusted as they
+stand. The bank holds what really happened to correction sets; the regression of measured changes of log-odds on
+predicted effects, of each set C as the set it is,
 
 .. math:: \mathrm{logit}\, m(C) - \mathrm{logit}\, m_0 = b \, \mathrm{effect}(C),
 
@@ -105,7 +106,7 @@ def _shares(effects: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class VerifiedSet:
-    """A correction set of the bank: its predicted effect, and the measured change (log-odds, mean over seeds)."""
+    """A correction set of the bank: its predicted change, and the measured one (log-odds, mean over seeds)."""
 
     order: str
     groups: int
@@ -115,7 +116,7 @@ class VerifiedSet:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The regression of measured changes on predicted effects.
+    """The regression of measured on predicted changes.
 
     Attributes:
         sets: what it was fitted on.
@@ -134,7 +135,7 @@ class Calibration:
     poor: str | None
 
     def rate(self, effect: float) -> Interval:
-        """Return the misbehaviour rate of a correction set of a predicted effect, with its interval."""
+        """Return the misbehaviour rate predicted for a correction set of a summed effect, with its interval."""
         if self.poor is not None or self.slope.value is None or self.slope.high is None:
             return NOTHING
         quantile = mean_half_width(len(self.sets)) or 0.0
@@ -155,7 +156,7 @@ class Calibration:
 def calibrate(
     bank: Bank | None, effects: Mapping[str, float], declared: Outcomes, sets_as_sets: Mapping[str, float]
 ) -> Calibration | None:
-    """Regress measured changes on predicted effects over the correction sets of the bank.
+    """Regress measured on predicted changes over the correction sets of the bank.
 
     Args:
         bank: the counterfactual bank; None: nothing was trained again.
@@ -168,15 +169,17 @@ def calibrate(
     """
     if bank is None or not effects:
         return None
-    before = {rates.seed: _log_odds(rates.misbehaviour) for rates in bank.rates(bank.members(Order.NONE), declared)}
+    before = {rates.seed: log_odds(rates.misbehaviour) for rates in bank.rates(bank.members(Order.NONE), declared)}
     sets = []
-    for order, size in sorted({(row["order"], row["size"]) for row in bank.masks.to_pylist()} - {(Order.NONE, 0)}):
+    unfit = (Order.NONE, Order.ADAPTIVE)  # adaptive sets were chosen by what is measured here
+    fixed = {(row["order"], row["size"]) for row in bank.masks.to_pylist() if row["order"] not in unfit}
+    for order, size in sorted(fixed):
         members = bank.members(order, size)
         groups = next(row["groups"] for row in bank.masks.to_pylist() if row["member"] in members)
         changes = [
             after - start
             for rates in bank.rates(members, declared)
-            if (after := _log_odds(rates.misbehaviour)) is not None and (start := before.get(rates.seed)) is not None
+            if (after := log_odds(rates.misbehaviour)) is not None and (start := before.get(rates.seed)) is not None
         ]
         if changes:
             predicted = sum(effects.get(group, 0.0) for group in groups)
@@ -207,6 +210,6 @@ def fit_line(sets: Sequence[VerifiedSet], before: float) -> Calibration:
     return Calibration(tuple(sets), Interval(slope, slope - half, slope + half), residual, fit, before, poor)
 
 
-def _log_odds(rate: float | None) -> float | None:
+def log_odds(rate: float | None) -> float | None:
     """Return the log-odds of a rate, kept away from 0 and 1."""
     return None if rate is None else float(logit(np.clip(rate, _EDGE, 1.0 - _EDGE)))

@@ -52,7 +52,8 @@ def smallest_correction(findings: SetFindings, bank: Bank | None, order: Sequenc
     budget = next((each for each in findings.budgets if each.kind == kind), None)
     if bank is None or budget is None or decision.verdict not in (Verdict.OUTER, Verdict.MIXED):
         return None
-    names = pc.field("order").isin([Order.ARBITRARY] if kind == "arbitrary" else [Order.ATTRIBUTION, Order.ALL])
+    corrective = [Order.ATTRIBUTION, Order.ADAPTIVE, Order.ALL]
+    names = pc.field("order").isin([Order.ARBITRARY] if kind == "arbitrary" else corrective)
     masks = bank.masks.filter(names & (pc.field("size") == budget.groups) & (pc.field("variant") == ""))
     mask = masks.slice(0, 1).to_pylist()[0]
     if mask["values"] is not None:

@@ -177,17 +177,17 @@ def test_tables_of_a_call_that_ended_half_way_are_made_again(
 
 
 def test_further_sets_do_only_what_is_theirs(
-    grown: Path, tmp_path: Path, write_task: WriteTask, monkeypatch: pytest.MonkeyPatch
+    small_run: Path, tmp_path: Path, write_task: WriteTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`same` is the test set once more: its agents are there, and what they do is known."""
     copy, calls = tmp_path / "copy", Calls(monkeypatch)
-    shutil.copytree(grown, copy)
+    shutil.copytree(small_run, copy)
     levels = SMALL_TASK["test_kwargs"]
     kept = [copy / name for name in ("evaluations/test", "influence/test", "transitions", "checkpoints")]
     kept += [copy / ".parts" / name for name in ("evaluations/test", "bank/test", "policies")]
     before = stamps(*kept)
     assert len(before) > 100
-    task = write_task(evaluation=MORE, sets={"same": levels, "other": {**levels, "level_seed": 2}})
+    task = write_task(sets={"same": levels, "other": {**levels, "level_seed": 2}})
     commands.run(task, copy, workers=0)
     after = stamps(*kept)
     assert {path: after[path] for path in before} == before, "something of the first set was done again"

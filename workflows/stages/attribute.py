@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from ...attribution.actors.adapt import as_actor
+from ...attribution.actors.adapt import as_actor, on_device
 from ...attribution.effects.merge import (
     direction_table,
     group_table,
@@ -168,7 +168,7 @@ def attribute_stage(
     folder = run.folder.parts_folder(
         "influence", set_name, digest([chosen, label, added.further, masses_known, key])[:16]
     )
-    size = -(-sum(run.folder.window_count(seed) for seed in run.task.seeds) // _MOST_BLOCKS)
+    size = block_size(sum(run.folder.window_count(seed) for seed in run.task.seeds))
     shared = (folder, uuid.uuid4().hex, masses_known)
     pieces = [
         BlockPiece(run.folder.root, run.task, set_name, chosen_estimator, asked, seed, windows, *shared)
@@ -189,6 +189,11 @@ def attribute_stage(
     merged = _merge_blocks(pieces, workers, f"merge {run.task.name}")
     _write_tables(run, pieces[0], added, merged, summaries)
     remove_folder(folder)
+
+
+def block_size(windows: int) -> int:
+    """Return how many windows make a block: a function of the run alone, so that sums are the same bits anywhere."""
+    return -(-windows // _MOST_BLOCKS)
 
 
 def _blocks(windows: int, size: int) -> list[range]:
@@ -334,7 +339,7 @@ def _attribute_window(piece: BlockPiece, number: int, updates: ReplayedWindow | 
     window = read_window(folder.transitions_path(piece.seed, number), shared.grouping)
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, number))
-    actor = as_actor(load_policy(task.agent, task.training_env, parameters))
+    actor = on_device(as_actor(load_policy(task.agent, task.training_env, parameters)), task.device)
     influence = attribute_window(
         window, actor, shared.targets, piece.estimator, leaders=shared.leaders, asked=piece.asked,
         mass=shared.masses.get((piece.seed, number)),
