@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ...datasets.bank import Bank
 from ...datasets.schema import Order
 from ...datasets.words import counted
 from ..statistics import Interval, mean_interval, percent
@@ -84,6 +85,20 @@ def predicted_direction(rows: pa.Table) -> Direction | None:
     return Direction(mean_interval(shares)) if shares else None
 
 
+def curve_in_order(curve: Sequence[CurvePoint], bank: Bank | None, order: Sequence[str]) -> list[CurvePoint]:
+    """Leave out sets of an attribution order that is not the present one: they were trained before it was made.
+
+    Args:
+        curve: all verified correction sets.
+        bank: their agents; None: there are none.
+        order: the wrong groups in the present order.
+    """
+    masks = [] if bank is None else bank.masks.select(["order", "size", "groups"]).to_pylist()
+    sets = {row["size"]: set(row["groups"]) for row in masks if row["order"] == Order.ATTRIBUTION}
+    earlier = {size for size, groups in sets.items() if groups != set(order[:size])}
+    return [point for point in curve if point.order != Order.ATTRIBUTION or point.corrected.groups not in earlier]
+
+
 def order_doubts(
     effects: Effects,
     rewards: Sequence[pa.Table],
@@ -98,7 +113,7 @@ def order_doubts(
     Args:
         effects: predicted effect of correcting each wrong group; the most negative stands first.
         rewards: reward summary of the training of each seed.
-        curve: all verified correction sets.
+        curve: verified correction sets; those of the attribution order are in the present one.
         evidence: rates with rewards as paid and with all corrected.
         group_by: what a group is.
         direction: of all corrections together; None: not known.

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from made_report import AFTER, BEFORE, CAPABLE, seed_rates, write_report
 
+from aitia.datasets.bank import Bank
 from aitia.datasets.outcomes import SeedRates
 from aitia.reports.measures.curve import CurvePoint, Units
-from aitia.reports.measures.doubts import Direction, Doubt, order_doubts, predicted_direction
+from aitia.reports.measures.doubts import Direction, Doubt, curve_in_order, order_doubts, predicted_direction
 from aitia.reports.statistics import Interval
 from aitia.reports.verdict.rules import Evidence
 
@@ -91,6 +92,19 @@ def test_orders_are_compared_at_their_common_sizes_seed_by_seed() -> None:
 def test_what_was_not_verified_is_not_claimed(verified: dict[tuple[str, int], tuple[SeedRates, ...]]) -> None:
     (found,) = order_doubts(EFFECTS, [rewards()], curve(verified), OUTER, "context")
     assert found.kind == "control" and "was not measured" in found.text
+
+
+def test_sets_of_an_earlier_order_say_nothing_of_the_present_one() -> None:
+    sets = {("attribution", 1): AFTER, ("attribution", 2): AFTER, ("random", 1): BEFORE, ("random", 2): BEFORE}
+    groups = {1: ["a"], 2: ["b", "a"]}
+    rows = [{"order": order, "size": size, "groups": groups[size]} for order, size in sets]
+    bank, verified = Bank(pa.Table.from_pylist(rows), pa.table({})), curve(sets)
+    assert curve_in_order(verified, bank, ["a", "b", "c"]) == verified
+    kept = curve_in_order(verified, bank, ["b", "a", "c"])
+    assert [(point.order, point.corrected.groups) for point in kept] == [
+        ("attribution", 2.0), ("random", 1.0), ("random", 2.0),
+    ]  # fmt: skip
+    assert curve_in_order((), None, ["a", "b"]) == []
 
 
 def direction(by_seed: Sequence[Mapping[str, float]]) -> pa.Table:

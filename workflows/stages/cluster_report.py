@@ -16,7 +16,7 @@ from ...datasets.rewards import wrong_groups
 from ...datasets.schema import RANDOM_POLICY_SEED, Order
 from ...reports.figures.grammar import Chart
 from ...reports.figures.influence import calibration_chart, concentration_chart, group_effects
-from ...reports.measures.doubts import order_doubts, predicted_direction
+from ...reports.measures.doubts import curve_in_order, order_doubts, predicted_direction
 from ...reports.measures.predictions import calibrate, concentration
 from ...reports.measures.timeline import Timeline
 from ...reports.pages.advice import Costs, Surroundings, explain
@@ -161,7 +161,7 @@ def _predictions(
         order_doubts(
             {group["group"]: group["effect"] for group in groups},
             list(evaluated.run.rewards.values()),
-            findings.curve,
+            curve_in_order(findings.curve, bank, [group["group"] for group in groups]),
             findings.evidence,
             task.group_by,
             direction,
