@@ -15,8 +15,9 @@ Source: the factored form is the one of Goodfellow 2015 (arXiv:1510.01799); docs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -58,18 +59,15 @@ class PlacesFactors:
         channels, places = self.derivatives.shape[1:]
         width = self._unfolded(slice(1)).shape[2]
         few = places**2 * (channels + width) < channels * width  # fewer products between places than by gradients
-        total = self._by_places(other) if few else self._by_gradients(other, width)
+        total = self._by_places(other) if few else self._by_gradients(other)
         if self.bias:
             total.addmm_(self.derivatives.sum(2), other.derivatives.sum(2).T)
         return total
 
-    def _by_gradients(self, other: PlacesFactors, width: int) -> Tensor:
+    def _by_gradients(self, other: PlacesFactors) -> Tensor:
         """Form the gradients of a block of output channels at a time."""
-        channels, size = self.derivatives.shape[1], self.derivatives.element_size()
         total = self.derivatives.new_zeros(len(self.inputs), len(other.inputs))
-        step = max(1, _BLOCK_BYTES // max(max(total.shape) * width * size, 1))
-        for start in range(0, channels, step):
-            block = slice(start, min(start + step, channels))
+        for block in self._blocks(max(total.shape)):
             mine = self.gradients(block)
             if other is self:
                 _add_lower_triangle(total, mine)
@@ -101,9 +99,17 @@ class PlacesFactors:
     def norms(self) -> Tensor:
         """Return the squared norm of each gradient, [N]."""
         total = self.derivatives.sum(2).square().sum(1) if self.bias else self.derivatives.new_zeros(len(self.inputs))
-        for channel in range(self.derivatives.shape[1]):
-            total += self.gradients(slice(channel, channel + 1)).square().sum(1)
+        for block in self._blocks(len(self.inputs)):
+            gradients = self.gradients(block)
+            total += torch.linalg.vecdot(gradients, gradients)
         return total
+
+    def _blocks(self, rows: int) -> Iterator[slice]:
+        """Yield blocks of output channels of which the gradients of some rows are formed at once."""
+        channels, width = self.derivatives.shape[1], self._unfolded(slice(1)).shape[2]
+        step = max(1, _BLOCK_BYTES // max(rows * width * self.derivatives.element_size(), 1))
+        for start in range(0, channels, step):
+            yield slice(start, min(start + step, channels))
 
     def _unfolded(self, rows: slice) -> Tensor:
         """Return what the weight is multiplied with at each place of some rows, [n, L, I]."""
@@ -168,8 +174,14 @@ class Factors:
         """Return whether some layer is in both; else all inner products are zero."""
         return not self.layers.keys().isdisjoint(other.layers)
 
+    def finite(self) -> Tensor:
+        """Return of which gradients all factors are finite, bool [N]."""
+        parts = [part for layer in self.layers.values() for part in (layer.inputs, layer.derivatives)]
+        return torch.stack([torch.isfinite(part.flatten(1)).all(dim=1) for part in parts]).all(dim=0)
+
+    @cached_property
     def norms(self) -> Tensor:
-        """Return the squared norm of each gradient, [N]."""
+        """The squared norm of each gradient, [N]."""
         total = self._like.new_zeros(self.rows)
         for layer in self.layers.values():
             if isinstance(layer, LinearFactors):

@@ -194,16 +194,16 @@ def inner_products(
     Raises:
         NonFiniteError: a gradient is NaN or infinite; names window and row, or the failure.
     """
-    _require_finite(window.norms(), rows, where)
-    bad = (~torch.isfinite(steps.factors.norms()))[steps.pairs.row].nonzero()
+    _require_finite(window.finite(), rows, where)
+    bad = (~steps.factors.finite())[steps.pairs.row].nonzero()
     if len(bad):
         failure = int(steps.pairs.sum[bad].min())
         raise NonFiniteError(f"{where}: the gradient of the target of failure {targets.ids[failure]} is not finite")
     return WindowGradients(window, steps.factors, steps.pairs, rows)
 
 
-def _require_finite(norms: Tensor, rows: WindowRows, where: str) -> None:
-    bad = (~torch.isfinite(norms)).nonzero()
+def _require_finite(finite: Tensor, rows: WindowRows, where: str) -> None:
+    bad = (~finite).nonzero()
     if len(bad):
         row = int(np.flatnonzero(rows.row == int(bad[0]))[0])
         raise NonFiniteError(

@@ -99,7 +99,7 @@ class Probe(NamedTuple):
     Attributes:
         rows: int64 [R].
         matrix: A of these rows, [R, U].
-        trace: of A.
+        trace: of A, estimated from these rows.
     """
 
     rows: Tensor
@@ -114,7 +114,8 @@ class Probe(NamedTuple):
             gradients: of the distinct rows, scaled: their inner products are A.
         """
         rows = evenly(gradients.rows, _PROBED).to(gradients.device)
-        return Probe(rows, gradients.rows_of(rows).products(gradients), float(gradients.norms().sum()))
+        some = gradients.rows_of(rows)
+        return Probe(rows, some.products(gradients), float(some.norms.mean() * gradients.rows))
 
     def single_error(self, lam: float) -> float:
         """Return the error that float32 is expected to have: rounding of the largest eigenvalue, beside the damping."""
@@ -152,20 +153,31 @@ def low_rank(gradients: Factors, probe: Probe) -> LowRank | None:
     """
     if probe.trace * 2.0**-49 > _REMAINDER:
         return None  # below what float64 tells from zero
-    norms = gradients.norms()
-    most, columns = gradients.rows // _MOST_COLUMNS, norms.new_zeros(gradients.rows, 0)
-    rows, block = probe.rows, probe.matrix.T
+    most = gradients.rows // _MOST_COLUMNS
+    columns = _with_pivots(probe.matrix.new_zeros(gradients.rows, 0), probe.rows, probe.matrix.T)
+    others = (probe.rows[1:] + probe.rows[:-1]) // 2
+    if len(others) and not _will_do(
+        columns[others], gradients.rows_of(others).norms, probe.trace, most, gradients.rows
+    ):
+        return None  # as some rows say, before all norms are computed
+    norms = gradients.norms
     while True:
-        columns = _with_pivots(columns, rows, block)
         left = (norms - columns.square().sum(1)).clamp_min(0.0)
         remainder, count = float(left.sum()), columns.shape[1]
         if remainder <= _REMAINDER:
             return LowRank(columns, remainder)
-        decay = np.log(remainder / probe.trace) / count  # about geometric; where the first columns say little, slow
-        if np.log(_REMAINDER / probe.trace) < decay * most or count >= most:
+        if count >= most or not _will_do(columns, norms, float(norms.sum()), most, gradients.rows):
             return None
         rows = left.topk(min(_PIVOTS, len(left))).indices
-        block = gradients.products(gradients.rows_of(rows))
+        columns = _with_pivots(columns, rows, gradients.products(gradients.rows_of(rows)))
+
+
+def _will_do(columns: Tensor, norms: Tensor, trace: float, most: int, rows: int) -> bool:
+    """Return whether `most` columns will leave little enough, if the remainder falls on as geometrically as so far."""
+    left = float((norms - columns.square().sum(1)).clamp_min(0.0).mean()) * rows
+    if left <= _REMAINDER or columns.shape[1] >= most:
+        return left <= _REMAINDER
+    return float(np.log(_REMAINDER / trace)) >= float(np.log(left / trace)) / columns.shape[1] * most
 
 
 def _with_pivots(columns: Tensor, rows: Tensor, block: Tensor) -> Tensor:

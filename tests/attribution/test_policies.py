@@ -148,7 +148,7 @@ def test_embeddings_and_strided_padded_convolutions_are_factored_exactly() -> No
         whole = Factors(5, {"layer": factors})
         for gram in (whole.gram(), whole.products(whole)):
             torch.testing.assert_close(gram.triu(), (phi @ phi.T).triu(), rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(whole.norms(), phi.square().sum(1), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(whole.norms, phi.square().sum(1), rtol=1e-10, atol=1e-10)
 
 
 def test_unfactored_layers_are_named_and_in_place_activations_change_nothing() -> None:
