@@ -258,8 +258,8 @@ def project(whole: Timed, started: float, rows: int, found: Json) -> Json:
         f"{TARGET_WORKERS} cores like these, one a worker, and storage that gives them {rate * stored / 2**20:.0f} "
         f"MiB/s together; recordings take {TARGET * stored / 2**40:.2f} TiB",
         f"a scheduler that hands out {rate / ROWS:.0f} windows a second",
-        f"time of merging ~ transitions^{slopes['merge']:.2f} (measured on two workers, which add up blocks; no gain from "
-        "more workers is counted)",
+        f"time of merging ~ transitions^{slopes['merge']:.2f} (measured on two workers, which add up blocks; more are "
+        "not counted as faster)",
     ):
         print(f"  {line}")
     return {

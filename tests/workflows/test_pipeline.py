@@ -184,7 +184,7 @@ def test_every_failure_has_a_page_and_no_link_leads_nowhere_or_outside(small_run
 
 
 def test_every_window_counts_the_same_in_the_sums_of_groups(small_run: Path) -> None:
-    """Sums over groups of |effect| in a window are 1, so over all windows at most their number; else masses are wrong."""
+    """Sums over groups of |effect| in a window are 1, so over all windows at most their number."""
     windows, masses = (read(small_run, f"influence/test/{name}.parquet") for name in ("windows", "masses"))
     groups = read(small_run, "influence/test/groups.parquet")
     assert windows.num_rows == len(pc.unique(windows["failure"].cast(pa.string()))) * 5 * 8

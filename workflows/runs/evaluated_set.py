@@ -50,7 +50,7 @@ from .task import Task
 if TYPE_CHECKING:
     from .run import Run
 
-INFLUENCE_TABLES = ("groups", "transitions", "windows", "null", "units", "direction", "masses", "scores")
+INFLUENCE_TABLES = ("groups", "transitions", "windows", "null", "units", "direction", "scores")
 By = Literal["group", "window", "transition"]
 _EFFECT_COLUMNS = ("failure", "group", "seed", "lambda", "effect", "estimator")  # all that orders and clusters need
 

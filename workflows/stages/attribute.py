@@ -153,7 +153,10 @@ def attribute_stage(
     evaluated.require_failures(failures)
     paths = {name: run.folder.influence_path(set_name, name) for name in INFLUENCE_TABLES}
     key = run.manifest.attribution = attribution_key(run.task, run.manifest.task_folder)
+    masses = run.folder.influence_path(set_name, "masses")
     done = covered_by_all(list(paths.values()), key, label)
+    if done and not masses.exists():  # of what is there nobody knows the unit
+        named, done = frozenset(), None
     there = further_of(paths["groups"], key, label) if done else frozenset[str]()
     asked = Asked(there | frozenset(effects))
     if done and asked.further > there:
@@ -165,7 +168,7 @@ def attribute_stage(
     dampings = asked.dampings(chosen_estimator)
     _require_few_groups(max(table.num_rows for table in summaries), len(chosen), len(dampings))
     added = Addition(key, label, chosen, known, tuple(sorted(asked.further)))
-    masses_known = chosen_estimator.finite_difference and added.has_rows_of(paths["masses"], "lambda", dampings)
+    masses_known = chosen_estimator.finite_difference and added.has_rows_of(masses, "lambda", dampings)
     folder = run.folder.parts_folder(
         "influence", set_name, digest([chosen, label, added.further, masses_known, key])[:16]
     )
@@ -394,7 +397,7 @@ def _write_tables(
 ) -> None:
     """Add what the windows of each seed left to the tables, which keep what is still up to date."""
     estimator, failures, dampings = added.estimator, added.failures, piece.asked.dampings(piece.estimator)
-    tables: dict[str, list[pa.Table]] = {name: [] for name in INFLUENCE_TABLES}
+    tables: dict[str, list[pa.Table]] = {name: [] for name in (*INFLUENCE_TABLES, "masses")}
     for (seed, (sums, top)), summary in zip(merged.items(), summaries, strict=True):
         tables["transitions"].append(top)
         tables["groups"].append(group_table(sums, summary, seed, failures, dampings, estimator))

@@ -19,9 +19,9 @@ from ...attribution.actors.adapt import as_actor
 from ...attribution.estimators.base import Estimator, chunks
 from ...attribution.estimators.registry import find_estimator
 from ...attribution.estimators.window import Window, read_window
-from ...datasets.files.store import RunFolder, read_table, read_tensors, write_table
+from ...datasets.files.store import RunFolder, read_table, read_table_schema, read_tensors, write_table
 from ...datasets.manifest import digest
-from ...datasets.schema import SET_EFFECTS, Order, with_metadata
+from ...datasets.schema import SET_EFFECTS, Order, metadata_of, with_metadata
 from ...training.agents.spec import load_policy
 from ..runs.clusters import Cluster
 from ..runs.evaluated_set import EvaluatedSet, load_targets
