@@ -103,8 +103,8 @@ def _predict(piece: _SeedPiece) -> list[float]:
     mass_of = dict(
         zip(masses["window"].to_pylist()[::-1], masses["mass"].to_pylist()[::-1], strict=True)
     )  # of several dampings the first, the estimator's own
-    known = read_table(folder.influence_path(piece.set_name, "scores"), ["seed", "window", "score", "estimator"])
-    known = known.filter(own)
+    known = read_table(folder.influence_path(piece.set_name, "scores"), ["seed", "window", "row", "score", "estimator"])
+    known = known.filter(own).sort_by([("window", "ascending"), ("row", "ascending")])
     grouping, total = load_grouping(folder, piece.task), np.zeros((max(len(piece.clusters), 1), len(piece.sets)))
     starts = np.searchsorted(known["window"].to_numpy(), np.arange(folder.window_count(piece.seed) + 1))
     mean = known["score"].to_numpy().astype(np.float64)
