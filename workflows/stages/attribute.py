@@ -399,7 +399,7 @@ def _write_tables(
     estimator, failures, dampings = added.estimator, added.failures, piece.asked.dampings(piece.estimator)
     tables: dict[str, list[pa.Table]] = {name: [] for name in (*INFLUENCE_TABLES, "masses")}
     for (seed, (sums, top)), summary in zip(merged.items(), summaries, strict=True):
-        tables["transitions"].append(top)
+        tables["transitions"] = [keep_top(pa.concat_tables([*tables["transitions"], top]), TOP_K)]
         tables["groups"].append(group_table(sums, summary, seed, failures, dampings, estimator))
         tables["windows"].append(window_table(sums, summary, seed, failures, estimator))
         tables["null"].append(null_table(sums, seed, estimator))
