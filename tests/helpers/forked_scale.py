@@ -62,6 +62,6 @@ class Forked:
 def main() -> None:
     """Measure; where one worker is asked for, the command computes in its own process."""
     measured = scale.afresh
-    scale.subprocess = SimpleNamespace(Popen=Forked)  # type: ignore[assignment, attr-defined]
+    vars(scale)["subprocess"] = SimpleNamespace(Popen=Forked)
     scale.afresh = lambda folder, workers, kill_at=None: measured(folder, workers if workers > 1 else 0, kill_at)
     scale.main()

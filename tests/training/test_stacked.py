@@ -191,7 +191,7 @@ def test_whole_trainings_agree_with_stable_baselines3_in_distribution() -> None:
 
     At 16 and 16 a shift of 2 standard deviations is found with a power of about .9 (simulated below). Agents are
     compared while they learn: after 1,536 steps 2 deviations are .04 of the share in training and .05 at test, which
-    falls by .075 every 512 steps; after 6,144 steps all are the same in training, and it falls by .004.
+    fell by .075 in the last 512; after 6,144 steps all are the same in training, and it fell by .005 in as many.
     """
     spec = AgentSpec(total_timesteps=1536, n_envs=16, hyperparameters={
         "n_steps": 32, "batch_size": 128, "n_epochs": 8, "learning_rate": 0.003, "ent_coef": 0.01})  # fmt: skip
