@@ -2,7 +2,8 @@
 
 MLP: ten windows of 2,048 transitions without repeated rows, 8,775 parameters, 200 targets. CNN: one such window of
 44 x 44 images, 207,015 parameters. Then time against transitions, a worker's memory, and the decoy setting: does the
-planted cause come out? Prints tables and, as the last line, one JSON object. About ten minutes.
+planted cause come out? Speed-ups stand beside their ceilings: the time of the bare BLAS calls
+that exact scores need (floors.py). Prints tables and, as the last line, one JSON object. About ten minutes.
 
     python -m benchmarks.attribution
 """
@@ -37,14 +38,15 @@ from aitia.attribution.effects.top import TOP_K, Leaders, keep_top
 from aitia.attribution.effects.window import attribute_window
 from aitia.attribution.estimators.base import Trak
 from aitia.attribution.estimators.window import read_window
-from aitia.attribution.gradients.channels import DOUBLE_ROWS, policy_gradients
-from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA
+from aitia.attribution.gradients.channels import policy_gradients
+from aitia.attribution.gradients.kernel import DEFAULT_LAMBDA, DOUBLE_ROWS
 from aitia.attribution.gradients.rows import WindowRows
 from aitia.attribution.targets.steps import Targets, UserSteps
 from aitia.datasets.files.store import write_table
 from aitia.datasets.schema import TOP_TRANSITIONS
 from aitia.workflows.runs.run import open_for_computing
 from benchmarks import peers, planted
+from benchmarks.floors import necessary
 from benchmarks.synthetic import ACTIONS, DECISIVE, ROWS, Data, disturbed, mlp_policy, samples, window_table
 
 WINDOWS, TARGETS = 10, 200
@@ -126,10 +128,20 @@ def paired(functions: dict[str, Callable[[], object]], pairs: int) -> dict[str, 
     return seconds
 
 
-def ratio(seconds: dict[str, list[float]], name: str) -> dict[str, float]:
+def ratio(seconds: dict[str, list[float]], name: str, base: str = "ours") -> dict[str, float]:
     """Median, lowest and highest of the paired ratios."""
-    found = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds[name], strict=True)]
+    found = [theirs / mine for mine, theirs in zip(seconds[base], seconds[name], strict=True)]
     return {"": round(float(np.median(found)), 2), "_low": round(min(found), 2), "_high": round(max(found), 2)}
+
+
+def floor_ratio(path: Path) -> float:
+    """Attribution of one window to 1,000 failures, over the time of the calls that it cannot do without."""
+    window, targets = read_window(path), many_targets()
+    floor = necessary(mlp_policy(), ROWS, len(targets.failure), targets.failures)
+    seconds = paired(
+        {"whole": lambda: attribute_window(window, as_actor(mlp_policy()), targets, Trak()), "floor": floor}, 2 * PAIRS
+    )
+    return round(min(seconds["whole"]) / min(seconds["floor"]), 2)
 
 
 def primal_error() -> float:
@@ -229,6 +241,7 @@ def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, float | int] = {}
     windows, targets = [samples(ROWS, seed) for seed in range(WINDOWS)], log_prob_targets()
+    calls = necessary(mlp_policy(), ROWS, TARGETS, TARGETS)
     ours(mlp_policy, windows, targets)
     result["memory_mib"] = round(memory_mib())
     with tempfile.TemporaryDirectory() as name:
@@ -239,11 +252,13 @@ def main() -> None:
             "ours": lambda: ours(mlp_policy, windows, targets),
             f"traker {TRAKER_MLP}": lambda: by_traker(mlp_policy, windows, targets, TRAKER_MLP, 512),
             f"dattri TRAK {DATTRI}": lambda: by_dattri(windows, targets),
+            "bare calls": lambda: [calls() for _ in windows],
         },
         PAIRS,
     )
     for key, name in (("traker_2048", f"traker {TRAKER_MLP}"), ("dattri_trak", f"dattri TRAK {DATTRI}")):
         result |= {f"speedup_vs_{key}{end}": value for end, value in ratio(seconds, name).items()}
+        result[f"ceiling_{key.removesuffix('_2048').removesuffix('_trak')}"] = ratio(seconds, name, "bare calls")[""]
     pictures, asked = [images(ROWS, 0)], log_prob_targets(image=True)
     ours(cnn_policy, pictures, asked)
     print(f"CNN: one window of {ROWS}, {TARGETS} targets, {CNN_PAIRS} pairs, one thread", flush=True)
@@ -258,6 +273,8 @@ def main() -> None:
     result["exact_relative_error"] = primal_error()
     with tempfile.TemporaryDirectory() as name:
         paths = write_windows(Path(name))
+        print(f"One window to {MANY_FAILURES} failures of {DECISIVE} steps", flush=True)
+        result["floor_ratio"] = floor_ratio(paths[0])
         print("Whole attribution against transitions (three dampings, files read, top-k kept)", flush=True)
         result["cost_exponent"] = round(cost_exponent(paths)[0], 3)
         if not skip_decoys:

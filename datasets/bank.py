@@ -56,14 +56,14 @@ class Bank:
     selection: Selection | None = None
 
     def of_cluster(self, number: int, selection: Selection | None) -> Bank:
-        """Return the bank as it concerns one cluster of failures, with the attribution order made for it.
+        """Return the bank as it concerns one cluster of failures, with the attribution order and search made for it.
 
         Args:
             number: the cluster's.
             selection: the test episodes that count for it; None: the bank of the whole set.
         """
         of_set, order = pc.field("cluster").is_null(), pc.field("order")
-        own = (of_set & (order != Order.ATTRIBUTION)) | (pc.field("cluster") == number)
+        own = (of_set & ~order.isin([Order.ATTRIBUTION, Order.ADAPTIVE])) | (pc.field("cluster") == number)
         return Bank(self.masks.filter(of_set if selection is None else own), self.outcomes, selection)
 
     def members(self, order: str, size: int | None = None, variant: str = "") -> dict[str, int]:

@@ -162,9 +162,14 @@ class Manifest:
                 "train again, or use the aitia version that wrote it"
             )
         try:
-            manifest = TypeAdapter(Manifest).validate_json(json.dumps(values))  # strict: types as JSON has them
+            manifest = _checked().validate_json(json.dumps(values))  # strict: types as JSON has them
         except ValidationError as error:
             problems = listed([f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()], "; ")
             raise RunFolderError(f"{folder.manifest_path} was not written by aitia ({problems})") from error
         manifest._as_read = digest(values)
         return manifest
+
+
+@lru_cache(maxsize=1)
+def _checked() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)

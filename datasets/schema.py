@@ -24,7 +24,8 @@ class Order(StrEnum):
     """Why a set of groups is edited for agents of the counterfactual bank; a set that the task names is a plain name.
 
     Nested corrective sets are the first groups of an order: predicted effect (`attribution`), largest error (`size`)
-    or chance (`random`, the control). `arbitrary` edits need no intended reward; `placebo` is their control.
+    or chance (`random`, the control); `adaptive` sets were chosen from what others did. `arbitrary` edits need no
+    intended reward; `placebo` is their control.
     """
 
     NONE = "none"
@@ -32,6 +33,7 @@ class Order(StrEnum):
     ATTRIBUTION = "attribution"
     RANDOM = "random"
     SIZE = "size"
+    ADAPTIVE = "adaptive"
     ARBITRARY = "arbitrary"
     PLACEBO = "placebo"
 
@@ -196,7 +198,7 @@ MASKS = pa.schema(
         ("change", pa.float64()),  # sum of their |dr|
         ("share", pa.float64()),  # the smaller of the shares of all groups and of all such transitions
         ("variant", pa.string()),  # a bias, or `coverage`; empty: the task as it is
-        ("cluster", pa.int32()),  # of an attribution order: the one of several clusters that it is for; else null
+        ("cluster", pa.int32()),  # of attribution and adaptive: the one of several clusters that it is for; else null
         ("corrected", pa.int64()),  # transitions whose reward the edit changed while training
     ]
 )

@@ -18,12 +18,14 @@ import yaml
 from command_line import Finished
 from filelock import FileLock
 from small_task import SMALL_TASK
+from stills import KEPT, empty_still, kept_bundle
 
 from aitia.datasets.files.store import RunFolder
 from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.training.edits.file import Edits, write_edits
 from aitia.workflows import commands
 from aitia.workflows.cli import main
+from aitia.workflows.workers import processes
 from aitia.workflows.workers.pool import InProcess
 
 torch.set_num_threads(1)
@@ -73,6 +75,11 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
+        patch.setenv("SB3_LOGDIR", str(folder.with_name("sb3")))  # else an empty folder a training in /tmp
+        patch.setenv(KEPT, str(folder.with_name("vega-bundle.js")))
+        patch.setattr(vl_convert, "javascript_bundle", kept_bundle)
+        # What every training would import, 1.5 s a process, is imported before workers are forked.
+        patch.setattr(processes, "_IMPORTED", [*processes._IMPORTED, "torch._dynamo"])
         yield folder
 
 
@@ -93,13 +100,10 @@ def pieces_are_pickled() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def stills_are_empty(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Stills of figures take a second a report: tests of reports draw them and look at them, others do not.
-
-    But for those that compare with runs of other processes.
-    """
+    """Stills of figures take a second a report: tests of reports draw them and look at them, others do not."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.parent.name in ("workflows", "examples") and request.path.stem != "test_faults":
-            patch.setattr(vl_convert, "vegalite_to_svg", lambda *_, **__: '<svg xmlns="http://www.w3.org/2000/svg"/>\n')
+        if request.path.parent.name in ("workflows", "examples"):
+            patch.setattr(vl_convert, "vegalite_to_svg", empty_still)
         yield
 
 

@@ -66,7 +66,8 @@ def test_the_library_is_used_as_written(small_run: Path, tmp_path: Path) -> None
     assert set(namespace["rewards"]["failure"].to_pylist()) == {failure}
     assert namespace["wrong"].num_rows > 0 and len(namespace["observations"]) == namespace["window"].num_rows == 512
     assert namespace["before"].shape == namespace["after"].shape == (512, 4)
-    assert namespace["effect"].shape == (512,) and namespace["effect"].any()
+    assert namespace["result"].tau.shape == (512, 1) and namespace["effect"].shape == (1, 1)
+    assert namespace["effect"].any()
     assert (tmp_path / "run/evaluations/test/episodes.parquet").exists()
 
 

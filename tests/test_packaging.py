@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,18 +33,19 @@ def test_the_wheel_works_beside_a_package_named_datasets(tmp_path: Path) -> None
 
     run(sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path)
     (wheel,) = tmp_path.glob("aitia-*.whl")
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     # the dependencies of the running environment, after the fresh one's own packages; no network is needed
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (site / "datasets").mkdir()
     (site / "datasets" / "__init__.py").write_text("WHOSE = 'Hugging Face'\n")
-    run(python, "-m", "pip", "install", "--no-deps", "--no-index", "-q", "--ignore-installed", wheel)
-    told = run(python, "-c", "import aitia, datasets; print(aitia.__file__, datasets.WHOSE)")
+    install = ("install", "--no-deps", "--no-index", "-q", "--ignore-installed")
+    run(sys.executable, "-m", "pip", "--python", python, *install, wheel)
+    code = "import aitia.workflows.commands, datasets; print(aitia.__file__, datasets.WHOSE)"
+    told = run(python, "-c", code)
     assert str(site) in told and "Hugging Face" in told
-    run(python, "-c", "import aitia.workflows.commands, datasets; assert datasets.WHOSE")
     assert "demo" in run(tmp_path / "env" / "bin" / "aitia", "--help")
-    files = run(python, "-c", "import zipfile,sys; print(*zipfile.ZipFile(sys.argv[1]).namelist(), sep='\\n')", wheel)
+    files = "\n".join(zipfile.ZipFile(wheel).namelist())
     assert "aitia/workflows/tasks/arrow-maze-outer.yaml" in files and "aitia/reports/templates/index.html" in files
     assert "aitia/tests" not in files and "\ndatasets/" not in files

@@ -20,6 +20,7 @@ from .stages.attribute import DEFAULT_ESTIMATOR, attribute_stage
 from .stages.check import check_task
 from .stages.compare import compare_stage
 from .stages.pictures import Illustrated, draw_failures, draw_training
+from .stages.predict import predict_stage
 from .stages.report import report_stage
 from .stages.train import evaluate_stage, train_stage
 from .stages.validate import DEFAULT_MASKS, validate_stage
@@ -154,6 +155,7 @@ def verify(
     """
     with _computing("verify", run, workers, scheduler, accept_changes, trust) as (opened, pool):
         verify_stage(opened, set, pool)
+        predict_stage(opened, set, pool)
 
 
 def illustrate(
@@ -333,6 +335,7 @@ def _run(
                 draw_training(opened, name, pool)
             with opened.timed("verify"):
                 verify_stage(opened, name, pool)
+                predict_stage(opened, name, pool)
             summaries[name] = report_stage(opened, name)
     return summaries
 

@@ -48,6 +48,20 @@ def as_actor(policy: nn.Module | Actor) -> Actor:
     )
 
 
+def on_device(actor: Actor, device: str) -> Actor:
+    """Move an actor to where its gradients are computed: `cpu`, `cuda`, or `cuda:1`, ...
+
+    Raises:
+        InputError: this machine has no such device; names those it has.
+    """
+    count = torch.cuda.device_count()
+    there = ["cpu", *(["cuda"] if count else []), *(f"cuda:{number}" for number in range(count))]
+    if device not in there:
+        raise InputError(f"device {device} was given, expected one that torch has here: {', '.join(there)}")
+    actor.module.to(device)
+    return actor
+
+
 class ModuleActor:
     """A module of one's own; see `Actor`.
 
@@ -81,10 +95,10 @@ class ModuleActor:
 
     def prepare(self, observations: Array) -> Observations:
         """Return observations as tensors, floats in the precision of the module's parameters."""
-        tensors, dtype = as_tensors(observations), _precision(self.module)
+        tensors, like = as_tensors(observations), _like(self.module)
         if isinstance(tensors, dict):
-            return {name: _floats_in(values, dtype) for name, values in tensors.items()}
-        return _floats_in(tensors, dtype)
+            return {name: _floats_as(values, like) for name, values in tensors.items()}
+        return _floats_as(tensors, like)
 
 
 class ModuleOutputs(Outputs):
@@ -157,7 +171,7 @@ class _LogProbs:
             InputError: the module returns another shape.
         """
         if self._last is None or self._last[0] is not actions:
-            taken = _floats_in(actions, _precision(self._module))
+            taken = _floats_as(actions, _like(self._module))
             log_prob: Tensor = self._module.log_prob(self._observations, taken)  # type: ignore[operator]
             if log_prob.shape != (len(actions),):
                 raise InputError(f"log_prob returned the shape {tuple(log_prob.shape)}, expected ({len(actions)},)")
@@ -179,9 +193,11 @@ def _rows(observations: Observations) -> int:
     return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
-def _precision(module: nn.Module) -> torch.dtype:
-    return next((parameter.dtype for parameter in module.parameters()), torch.float32)
+def _like(module: nn.Module) -> Tensor:
+    """Return a tensor of the precision and device of a module's parameters."""
+    return next(iter(module.parameters()), torch.empty(0))
 
 
-def _floats_in(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.to(dtype) if values.is_floating_point() else values
+def _floats_as(values: Tensor, like: Tensor) -> Tensor:
+    """Return values where `like` is, floats in its precision."""
+    return values.to(like.device, like.dtype if values.is_floating_point() else None)

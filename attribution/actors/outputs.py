@@ -80,6 +80,7 @@ class ActionDistribution:
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Return log pi(a|s), [N] (of a Box: the log density), for actions [N] or [N, K]."""
+        actions = actions.to(self.head.device)
         if self.discrete:
             if actions.dtype != torch.int64 or actions.ndim != 1:
                 raise InputError(
@@ -105,7 +106,9 @@ class ActionDistribution:
         if isinstance(self.space, spaces.Box):
             return self.log_prob(actions)
         if self.discrete:
-            taken = torch.arange(self.head.shape[-1]) == actions[..., None]
+            taken = torch.arange(self.head.shape[-1], device=self.head.device) == actions[..., None].to(
+                self.head.device
+            )
             others = ~taken if self.mask is None else ~taken & self.mask
             return difference_of_log_sums(self.log_probs(), taken, others)
         return odds(self.log_prob(actions))
@@ -129,6 +132,7 @@ def difference_of_log_sums(log_probs: Tensor, plus: Tensor, minus: Tensor) -> Te
 
 def _log_sum(log_probs: Tensor, chosen: Tensor) -> Tensor:
     # rows without a chosen action are summed over all actions (log 1 = 0): finite, also their derivative
+    chosen = chosen.to(log_probs.device)
     some = chosen.any(dim=-1, keepdim=True)
     return torch.logsumexp(log_probs.masked_fill(some & ~chosen, float("-inf")), dim=-1)
 

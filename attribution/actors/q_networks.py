@@ -53,7 +53,7 @@ class QActor:
         if isinstance(source, ContinuousCritic):
             scaled = spaces.Box(-1.0, 1.0, source.action_space.shape)
             space = spaces.Dict({"observation": space, "action": scaled})
-        return prepared(observations, space, source.normalize_images, next(self.module.parameters()).dtype)
+        return prepared(observations, space, source.normalize_images, next(self.module.parameters()))
 
     def features(self, observations: Array) -> Tensor:
         """Return what the layers take, [N, I]."""

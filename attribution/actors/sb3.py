@@ -67,16 +67,16 @@ class Sb3Actor:
 
     def prepare(self, observations: Array) -> Observations:
         """Return observations as the policy's first layers take them: images in [0, 1], integers one-hot."""
-        policy, dtype = self.module, next(self.module.parameters()).dtype
-        return prepared(observations, policy.observation_space, policy.normalize_images, dtype)
+        policy, like = self.module, next(self.module.parameters())
+        return prepared(observations, policy.observation_space, policy.normalize_images, like)
 
 
-def prepared(observations: Array, space: Space, normalize_images: bool, dtype: torch.dtype) -> Observations:
-    """Return recorded observations of a space as Stable-Baselines3's first layers take them, in a precision."""
+def prepared(observations: Array, space: Space, normalize_images: bool, like: Tensor) -> Observations:
+    """Return recorded observations of a space as Stable-Baselines3's first layers take them: which are like `like`."""
     parts = preprocess_obs(as_tensors(observations), space, normalize_images)
     if isinstance(parts, dict):
-        return {name: values.to(dtype) for name, values in parts.items()}
-    return parts.to(dtype)
+        return {name: values.to(like) for name, values in parts.items()}
+    return parts.to(like)
 
 
 class _Sb3Outputs(Outputs):
@@ -131,7 +131,7 @@ class _Sb3Outputs(Outputs):
         if not takes_masks(self._policy):
             return None
         mask = self._inputs.mask
-        return torch.ones_like(head, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+        return torch.ones_like(head, dtype=torch.bool) if mask is None else torch.as_tensor(mask, device=head.device)
 
     @cached_property
     def critic_latent(self) -> Tensor:
@@ -171,7 +171,7 @@ def incoming_states(lstm: nn.LSTM, features: Tensor, history: History | None, pa
     states = features.new_zeros(len(features), 2, lstm.num_layers, lstm.hidden_size)
     begins = np.flatnonzero(history.first)
     if history.states is not None:
-        states[begins] = torch.as_tensor(history.states[begins][:, part], dtype=features.dtype)
+        states[begins] = torch.as_tensor(history.states[begins][:, part]).to(features)
     lengths = np.diff(begins, append=len(features))
     with torch.no_grad():
         for step in range(int(lengths.max(initial=1)) - 1):

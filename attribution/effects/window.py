@@ -64,7 +64,7 @@ def attribute_window(
     Effects of a `finite_difference` estimator are divided by the window's mass
     :math:`c = \sum_g |\mathrm{mean}_f\, e_{gf}|`, so that every window counts the same: late windows, in which a policy
     has settled, would swamp all others. The null permutes the scores among the transitions whose advantage a
-    correction changes: the same corrections, chance influence, divided by its own mass.
+    correction changes: the same corrections, chance influence.
 
     Args:
         window: the window's transitions.
@@ -102,10 +102,11 @@ def attribute_window(
     if mass is None:
         mass = np.abs(effects["effect"].mean(axis=1)).sum(axis=1) if finite else np.ones(len(dampings))
     null = _null_of_scores(window, wrong, mean_scores) if finite else _null_of_tau(window, wrong, mean_tau)
-    divisor = np.where(mass > 0.0, mass, np.inf)[:, None, None]
+    divisor = np.where(mass > 0.0, mass, np.inf)
     units, unit_sums = _unit_sums(window, mean_tau)
     sums = Sums(
-        groups=wrong.groups, effects={name: planes / divisor for name, planes in effects.items()}, null=null,
+        groups=wrong.groups, effects={name: planes / divisor[:, None, None] for name, planes in effects.items()},
+        null=null / divisor[0],
         direction=_direction(window, actor, wrong, mean_scores) if finite else np.full(len(wrong.groups), np.nan),
         unit_groups=units, units=unit_sums, windows=np.array([window.number]), together=together[None],
         mass=mass[None], transitions=np.array([len(window.reward)]), scores=mean_scores.astype(np.float32),
@@ -119,9 +120,7 @@ def _null_of_scores(window: Window, wrong: GroupedCorrections, scores: Scores) -
     permuted = np.tile(scores, (NULL_DRAWS, 1))
     for draw, generator in zip(permuted, _generators(window), strict=True):
         draw[reached] = generator.permutation(draw[reached])
-    null = permuted @ weights
-    mass = np.abs(null).sum(axis=1, keepdims=True)
-    return null / np.where(mass > 0.0, mass, np.inf)
+    return permuted @ weights
 
 
 def _null_of_tau(window: Window, wrong: GroupedCorrections, tau: Scores) -> Scores:
@@ -155,7 +154,7 @@ def _critic_features(window: Window, actor: Actor) -> tuple[Scores, Scores] | No
     with torch.no_grad():
         latent = [actor.outputs(observed).critic_latent for observed in (rows.observations, after.observations)]
     now, later = (
-        None if part is None else np.pad(part.double().numpy(), ((0, 0), (0, 1)), constant_values=1.0)
+        None if part is None else np.pad(part.double().cpu().numpy(), ((0, 0), (0, 1)), constant_values=1.0)
         for part in latent
     )
     if now is None or later is None:

@@ -236,7 +236,7 @@ class _ExactWindow(ScoredWindow):
 
     @property
     def _failures(self) -> int:
-        return self._channels.policy.targets.shape[1]
+        return self._channels.policy.failures
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,8 @@ class NearestLatent(Estimator):
         """Measure distances between latent features."""
         with torch.no_grad():
             rows, steps = (
-                actor.outputs(part.observations, part.inputs).latent.double().numpy() for part in (window.rows, targets)
+                actor.outputs(part.observations, part.inputs).latent.double().cpu().numpy()
+                for part in (window.rows, targets)
             )
         return _nearest(window, rows, steps, targets)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...datasets.errors import InputError, NonFiniteError
 from ...datasets.words import counted
-from ..actors.adapt import ModuleActor, as_actor
+from ..actors.adapt import ModuleActor, as_actor, on_device
 from ..actors.outputs import Actor
 from ..adjoints.signal import Scores
 from ..targets.steps import Targets
@@ -54,7 +54,11 @@ class InfluenceMatrix:
 
 
 def influence(
-    window: Window, actor: nn.Module | Actor, targets: Targets, estimator: str | Estimator = "trak"
+    window: Window,
+    actor: nn.Module | Actor,
+    targets: Targets,
+    estimator: str | Estimator = "trak",
+    device: str = "cpu",
 ) -> InfluenceMatrix:
     """Return the influence of every reward of one window on every failure.
 
@@ -65,14 +69,15 @@ def influence(
         targets: of F failures (`Targets.from_arrays`).
         estimator: an estimator with its parameters, `Trak(damping=1e-2)`, or a name; `auto`: exact TRAK, or TRAK
             projected where the policy or the window leaves no choice.
+        device: where gradients are computed: `cpu`, or with a CUDA build of torch `cuda`.
 
     Raises:
-        InputError: the policy's gradients have no factored form, or something does not fit, or the damping is not
-            positive.
+        InputError: there is no such device, the policy's gradients have no factored form, or something does not fit, or
+            the damping is not positive.
         NonFiniteError: a gradient is not finite.
     """
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has set
-        chosen, prepared = _prepared(window, actor, targets, estimator)
+        chosen, prepared = _prepared(window, actor, targets, estimator, device)
         parts = [prepared.influence(chosen.damping, part) for part in chunks(targets.failures)]
     scores, tau, raw, value = (
         None if kind[0] is None else np.concatenate(kind, axis=1) for kind in zip(*parts, strict=True)
@@ -88,6 +93,7 @@ def group_effects(
     targets: Targets,
     change: NDArray[np.floating],
     estimator: str | Estimator = "trak",
+    device: str = "cpu",
 ) -> Scores:
     """Return the effect of changing the rewards of one window on every failure, [G, F]; negative: less misbehaviour.
 
@@ -97,7 +103,7 @@ def group_effects(
     divides those of each window by their sum of absolute values over groups.
 
     Args:
-        window, actor, targets, estimator: see `influence`.
+        window, actor, targets, estimator, device: see `influence`.
         change: of each reward as paid, in each of G changes, [N, G]; row = env * n_steps + step.
             `window.corrections_by_group()` makes one.
 
@@ -107,18 +113,18 @@ def group_effects(
     """
     changes = np.asarray(change, dtype=np.float64)
     if changes.ndim != 2 or len(changes) != len(window.reward):
-        raise InputError(f"change of shape {changes.shape}, expected [N, G] with N = {len(window.reward)} transitions")
+        raise InputError(f"change of shape {changes.shape}, expected [N, G], N = {len(window.reward)}")
     if not np.isfinite(changes).all():
         row, column = np.argwhere(~np.isfinite(changes))[0]
         raise NonFiniteError(f"change, row {row}, column {column}: {changes[row, column]}, expected a finite number")
     with torch.inference_mode(False), torch.enable_grad():
-        chosen, prepared = _prepared(window, actor, targets, estimator)
+        chosen, prepared = _prepared(window, actor, targets, estimator, device)
         prepared.further = frozenset()
         return prepared.effects(chosen.damping, changes, targets.failures).effect
 
 
 def _prepared(
-    window: Window, actor: nn.Module | Actor, targets: Targets, estimator: str | Estimator
+    window: Window, actor: nn.Module | Actor, targets: Targets, estimator: str | Estimator, device: str
 ) -> tuple[Estimator, Prepared]:
     """Return the estimator that is meant, and what it made of the window and a copy of the policy."""
     policy = as_actor(actor)
@@ -129,7 +135,7 @@ def _prepared(
         raise InputError(f"{chosen.label}: expected a damping above 0")
     if targets.failures == 0:
         raise InputError("targets: no failure, expected one or more")
-    copied = copy.deepcopy(policy)
+    copied = on_device(copy.deepcopy(policy), device)
     copied.module.train(False)
     _require_rows_apart(copied, window)
     return chosen, chosen.prepare(window, copied, targets)
@@ -148,7 +154,7 @@ def _require_rows_apart(actor: Actor, window: Window) -> None:
     def said(chosen: NDArray[np.int64]) -> Scores:
         outputs = actor.outputs(rows.observations[chosen])
         with torch.no_grad():
-            return outputs.distribution.log_prob(torch.as_tensor(rows.actions[chosen])).double().numpy()
+            return outputs.distribution.log_prob(torch.as_tensor(rows.actions[chosen])).double().cpu().numpy()
 
     together, in_pairs = said(some), np.array([said(np.array([row, 0]))[0] for row in some])
     if not np.allclose(together, in_pairs, rtol=1e-3, atol=1e-4, equal_nan=True):

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,7 +171,6 @@ def _scores(
     """Return scores of the window's distinct rows [U, F] by damping."""
     from trak import TRAKer
     from trak.modelout_functions import AbstractModelOutput
-    from trak.projectors import BasicProjector, ProjectionType
     from trak.score_computers import BasicScoreComputer
 
     class Output(AbstractModelOutput):  # type: ignore[misc]
@@ -200,15 +200,12 @@ def _scores(
             return solved.T.float()
 
     names = window.rows.observations.dtype.names
-    actor.module.float()
+    actor.module.float().cpu()
     scored = _Sb3Scored(actor.module) if isinstance(actor, Sb3Actor) else _ModuleScored(actor.module)
     learned = {name: value.numel() for name, value in scored.named_parameters() if value.requires_grad}
     size, dimension = sum(learned.values()), parameters.dimension
     rows = len(window.reward)
-    projector = BasicProjector(
-        size, dimension, parameters.seed, ProjectionType.rademacher, "cpu", block_size=dimension
-    )  # fmt: skip
-    projector.free_memory = lambda: None  # else its one matrix is gone when targets are scored
+    projector = _projector(size, dimension, parameters.seed)
     scores: dict[float, NDArray[np.float64]] = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _unchecked_distributions():
         warnings.simplefilter("ignore")  # traker warns about its optional CUDA kernels
@@ -233,6 +230,16 @@ def _scores(
                 raise NonFiniteError(f"{window.name}: a projected gradient is not finite; the training diverged")
             scores[lam] = _by_failure(per_step, window, targets)
     return scores
+
+
+@lru_cache(maxsize=1)
+def _projector(size: int, dimension: int, seed: int) -> Any:
+    """Return traker's projector of `size` parameters; its matrix is drawn once for all windows of a process."""
+    from trak.projectors import BasicProjector, ProjectionType
+
+    projector = BasicProjector(size, dimension, seed, ProjectionType.rademacher, "cpu", block_size=dimension)
+    projector.free_memory = lambda: None  # else its one matrix is gone when targets are scored
+    return projector
 
 
 @contextmanager

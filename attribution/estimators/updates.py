@@ -27,7 +27,7 @@ from ..adjoints.batches import spread
 from ..adjoints.gae import GaeAdvantages, minibatch_adjoint
 from ..adjoints.signal import Scores
 from ..gradients.channels import Channels
-from ..gradients.kernel import LAMBDAS, LINEAR_LAMBDA
+from ..gradients.kernel import LINEAR_LAMBDA
 from ..gradients.rows import WindowRows
 from ..targets.steps import Targets
 from .base import Estimator, Influence, Prepared
@@ -65,71 +65,69 @@ class TrakUpdates(Estimator):
             raise InputError(
                 f"{window.name}: --estimator trak-updates needs GaeAdvantages, not a {type(window.signal).__name__}"
             )
-        dampings = tuple(dict.fromkeys((*LAMBDAS, self.damping)))
-        return _MeanOverUpdates(window.signal, _mean_effects(window, window.signal, actor, targets, dampings))
-
-
-class _Effects(NamedTuple):
-    """Effects at one damping, [N, F] each, mean over a window's updates.
-
-    Attributes:
-        scores: of one unit of normalised advantage, summed over the rows of a minibatch.
-        advantage, advantage_raw: of one unit of raw advantage, with and without the adjoint of each minibatch's
-            normalisation.
-        value: of one unit of return.
-    """
-
-    scores: Scores
-    advantage: Scores
-    advantage_raw: Scores
-    value: Scores
+        return _MeanOverUpdates(window, window.signal, actor, targets)
 
 
 class _MeanOverUpdates(Prepared):
-    """The mean effects over a window's updates, taken to rewards by the adjoint of GAE."""
+    """The mean effects over a window's updates, taken to rewards by the adjoint of GAE; of the latest damping.
 
-    def __init__(self, signal: GaeAdvantages, effects: dict[float, _Effects]) -> None:
-        self._signal, self._effects = signal, effects
+    Args:
+        window, actor, targets: see `Estimator.prepare`.
+        signal: the window's.
+    """
+
+    def __init__(self, window: Window, signal: GaeAdvantages, actor: Actor, targets: Targets) -> None:
+        self._window, self._signal, self._actor, self._targets = window, signal, actor, targets
+        self._latest: tuple[float, frozenset[str]] | None = None
+        self._before = _Said.of(actor, window.rows)
 
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the influence on some failures at one damping."""
+        if self._latest != (lam, self.further):
+            self._effects = {}  # not those of two dampings at once
+            self._effects, self._latest = self._mean_effects(lam), (lam, self.further)
         scale = self._signal.reward_scale[:, None]
-        scores, *effects = self._effects[lam]
-        tau, raw, value = (self._signal.adjoint(effect[:, failures]) * scale for effect in effects)
-        return Influence(scores[:, failures], tau, raw, value)
+        tau, raw, value = (
+            self._signal.adjoint(self._effects[name][:, failures]) * scale if name in self._effects else None
+            for name in ("advantage", "raw", "value")
+        )
+        assert tau is not None
+        return Influence(self._effects["scores"][:, failures], tau, raw, value)
 
+    def _mean_effects(self, lam: float) -> dict[str, Scores]:
+        """Return mean effects over updates, [N, F] each; the policy is left with the parameters of the last one.
 
-def _mean_effects(
-    window: Window, signal: GaeAdvantages, actor: Actor, targets: Targets, dampings: tuple[float, ...]
-) -> dict[float, _Effects]:
-    """Return the effects at each damping; the policy is left with the parameters of the last update."""
-    assert window.updates is not None
-    shape = (len(window.reward), targets.failures)
-    effects = {lam: _Effects(*(np.zeros(shape) for _ in _Effects._fields)) for lam in dampings}
-    before = _Said.of(actor, window.rows)
-    for number, update in enumerate(window.updates.updates):
-        actor.module.load_state_dict(update.parameters)
-        distinct, row = np.unique(window.rows.row[update.rows], return_inverse=True)
-        rows = WindowRows(
-            window.rows.observations[distinct], window.rows.actions[distinct],
-            np.bincount(row).astype(np.int64), row, window.rows.inputs.rows(distinct),
-        )  # fmt: skip
-        advantages = _Minibatch(signal.raw[update.rows], signal.normalize)
-        weight, follows = _slopes(_Said.of(actor, rows), before, distinct, row, advantages, window.updates)
-        channels = Channels(actor, rows, targets, f"{window.name}, update {number}", window.vf_coef)
-        policy, value, scale = channels.policy, channels.value, channels.scale
-        for lam, total in effects.items():
-            scores = weight[:, None] * policy.trak(lam)[row]
-            total.scores[update.rows] += scores
-            total.advantage[update.rows] += advantages.adjoint(scores)
-            total.advantage_raw[update.rows] += scores / (len(row) * advantages.spread)
-            if value is not None:
-                by_return = scale * follows[:, None] * value.trak(lam)[row]
-                total.value[update.rows] += by_return / len(row)
-    for mean in effects.values():
-        for total_effect in mean:
-            total_effect /= len(window.updates.updates)
-    return effects
+        Returns:
+            `scores`, of one unit of normalised advantage, summed over the rows of a minibatch; `advantage`, of one unit
+            of raw advantage, with the adjoint of each minibatch's normalisation; and, where asked for, `raw`, without
+            it, and `value`, of one unit of return.
+        """
+        window, signal, actor, updates = self._window, self._signal, self._actor, self._window.updates
+        assert updates is not None
+        shape = (len(window.reward), self._targets.failures)
+        effects = {name: np.zeros(shape) for name in ("scores", "advantage", *sorted(self.further))}
+        for number, update in enumerate(updates.updates):
+            actor.module.load_state_dict(update.parameters)
+            distinct, row = np.unique(window.rows.row[update.rows], return_inverse=True)
+            rows = WindowRows(
+                window.rows.observations[distinct], window.rows.actions[distinct],
+                np.bincount(row).astype(np.int64), row, window.rows.inputs.rows(distinct),
+            )  # fmt: skip
+            advantages = _Minibatch(signal.raw[update.rows], signal.normalize)
+            weight, follows = _slopes(_Said.of(actor, rows), self._before, distinct, row, advantages, updates)
+            where = f"{window.name}, update {number}"
+            channels = Channels(actor, rows, self._targets, where, window.vf_coef)
+            scores = weight[:, None] * channels.policy.trak(lam)[row]
+            effects["scores"][update.rows] += scores
+            effects["advantage"][update.rows] += advantages.adjoint(scores)
+            if "raw" in effects:
+                effects["raw"][update.rows] += scores / (len(row) * advantages.spread)
+            if "value" in effects and channels.value is not None:
+                by_return = channels.scale * follows[:, None] * channels.value.trak(lam)[row]
+                effects["value"][update.rows] += by_return / len(row)
+        for total in effects.values():
+            total /= len(updates.updates)
+        return effects
 
 
 class _Said(NamedTuple):
@@ -143,8 +141,8 @@ class _Said(NamedTuple):
         """Return what the policy says with its present parameters."""
         with torch.no_grad():
             outputs = actor.outputs(rows.observations, rows.inputs)
-            log_prob = outputs.distribution.log_prob(torch.as_tensor(rows.actions)).double().numpy()
-            value = outputs.values.double().numpy() if actor.has_values else np.zeros(len(log_prob))
+            log_prob = outputs.distribution.log_prob(torch.as_tensor(rows.actions)).double().cpu().numpy()
+            value = outputs.values.double().cpu().numpy() if actor.has_values else np.zeros(len(log_prob))
         return _Said(log_prob, value)
 
 

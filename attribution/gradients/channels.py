@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -12,11 +11,9 @@ from torch import Tensor
 from ..actors.outputs import Actor, Outputs
 from ..targets.steps import Targets
 from .factors import Factors
-from .kernel import DoubleGradients, WindowGradients, inner_products
+from .kernel import TargetSteps, WindowGradients, inner_products
 from .layers import Functional, gradient_factors
 from .rows import WindowRows
-
-DOUBLE_ROWS = 1024
 
 
 class Channels:
@@ -33,7 +30,7 @@ class Channels:
     """
 
     def __init__(self, actor: Actor, rows: WindowRows, targets: Targets, where: str, vf_coef: float) -> None:
-        self._steps = target_factors(actor, rows, targets)
+        self._steps = target_steps(actor, targets)
         self._actor, self._rows, self._targets, self._where = actor, rows, targets, where
         self.policy = policy_gradients(actor, rows, targets, where, self._steps)
         self.scale, self.value_known = float(np.sqrt(2.0 * vf_coef)), actor.has_values
@@ -46,26 +43,23 @@ class Channels:
         return value_gradients(self._actor, self._rows, self._targets, self._where, self.scale, self._steps)
 
 
-def target_factors(actor: Actor, rows: WindowRows, targets: Targets) -> Factors:
+def target_steps(actor: Actor, targets: Targets) -> TargetSteps:
     """Return the factored gradients of the targets' steps, which both channels of a window are multiplied with."""
-    _set_precision(actor, rows)
-    return gradient_factors(actor, targets.observations, targets.functional(), targets.inputs)
+    actor.module.double()
+    return TargetSteps.of(actor, targets)
 
 
 def policy_gradients(
-    actor: Actor, rows: WindowRows, targets: Targets, where: str, steps: Factors | None = None
+    actor: Actor, rows: WindowRows, targets: Targets, where: str, steps: TargetSteps | None = None
 ) -> WindowGradients:
     """Compute the inner products of the policy channel: gradients of log pi(a|s) of a window's distinct rows.
-
-    In float64 up to `DOUBLE_ROWS` distinct rows, beyond in float32: half the time. At each damping scores in float32
-    are checked by some rows in float64; where they may be off by more than `LARGEST_ERROR`, all are done in float64.
 
     Args:
         actor: the policy with the parameters that collected the window; its dtype is changed.
         rows: the window's distinct rows.
         targets: the failures' target steps.
         where: names the window in messages.
-        steps: the gradients of the targets (`target_factors`); None: they are computed.
+        steps: the gradients of the targets (`target_steps`); None: they are computed.
 
     Raises:
         NonFiniteError: a gradient is NaN or infinite; names window and row.
@@ -76,7 +70,7 @@ def policy_gradients(
 
 
 def value_gradients(
-    actor: Actor, rows: WindowRows, targets: Targets, where: str, scale: float, steps: Factors | None = None
+    actor: Actor, rows: WindowRows, targets: Targets, where: str, scale: float, steps: TargetSteps | None = None
 ) -> WindowGradients | None:
     """Compute the inner products of the value channel: gradients of `scale` V(s) of a window's distinct rows.
 
@@ -87,13 +81,15 @@ def value_gradients(
     Returns:
         None where the value loss moves no parameter that a target depends on: all effects are zero.
     """
-    steps = steps or target_factors(actor, rows, targets)
+    steps = steps or target_steps(actor, targets)
 
     def functional(said: Outputs) -> Tensor:
         return scale * said.values.sum()
 
     window = _window_factors(actor, rows, functional)
-    return _gradients(actor, functional, rows, targets, where, steps, window) if window.shares_layers(steps) else None
+    if not window.shares_layers(steps.factors):
+        return None
+    return _gradients(actor, functional, rows, targets, where, steps, window)
 
 
 def q_gradients(actor: Actor, rows: WindowRows, targets: Targets, where: str) -> WindowGradients:
@@ -104,7 +100,9 @@ def q_gradients(actor: Actor, rows: WindowRows, targets: Targets, where: str) ->
         rows, targets, where: see `policy_gradients`; actions are zeros where the network gives one value a row.
     """
     actions = torch.as_tensor(rows.actions)[:, None]
-    return _gradients(actor, lambda said: said.q_values.gather(1, actions).sum(), rows, targets, where)
+    return _gradients(
+        actor, lambda said: said.q_values.gather(1, actions.to(said.q_values.device)).sum(), rows, targets, where
+    )
 
 
 def _gradients(
@@ -113,24 +111,16 @@ def _gradients(
     rows: WindowRows,
     targets: Targets,
     where: str,
-    steps: Factors | None = None,
+    steps: TargetSteps | None = None,
     window: Factors | None = None,
 ) -> WindowGradients:
     """Return the inner products of the gradients of a functional of the window's rows (`window`, if they are there)."""
-    gradients = inner_products(
-        window or _window_factors(actor, rows, functional), steps or target_factors(actor, rows, targets),
-        rows, targets, where,
-    )  # fmt: skip
-    if gradients.gram.dtype == torch.float64:
-        return gradients
-    return replace(gradients, double=DoubleGradients(actor, functional, rows, targets, where))
+    return inner_products(
+        window or _window_factors(actor, rows, functional), steps or target_steps(actor, targets), rows, targets, where
+    )
 
 
 def _window_factors(actor: Actor, rows: WindowRows, functional: Functional) -> Factors:
     """Return the factored gradients of the window's rows."""
-    _set_precision(actor, rows)
+    actor.module.double()
     return gradient_factors(actor, rows.observations, functional, rows.inputs)
-
-
-def _set_precision(actor: Actor, rows: WindowRows) -> None:
-    actor.module.to(torch.float64 if len(rows.counts) <= DOUBLE_ROWS else torch.float32)

@@ -15,16 +15,19 @@ Source: the factored form is the one of Goodfellow 2015 (arXiv:1510.01799); docs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from scipy.linalg import get_blas_funcs
 from torch import Tensor
 
 _BLOCK_BYTES = 2**28  # of materialised gradients at once
 _UNFOLDED_BYTES = 2**26  # of unfolded inputs at once
-_CACHED_BYTES = 2**22  # of inner products at once, so that they stay in the cache from one layer to the next
+_CACHED_BYTES = 2**20  # of inner products at once, so that they stay in the cache from one layer to the next
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,6 @@ class LinearFactors:
 
     inputs: Tensor
     derivatives: Tensor
-
-    def rows_of(self, chosen: Tensor) -> LinearFactors:
-        """Return the factors of some of the rows."""
-        return LinearFactors(self.inputs[chosen], self.derivatives[chosen])
 
 
 @dataclass(frozen=True)
@@ -55,72 +54,75 @@ class PlacesFactors:
     unfold: Callable[[Tensor], Tensor]
     bias: bool
 
-    def rows_of(self, chosen: Tensor) -> PlacesFactors:
-        """Return the factors of some of the rows."""
-        return PlacesFactors(self.inputs[chosen], self.derivatives[chosen], self.unfold, self.bias)
-
-    def products(self, others: Sequence[PlacesFactors]) -> list[Tensor]:
-        """Return the inner products with the gradients of each of `others` (also itself), [N, M] each.
-
-        Of rows with themselves only the lower triangle is computed.
-        """
+    def products(self, other: PlacesFactors) -> Tensor:
+        """Return the inner products with the gradients of `other`, [N, M]; of rows with themselves in half the work."""
         channels, places = self.derivatives.shape[1:]
-        width = self.unfold(self.inputs[:1]).shape[2]
+        width = self._unfolded(slice(1)).shape[2]
         few = places**2 * (channels + width) < channels * width  # fewer products between places than by gradients
-        totals = self._by_places(others) if few else self._by_gradients(others, width)
+        total = self._by_places(other) if few else self._by_gradients(other)
         if self.bias:
-            for total, other in zip(totals, others, strict=True):
-                total.addmm_(self.derivatives.sum(2), other.derivatives.sum(2).T)
-        return totals
+            total.addmm_(self.derivatives.sum(2), other.derivatives.sum(2).T)
+        return total
 
-    def _by_gradients(self, others: Sequence[PlacesFactors], width: int) -> list[Tensor]:
+    def _by_gradients(self, other: PlacesFactors) -> Tensor:
         """Form the gradients of a block of output channels at a time."""
-        channels, size = self.derivatives.shape[1], self.derivatives.element_size()
-        totals = [self.derivatives.new_zeros(len(self.inputs), len(other.inputs)) for other in others]
-        rows = max(len(part.inputs) for part in (self, *others))
-        step = max(1, _BLOCK_BYTES // max(rows * width * size, 1))
-        for start in range(0, channels, step):
-            block = slice(start, min(start + step, channels))
+        total = self.derivatives.new_zeros(len(self.inputs), len(other.inputs))
+        for block in self._blocks(max(total.shape)):
             mine = self.gradients(block)
-            for total, other in zip(totals, others, strict=True):
-                if other is self:
-                    _add_lower_triangle(total, mine)
-                else:
-                    total.addmm_(mine, other.gradients(block).T)
-        for total, other in zip(totals, others, strict=True):
             if other is self:
-                total.copy_(torch.tril(total) + torch.tril(total, -1).T)
-        return totals
+                _add_lower_triangle(total, mine)
+            else:
+                total.addmm_(mine, other.gradients(block).T)
+        return total.tril().add_(total.tril(-1).T) if other is self else total
 
-    def _by_places(self, others: Sequence[PlacesFactors]) -> list[Tensor]:
+    def _by_places(self, other: PlacesFactors) -> Tensor:
         """Add, for every pair of places, the product of the inputs' and the derivatives' inner products."""
-        mine, totals = self._place_by_place(), []
-        for other in others:
-            theirs = mine if other is self else other._place_by_place()
-            same, different, left, right = self.derivatives.new_zeros(4, len(self.inputs), len(other.inputs))
-            for one, (inputs, derivatives) in enumerate(mine):
-                for two, (other_inputs, other_derivatives) in enumerate(theirs):
-                    if other is self and one > two:
-                        continue  # the transpose of what two and one give
-                    torch.mm(inputs, other_inputs.T, out=left)
-                    torch.mm(derivatives, other_derivatives.T, out=right)
-                    (same if one == two or other is not self else different).addcmul_(left, right)
-            totals.append(same.add_(different).add_(different.T) if other is self else same)
-        return totals
+        mine = self._place_by_place()
+        theirs = mine if other is self else other._place_by_place()
+        same, different, left, right = self.derivatives.new_zeros(4, len(self.inputs), len(other.inputs)).unbind()
+        for one, (inputs, derivatives) in enumerate(mine):
+            for two, (other_inputs, other_derivatives) in enumerate(theirs):
+                if other is self and one > two:
+                    continue  # the transpose of what two and one give
+                torch.mm(inputs, other_inputs.T, out=left)
+                torch.mm(derivatives, other_derivatives.T, out=right)
+                (same if one == two or other is not self else different).addcmul_(left, right)
+        if other is self:
+            same.add_(different).add_(different.T)
+        return same
 
     def _place_by_place(self) -> list[tuple[Tensor, Tensor]]:
         """Return the inputs [N, I] and derivatives [N, O] of each place."""
-        inputs = self.unfold(self.inputs).transpose(0, 1).contiguous()
+        inputs = self._unfolded(slice(None)).transpose(0, 1).contiguous()
         return list(zip(inputs, self.derivatives.permute(2, 0, 1).contiguous(), strict=True))
+
+    def norms(self) -> Tensor:
+        """Return the squared norm of each gradient, [N]."""
+        total = self.derivatives.sum(2).square().sum(1) if self.bias else self.derivatives.new_zeros(len(self.inputs))
+        for block in self._blocks(len(self.inputs)):
+            gradients = self.gradients(block)
+            total += torch.linalg.vecdot(gradients, gradients)
+        return total
+
+    def _blocks(self, rows: int) -> Iterator[slice]:
+        """Yield blocks of output channels of which the gradients of some rows are formed at once."""
+        channels, width = self.derivatives.shape[1], self._unfolded(slice(1)).shape[2]
+        step = max(1, _BLOCK_BYTES // max(rows * width * self.derivatives.element_size(), 1))
+        for start in range(0, channels, step):
+            yield slice(start, min(start + step, channels))
+
+    def _unfolded(self, rows: slice) -> Tensor:
+        """Return what the weight is multiplied with at each place of some rows, [n, L, I]."""
+        return self.unfold(self.inputs[rows]).to(self.derivatives.dtype)
 
     def gradients(self, channels: slice) -> Tensor:
         """Return the gradients by the weights of some output channels, [N, o * I]."""
         derivatives = self.derivatives[:, channels]
-        sample = self.unfold(self.inputs[:1])
+        sample = self._unfolded(slice(1))
         outer = sample.new_empty(len(self.inputs), derivatives.shape[1], sample.shape[2])
         step = max(1, _UNFOLDED_BYTES // max(sample.numel() * sample.element_size(), 1))
         for i in range(0, len(self.inputs), step):
-            torch.bmm(derivatives[i : i + step], self.unfold(self.inputs[i : i + step]), out=outer[i : i + step])
+            torch.bmm(derivatives[i : i + step], self._unfolded(slice(i, i + step)), out=outer[i : i + step])
         return outer.flatten(1)
 
 
@@ -138,65 +140,162 @@ class Factors:
 
     def rows_of(self, chosen: Tensor) -> Factors:
         """Return the factors of some of the rows; `chosen`: int64 [n]."""
-        layers = {name: layer.rows_of(chosen) for name, layer in self.layers.items()}
-        return Factors(len(chosen), layers)
+        return self._map(len(chosen), lambda values: values[chosen])
+
+    def to(self, dtype: torch.dtype) -> Factors:
+        """Return the factors in another precision."""
+        return self._map(self.rows, lambda values: values.to(dtype) if values.is_floating_point() else values)
+
+    def scaled(self, by: Tensor) -> Factors:
+        """Return the factors of gradients that are multiplied with a number each, [N]."""
+        layers = {
+            name: replace(layer, derivatives=layer.derivatives * by.reshape(-1, *[1] * (layer.derivatives.ndim - 1)))
+            for name, layer in self.layers.items()
+        }
+        return Factors(self.rows, layers)
+
+    def _map(self, rows: int, change: Callable[[Tensor], Tensor]) -> Factors:
+        layers = {
+            name: replace(layer, inputs=change(layer.inputs), derivatives=change(layer.derivatives))
+            for name, layer in self.layers.items()
+        }
+        return Factors(rows, layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self._like.device
+
+    @property
+    def _like(self) -> Tensor:
+        return next(iter(self.layers.values())).derivatives
 
     def shares_layers(self, other: Factors) -> bool:
         """Return whether some layer is in both; else all inner products are zero."""
         return not self.layers.keys().isdisjoint(other.layers)
 
-    def gram_and_products(self, other: Factors, owner: Tensor | None = None, owners: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the inner products with each other [N, N] and with `other` [N, M]; gradients are formed once.
+    def finite(self) -> Tensor:
+        """Return of which gradients all factors are finite, bool [N]."""
+        parts = [part for layer in self.layers.values() for part in (layer.inputs, layer.derivatives)]
+        return torch.stack([torch.isfinite(part.flatten(1)).all(dim=1) for part in parts]).all(dim=0)
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """The squared norm of each gradient, [N]."""
+        total = self._like.new_zeros(self.rows)
+        for layer in self.layers.values():
+            if isinstance(layer, LinearFactors):
+                total += layer.inputs.square().sum(1) * layer.derivatives.square().sum(1)
+            else:
+                total += layer.norms()
+        return total
+
+    def gram(self) -> Tensor:
+        """Return the inner products with each other, [N, N], of which only the upper triangle is meant."""
+        total = self._like.new_zeros(self.rows, self.rows)
+        linear = []
+        for layer in self.layers.values():
+            if isinstance(layer, LinearFactors):
+                linear.append((layer, layer))
+            else:
+                total += layer.products(layer)
+        _add_linear_products(total, linear, upper=True)
+        return total
+
+    def products(self, other: Factors, pairs: Pairs | None = None) -> Tensor:
+        """Return the inner products with `other`, [N, M], or with sums of them, [N, F].
 
         Args:
             other: M gradients.
-            owner: int64 [M], of F `owners`: the products with gradients of the same owner are summed, [N, F].
+            pairs: which of them are summed; None: none.
         """
-        like = next(iter(self.layers.values())).derivatives
-        gram = like.new_zeros(self.rows, self.rows)
-        products = like.new_zeros(self.rows, other.rows if owner is None else owners)
-        own: list[tuple[LinearFactors, LinearFactors]] = []
-        shared: list[tuple[LinearFactors, LinearFactors]] = []
+        total = self._like.new_zeros(other.rows if pairs is None else pairs.sums, self.rows)
+        linear: list[tuple[LinearFactors, LinearFactors]] = []
         for name, mine in self.layers.items():
             theirs = other.layers.get(name)
-            if isinstance(mine, LinearFactors):
-                own.append((mine, mine))
-                if isinstance(theirs, LinearFactors):
-                    shared.append((mine, theirs))
-                continue
-            with_self, *with_other = mine.products([mine, *([theirs] if isinstance(theirs, PlacesFactors) else [])])
-            gram.add_(with_self)
-            for part in with_other:
-                products.add_(part) if owner is None else products.index_add_(1, owner, part)
-        _add_linear_products(gram, own)
-        _add_linear_products(products, shared, owner)
-        return gram, products
+            if isinstance(mine, LinearFactors) and isinstance(theirs, LinearFactors):
+                linear.append((theirs, mine))
+            elif isinstance(mine, PlacesFactors) and isinstance(theirs, PlacesFactors):
+                part = mine.products(theirs).T
+                total = total.add_(part) if pairs is None else pairs.add(total, part, 0)
+        _add_linear_products(total, linear, pairs)
+        return total.T  # column by column, as LAPACK takes right-hand sides
+
+
+class Pairs(NamedTuple):
+    """Which of M gradients is in which of F sums, and how much of it; n pairs.
+
+    Attributes:
+        row: int64 [n], ascending.
+        sum: int64 [n].
+        weight: [n].
+        sums: F.
+    """
+
+    row: Tensor
+    sum: Tensor
+    weight: Tensor
+    sums: int
+
+    def of(self, chosen: Tensor) -> tuple[Tensor, Pairs]:
+        """Return the rows that are in some of the sums (int64, ascending), and the pairs of these."""
+        used = torch.isin(self.sum, chosen)
+        rows, row = self.row[used].unique(return_inverse=True)
+        return rows, Pairs(row, torch.searchsorted(chosen, self.sum[used]), self.weight[used], len(chosen))
+
+    def add(self, total: Tensor, part: Tensor, start: int) -> Tensor:
+        """Add rows of M from `start` on, [m, N], to the sums [F, N] in place; return these."""
+        ends = torch.tensor([start, start + len(part)], device=part.device)
+        first, last = torch.searchsorted(self.row, ends).tolist()
+        weight = self.weight[first:last, None].to(part.dtype)
+        return total.index_add_(0, self.sum[first:last], part[self.row[first:last] - start].mul_(weight))
 
 
 def _add_linear_products(
-    total: Tensor, layers: Sequence[tuple[LinearFactors, LinearFactors]], owner: Tensor | None = None
+    total: Tensor,
+    layers: Sequence[tuple[LinearFactors, LinearFactors]],
+    pairs: Pairs | None = None,
+    upper: bool = False,
 ) -> None:
-    """Add inner products of gradients, summed over layers, and over columns of the same owner, to [N, M] or [N, F]."""
+    """Add inner products of gradients, summed over layers, to [M, N], or sums of their rows to [F, N].
+
+    Args:
+        total: what they are added to.
+        layers: the factors of each layer, of M and of N gradients.
+        pairs: see `Factors.products`.
+        upper: whether only blocks on and above the diagonal are computed.
+    """
     if not layers:
         return
     others = [(other.inputs.T.contiguous(), other.derivatives.T.contiguous()) for _, other in layers]
-    width = others[0][0].shape[1]
-    rows = max(16, _CACHED_BYTES // max(width * total.element_size(), 1))
-    left, right, products = total.new_empty(3, min(rows, len(total)), width)
-    for start in range(0, len(total), rows):
-        part = total[start : start + rows]
-        count = len(part)
-        block = part if owner is None else products[:count].zero_()
+    count, width = len(layers[0][0].inputs), total.shape[1]
+    rows = max(16, min(count, _CACHED_BYTES // max(width * total.element_size(), 1)))
+    buffers = total.new_empty(3, rows * width)
+    for start in range(0, count, rows):
+        first, size = start if upper else 0, min(rows, count - start)
+        left, right, products = (buffer[: size * (width - first)].view(size, -1) for buffer in buffers)
+        block = total[start : start + size, first:] if pairs is None else products.zero_()
         for (mine, _), (inputs, derivatives) in zip(layers, others, strict=True):
-            torch.mm(mine.inputs[start : start + rows], inputs, out=left[:count])
-            torch.mm(mine.derivatives[start : start + rows], derivatives, out=right[:count])
-            block.addcmul_(left[:count], right[:count])
-        if owner is not None:
-            part.index_add_(1, owner, block)
+            _product(mine.inputs[start : start + size], inputs[:, first:], left)
+            _product(mine.derivatives[start : start + size], derivatives[:, first:], right)
+            block.addcmul_(left, right)
+        if pairs is not None:
+            pairs.add(total, block, start)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write `left @ right`; of CPU tensors by numpy's BLAS, measured a quarter faster than torch's."""
+    if out.is_cpu:
+        np.matmul(left.numpy(), right.numpy(), out=out.numpy())
+    else:
+        torch.mm(left, right, out=out)
 
 
 def _add_lower_triangle(total: Tensor, rows: Tensor) -> None:
-    """Add the lower triangle of `rows @ rows.T`, half the work of the whole product."""
+    """Add the lower triangle of `rows @ rows.T` (of CPU tensors in half the work, by BLAS), or more of it."""
+    if not total.is_cpu:
+        total.addmm_(rows, rows.T)
+        return
     # the same memory, read column by column, is what LAPACK takes without a copy: its upper triangle is our lower
     syrk = get_blas_funcs("syrk", [total.numpy()])
     syrk(1.0, rows.numpy().T, beta=1.0, c=total.numpy().T, trans=1, lower=0, overwrite_c=1)

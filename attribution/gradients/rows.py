@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...datasets.arrays import Array, row_bytes
+from ...datasets.arrays import Array
 from ..actors.inputs import OBSERVATION_ALONE, PolicyInputs
-from ..shapes import require_rows
+from ..shapes import distinct_rows, require_rows
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,5 @@ class WindowRows:
             every = np.arange(len(actions))
             return WindowRows(observations, actions, np.ones_like(every), every, inputs)
         parts = [observations, actions, *([] if inputs.mask is None else [inputs.mask])]
-        keys = np.concatenate([row_bytes(part) for part in parts], axis=1)
-        whole = keys.view(f"V{keys.shape[1]}")[:, 0]  # compared as one value: 100 times faster than by column
-        _, first, row, counts = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
-        return WindowRows(observations[first], actions[first], counts, row.reshape(-1), inputs.rows(first))
+        first, row, counts = distinct_rows(parts)
+        return WindowRows(observations[first], actions[first], counts, row, inputs.rows(first))

@@ -37,9 +37,9 @@ class CriticMargins(Targets):
     def values(self, outputs: Outputs) -> Tensor:
         """Return f of each failure, [F], from the critic's values of all pairs."""
         head = outputs.q_values[:, 0]
-        sign = torch.as_tensor(self.labels[:, 0], dtype=head.dtype)
-        pairs = torch.as_tensor(np.bincount(self.failure, minlength=self.failures) / 2.0, dtype=head.dtype)
-        failure = torch.as_tensor(self.failure)
+        sign = torch.as_tensor(self.labels[:, 0]).to(head)
+        pairs = torch.as_tensor(np.bincount(self.failure, minlength=self.failures) / 2.0).to(head)
+        failure = torch.as_tensor(self.failure, device=head.device)
         return head.new_zeros(self.failures).index_add(0, failure, sign * head / pairs[failure])
 
 

@@ -28,7 +28,7 @@ from ...datasets.words import counted
 from ...training.environments.hooks import load_callable
 from ..actors.inputs import OBSERVATION_ALONE, History, PolicyInputs, inputs_of_episodes
 from ..actors.outputs import Outputs, difference_of_log_sums
-from ..shapes import require_rows
+from ..shapes import distinct_rows, require_rows
 
 BUILT_IN: tuple[str, ...] = ("auto", "labels", "log-odds", "episode", "value")
 
@@ -170,7 +170,8 @@ class Targets:
         if self.user is not None:
             distribution, taken = outputs.distribution, torch.as_tensor(self.actions)
             log_probs = distribution.log_probs() if distribution.discrete else distribution.log_prob(taken)
-            return torch.stack([self._user_value(index, log_probs) for index in range(self.failures)])
+            counts = np.bincount(self.failure, minlength=self.failures).tolist()
+            return torch.stack([self._user_value(i, part) for i, part in enumerate(torch.split(log_probs, counts))])
         labels, actions = torch.as_tensor(self.labels), torch.as_tensor(self.actions)
         per_kind = {
             "labels": lambda: difference_of_log_sums(outputs.distribution.log_probs(), labels > 0, labels < 0),
@@ -182,11 +183,12 @@ class Targets:
         total: Tensor | None = None
         for name in sorted(set(self.kinds)):
             chosen = torch.as_tensor((kind == name) & (weights > 0.0))
-            part = torch.where(chosen, per_kind[name](), 0.0)
+            part = per_kind[name]()
+            part = torch.where(chosen.to(part.device), part, 0.0)
             total = part if total is None else total + part
         assert total is not None
-        weight = torch.as_tensor(weights, dtype=total.dtype)
-        return total.new_zeros(self.failures).index_add(0, torch.as_tensor(self.failure), weight * total)
+        weight, failure = torch.as_tensor(weights).to(total), torch.as_tensor(self.failure, device=total.device)
+        return total.new_zeros(self.failures).index_add(0, failure, weight * total)
 
     def _step_kinds(self) -> NDArray[np.str_]:
         return np.array(self.kinds)[self.failure]
@@ -199,20 +201,61 @@ class Targets:
         count = np.bincount(self.failure[used], minlength=self.failures)
         return np.where(kind == "episode", 1.0, used / np.maximum(count, 1)[self.failure])
 
+    def distinct(self, remembers: bool) -> DistinctSteps:
+        """Return the steps that count, equal ones once: with the same observation, action, labels and allowed actions.
+
+        Args:
+            remembers: whether what a policy says of a step depends on what came before: then every step stays, as with
+                a user's own function.
+        """
+        weight = self.step_weights() if self.user is None else np.ones(len(self.failure))
+        used = np.flatnonzero(weight > 0.0)
+        if remembers or self.user is not None or type(self) is not Targets:
+            return DistinctSteps(self, used, self.failure[used], np.ones(len(used)))
+        kinds, kind = np.unique(self._step_kinds()[used], return_inverse=True)
+        labels = np.where((kinds == "labels")[kind, None], self.labels[used], 0).astype(np.int8)
+        mask = self.inputs.mask
+        parts = [self.observations[used], self.actions[used], labels, kind, *([] if mask is None else [mask[used]])]
+        first, step, _ = distinct_rows(parts)
+        chosen, order = used[first], np.argsort(step, kind="stable")
+        rows = np.arange(len(first))
+        steps = replace(
+            self, ids=tuple(self.ids[i] for i in self.failure[chosen]), kinds=tuple(kinds[kind[first]].tolist()),
+            failure=rows, observations=self.observations[chosen], actions=self.actions[chosen],
+            labels=self.labels[chosen], decisive=np.ones(len(rows), np.bool_), inputs=self.inputs.rows(chosen),
+        )  # fmt: skip
+        return DistinctSteps(steps, step[order], self.failure[used][order], weight[used][order])
+
     def functional(self) -> Callable[[Outputs], Tensor]:
         """Return the sum of all targets, whose derivative by a step is that of the step's own failure."""
         return lambda outputs: self.values(outputs).sum()
 
     def _user_value(self, index: int, log_probs: Tensor) -> Tensor:
-        rows = np.flatnonzero(self.failure == index)
+        rows = slice(*np.searchsorted(self.failure, [index, index + 1]))
         steps = UserSteps(self.observations[rows], self.actions[rows], self.labels[rows])
         assert self.user is not None
-        value = self.user(log_probs[torch.as_tensor(rows)], steps)
+        value = self.user(log_probs, steps)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise InputError(
                 f"the target function returned {value!r} for failure {self.ids[index]}, expected one number as a tensor"
             )
         return value.reshape(())
+
+
+class DistinctSteps(NamedTuple):
+    """Steps of targets, each as often as it differs, and how much of each is in which target; n pairs.
+
+    Attributes:
+        steps: D steps: of targets of their own, of which `functional` is the sum.
+        step: int64 [n], ascending.
+        failure: int64 [n], of the F targets.
+        weight: [n]; the gradient of a target is the sum of those of its steps, weighted.
+    """
+
+    steps: Targets
+    step: NDArray[np.int64]
+    failure: NDArray[np.int64]
+    weight: NDArray[np.float64]
 
 
 def decisive_steps(labels: NDArray[np.int8], actions: Array) -> NDArray[np.bool_]:

@@ -32,6 +32,7 @@ _ORDERS: dict[str, str] = {
     Order.RANDOM: "random order of the wrong rewards (control)",
     Order.SIZE: "largest error first (baseline)",
 }
+_SEARCHED = "adaptive search (chosen after looking)"
 _STATES = {"rewards as paid": "as paid", "all rewards corrected": "corrected"}
 _UNORDERED = "none and all corrected"
 _COLOURS = {
@@ -39,6 +40,7 @@ _COLOURS = {
     _UNORDERED: ACCENT,
     _ORDERS[Order.RANDOM]: MUTED,
     _ORDERS[Order.SIZE]: WARM,
+    _SEARCHED: GOOD,
 }
 _RATE = "misbehaviour rate"
 
@@ -56,10 +58,11 @@ def correction_curve(curve: Sequence[CurvePoint], thresholds: Thresholds, unit: 
     rows = rows_of(columns, [(p.order, *n, *p.misbehaviour, p.competence) for p, n in zip(curve, units, strict=True)])
     joined = {order: text for order, text in _ORDERS.items() if any(point.order == order for point in curve)}
     lines = list(joined.values()) or [_UNORDERED]
+    texts = {**joined, Order.ADAPTIVE: _SEARCHED}
     points: list[Spec] = []
     seeds: list[Spec] = []
     for record, point in zip(records(rows), curve, strict=True):
-        names = lines if point.order in (Order.NONE, Order.ALL) else [joined.get(point.order, point.order)]
+        names = lines if point.order in (Order.NONE, Order.ALL) else [texts.get(point.order, point.order)]
         points += [{**record, "line": name} for name in names]
         seeds += [
             {
@@ -72,8 +75,8 @@ def correction_curve(curve: Sequence[CurvePoint], thresholds: Thresholds, unit: 
             if rates.misbehaviour is not None
         ]
     meaning = (
-        "Blue: groups in the order that attribution gave, most suspected first. Grey: the same number of wrong groups "
-        "in random order; attribution is worth something where blue lies below grey."
+        "Blue: groups in the order that attribution gave, the largest predicted drop first. Grey: the same number of "
+        "wrong groups in random order; attribution is worth something where blue lies below grey."
         if joined
         else "Sets between none and all were not trained: none was asked for, or correcting everything does not remove "
         "enough for their order to matter."

@@ -34,7 +34,7 @@ _EFFECT = "predicted effect"
 
 
 def concentration_chart(curve: Sequence[ConcentrationPoint], top: int) -> Chart:
-    """Draw which share of the predicted drop the most suspected groups carry, next to the same by chance.
+    """Draw which share of the predicted drop the groups with the largest drops carry, next to the same by chance.
 
     Args:
         curve: its points.
@@ -46,7 +46,7 @@ def concentration_chart(curve: Sequence[ConcentrationPoint], top: int) -> Chart:
         values += [(lines[0], point.groups, *point.measured), (lines[1], point.groups, *point.null)]
     rows = rows_of(("line", "groups", "share", "low", "high"), values)
     title = "share of the predicted drop"
-    x = quantity("groups", "most suspected groups with wrong rewards", axis={"tickMinStep": 1})
+    x = quantity("groups", "groups with wrong rewards, the largest predicted drops first", axis={"tickMinStep": 1})
     y = quantity("share", title, axis={"format": ".0%"}, scale={"domain": [0, 1]})
     colour = colours("line", dict(zip(lines, (ACCENT, MUTED), strict=True)))
     tip = [category("line"), x, quantity("share", format=".1%"), *bounds(".1%")]
@@ -55,16 +55,17 @@ def concentration_chart(curve: Sequence[ConcentrationPoint], top: int) -> Chart:
         *trace(x, y, colour, tip, len(curve)),
     ]
     caption = (
-        "Share of the predicted drop that the most suspected groups carry. Grey: the same wrong rewards with each "
-        "other's influence at random; sparse rewards concentrate any attribution, and only what lies above grey is a "
-        f"finding. Bands are 95% t-intervals over seeds; dashed: the top {top}."
+        "Share of the predicted drop that the groups with the largest predicted drops carry. Grey: the same "
+        "corrections with chance influence (in each window the scores of the transitions whose advantage a correction "
+        "changes are permuted among them); sparse rewards concentrate any attribution, and only what lies above grey "
+        f"is a finding. Bands are 95% t-intervals over seeds; dashed: the top {top}."
     )
     spec = make_spec(240, data={"values": records(rows)}, layer=layers)
     return Chart("concentration", "Concentration of the predicted drop, against chance", caption, spec, rows)
 
 
 def timeline_chart(lines: Mapping[str, Sequence[Stretch]], source: str | None = None) -> Chart:
-    """Draw the sum of effects of every window: influence over training time.
+    """Draw the effect of all corrections of each window together: influence over training time.
 
     Args:
         lines: by what they are of, the stretches of training; the first is what the figure is about, and its rows,
@@ -85,9 +86,10 @@ def timeline_chart(lines: Mapping[str, Sequence[Stretch]], source: str | None = 
         *trace(x, quantity("effect", _EFFECT), colour, tip, max(map(len, lines.values()))),
     ]
     caption = (
-        "When did the wrong rewards act? Summed predicted effect of correcting the rewards of each window, over "
+        "When did the wrong rewards act? Predicted effect of correcting all wrong rewards of a window together, over "
         "training time; means over seeds with 95% t-intervals. Below zero: correcting them should reduce the "
-        "misbehaviour. Ranks, not misbehaviour rates."
+        "misbehaviour. Windows stand here with the size that they have; in the effects of groups each counts the same. "
+        "Ranks, not misbehaviour rates."
     )
     spec = make_spec(220, data={"values": records(drawn)}, layer=layers)
     return Chart("influence-over-time", "Influence over training time", caption, spec, rows, source)
@@ -120,8 +122,8 @@ def group_effects(effects: Sequence[tuple[str, Interval]], unit: str) -> Chart:
     middle = "" if len(shown) == len(every) else f" Only the {half} at either end of {len(every)} are drawn."
     caption = (
         "Predicted effect of correcting each group that has wrong rewards, averaged over failures and seeds, with 95% "
-        f"t-intervals over seeds. Below zero: correcting it should reduce the misbehaviour.{middle} Predictions are "
-        "ranks, not misbehaviour rates; the retrainings are the evidence."
+        f"t-intervals over seeds. Below zero: correcting it should reduce the misbehaviour.{middle} Predictions have "
+        "no unit: they are ranks, not misbehaviour rates; the retrainings are the evidence."
     )
     title = "Predicted effect of correcting each group with wrong rewards"
     return Chart("group-effects", title, caption, make_spec(200, data={"values": shown}, layer=layers), rows)
@@ -157,7 +159,7 @@ _SETS: dict[str, str] = {Order.ATTRIBUTION: ACCENT, Order.RANDOM: MUTED, Order.A
 
 
 def calibration_chart(calibration: Calibration) -> Chart:
-    """Draw measured against predicted changes of log-odds of every verified correction set, and the line.
+    """Draw the measured change of log-odds of every verified correction set against its predicted effect, and the line.
 
     Args:
         calibration: sets and line; fitted.
@@ -170,7 +172,7 @@ def calibration_chart(calibration: Calibration) -> Chart:
     slope = calibration.slope.value
     line = [] if slope is None else [{"predicted": at, "measured": slope * at} for at in (low, 0.0)]
     colour = colours("order", {tested.order: _SETS.get(tested.order, GOOD) for tested in calibration.sets})
-    x = quantity("predicted", "predicted change (sum of effects of the corrected groups)")
+    x = quantity("predicted", "predicted effect of the whole set")
     y = quantity("measured", "measured change of log-odds")
     tip = [category("order"), quantity("groups"), *(quantity(f, format=".3g") for f in ("predicted", "measured"))]
     layers: list[Spec] = [
@@ -193,10 +195,11 @@ def calibration_chart(calibration: Calibration) -> Chart:
         "prediction interval."
     )
     caption = (
-        "Does a prediction come true? Each point is a verified correction set: what the sum of its groups' effects "
-        f"predicts, and what retraining measured. {worth}"
+        "Does a prediction come true? Each point is a verified correction set: what is predicted of it as "
+        "a whole (where only its groups were attributed: the sum of their effects), and what retraining measured. "
+        f"{worth}"
     )
-    title = "Measured against predicted change of the log-odds of misbehaviour"
+    title = "Measured change of the log-odds of misbehaviour, against the predicted effect"
     spec = make_spec(240, data={"values": records(rows)}, layer=layers)
     return Chart("calibration", title, caption, spec, rows)
 

@@ -68,7 +68,8 @@ def budgets(
         bank: the counterfactual bank, for the members trained with more varied levels.
         declared, thresholds: from the task.
     """
-    nested = sorted((p for p in curve if p.order in (Order.ATTRIBUTION, Order.ALL)), key=lambda p: p.corrected.groups)
+    orders = (Order.ATTRIBUTION, Order.ADAPTIVE, Order.ALL)
+    nested = sorted((p for p in curve if p.order in orders), key=lambda p: p.corrected.groups)
     covered = bank.rates(bank.members(Order.NONE, variant=COVERAGE), declared) if bank is not None else ()
     tried: dict[Kind, list[_Tried]] = {
         "corrective": [_Tried(p.rates, int(p.corrected.groups), p.corrected.transitions) for p in nested],

@@ -16,7 +16,7 @@ from ..statistics import Interval, rate_interval
 from ..verdict.rules import ArbitraryTrial, Thresholds, Verdict
 
 _UNITS = ("transitions", "reward_events", "episodes")
-SEARCHED_ORDERS = (Order.ATTRIBUTION, Order.SIZE, Order.RANDOM)
+SEARCHED_ORDERS = (Order.ADAPTIVE, Order.ATTRIBUTION, Order.SIZE, Order.RANDOM)
 SEEDS_THAT_MUST = 0.8
 
 
@@ -116,10 +116,10 @@ class MinimalCorrection:
     """The smallest verified set of an order that removes the misbehaviour.
 
     Attributes:
-        order: attribution, size or random.
+        order: attribution, size or random; adaptive: the smallest of all, of which the search began and which it made.
         corrected: units whose reward it changes.
-        too_few: the largest verified set of the order that does not suffice, in groups; a bisection leaves no
-            size between the two.
+        too_few: the largest smaller verified set of the order, which does not suffice, in groups; a bisection leaves
+            no size between the two.
         by_component: whether groups are reward components.
     """
 
@@ -152,7 +152,8 @@ def minimal_corrections(
 ) -> tuple[MinimalCorrection, ...]:
     """Return the smallest verified set that removes the misbehaviour, by order; none where not even all does.
 
-    Sets are nested, and more corrections are taken to suffice where fewer do.
+    Sets of an order are nested, and more corrections are taken to suffice where fewer do; the adaptive search may
+    take any set.
 
     Args:
         curve: all verified correction sets.
@@ -161,7 +162,8 @@ def minimal_corrections(
     """
     smallest_sets = []
     for order in SEARCHED_ORDERS:
-        nested = [point for point in curve if point.order in (order, Order.NONE, Order.ALL)]
+        own = (order, Order.NONE, Order.ALL)
+        nested = [point for point in curve if order == Order.ADAPTIVE or point.order in own]
         nested.sort(key=lambda point: point.corrected.groups)
         good = [point for point in nested if suffices(point.rates, level)]
         if good and any(point.order == order for point in nested):

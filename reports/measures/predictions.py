@@ -1,9 +1,10 @@
 r"""What predicted effects are worth: how concentrated they are, and what they mean in units of misbehaviour rate.
 
-Predictions are first-order changes of log-odds, and only their ranks can be trusted as they stand. The bank holds what
-really happened to correction sets; the regression of measured on predicted changes of log-odds,
+Predictions have no unit (every window of training counts the same in them): only their ranks can be trusted as they
+stand. The bank holds what really happened to correction sets; the regression of measured changes of log-odds on
+predicted effects, of each set C as the set it is,
 
-.. math:: \mathrm{logit}\, m(C) - \mathrm{logit}\, m_0 = b \sum_{g \in C} \mathrm{effect}_g,
+.. math:: \mathrm{logit}\, m(C) - \mathrm{logit}\, m_0 = b \, \mathrm{effect}(C),
 
 gives them a unit, if it fits.
 """
@@ -32,7 +33,7 @@ MOST_SIZES = 100
 
 
 class ConcentrationPoint(NamedTuple):
-    """Share of the predicted drop that a number of most suspected groups carry, and by chance."""
+    """Share of the predicted drop that a number of groups with the largest drops carry, and by chance."""
 
     groups: int
     measured: Interval
@@ -41,14 +42,15 @@ class ConcentrationPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Concentration:
-    """Share of the predicted drop that the most suspected wrong groups carry, and by chance.
+    """Share of the predicted drop that the wrong groups with the largest drops carry, and by chance.
 
     Attributes:
         top: number of groups, a `TOP_SHARE` of those with wrong rewards.
         groups: number of groups with wrong rewards.
         measured: share, mean over seeds.
-        null: the same with influence permuted among the wrong rewards of each window: the same rewards, chance
-            influence. Sparse rewards concentrate any attribution; only what exceeds this is a finding.
+        null: the same corrections with chance influence: in each window the scores of the transitions whose advantage
+            a correction changes are permuted among them. Sparse rewards concentrate any attribution; only what exceeds
+            this is a finding.
         curve: both for other numbers of groups.
     """
 
@@ -70,7 +72,7 @@ def concentration(by_seed: Mapping[str, NDArray[np.float64]], null: pa.Table) ->
 
     Args:
         by_seed: effect of each group with wrong rewards, mean over failures, [S].
-        null: rows `group, seed, draw, effect` of permuted influence.
+        null: rows `group, seed, draw, effect` of chance influence.
     """
     count = len(by_seed)
     if count < 2:
@@ -151,31 +153,38 @@ class Calibration:
         }  # fmt: skip
 
 
-def calibrate(bank: Bank | None, effects: Mapping[str, float], declared: Outcomes) -> Calibration | None:
+def calibrate(
+    bank: Bank | None, effects: Mapping[str, float], declared: Outcomes, sets_as_sets: Mapping[str, float]
+) -> Calibration | None:
     """Regress measured on predicted changes over the correction sets of the bank.
 
     Args:
         bank: the counterfactual bank; None: nothing was trained again.
         effects: mean predicted effect of correcting each group.
         declared: the task's outcomes.
+        sets_as_sets: predicted effect of each member's whole set; where one is not known, its groups' are added up.
 
     Returns:
         None without a bank or without predictions.
     """
     if bank is None or not effects:
         return None
-    before = {rates.seed: _log_odds(rates.misbehaviour) for rates in bank.rates(bank.members(Order.NONE), declared)}
+    before = {rates.seed: log_odds(rates.misbehaviour) for rates in bank.rates(bank.members(Order.NONE), declared)}
     sets = []
-    for order, size in sorted({(row["order"], row["size"]) for row in bank.masks.to_pylist()} - {(Order.NONE, 0)}):
+    unfit = (Order.NONE, Order.ADAPTIVE)  # adaptive sets were chosen by what is measured here
+    fixed = {(row["order"], row["size"]) for row in bank.masks.to_pylist() if row["order"] not in unfit}
+    for order, size in sorted(fixed):
         members = bank.members(order, size)
         groups = next(row["groups"] for row in bank.masks.to_pylist() if row["member"] in members)
         changes = [
             after - start
             for rates in bank.rates(members, declared)
-            if (after := _log_odds(rates.misbehaviour)) is not None and (start := before.get(rates.seed)) is not None
+            if (after := log_odds(rates.misbehaviour)) is not None and (start := before.get(rates.seed)) is not None
         ]
         if changes:
             predicted = sum(effects.get(group, 0.0) for group in groups)
+            if members.keys() <= sets_as_sets.keys():
+                predicted = float(np.mean([sets_as_sets[member] for member in members]))
             sets.append(VerifiedSet(order, size, float(predicted), float(np.mean(changes))))
     known = [value for value in before.values() if value is not None]
     return fit_line(sets, float(np.mean(known)) if known else 0.0)
@@ -201,6 +210,6 @@ def fit_line(sets: Sequence[VerifiedSet], before: float) -> Calibration:
     return Calibration(tuple(sets), Interval(slope, slope - half, slope + half), residual, fit, before, poor)
 
 
-def _log_odds(rate: float | None) -> float | None:
+def log_odds(rate: float | None) -> float | None:
     """Return the log-odds of a rate, kept away from 0 and 1."""
     return None if rate is None else float(logit(np.clip(rate, _EDGE, 1.0 - _EDGE)))

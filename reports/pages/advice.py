@@ -145,8 +145,8 @@ def _sentences(findings: SetFindings) -> tuple[str, str]:
             )
         case 5 if findings.evidence.arbitrary:
             return (
-                "Nobody says which rewards are wrong, so rewards of the most suspected groups were set to an end of "
-                "the range of rewards seen, as hypothetical edits.",
+                "Nobody says which rewards are wrong, so rewards of the groups with the largest predicted effects were "
+                "set to an end of the range of rewards seen, as hypothetical edits.",
                 reason,
             )
         case 5:
@@ -321,7 +321,7 @@ def _correct(findings: SetFindings, around: Surroundings) -> tuple[str, ...]:
             "can say, let the environment tell info['intended_reward'].",
         )
     if around.corrected is None:
-        return ("Correct the rewards of the most suspected groups first, and train again.",)
+        return ("Correct the wrong rewards and train again; the cluster's page lists their groups.",)
     left = "" if around.correction is None else f", which leaves {around.correction.as_percent()} misbehaving"
     which = "every wrong reward" if findings.decision.verdict is Verdict.MIXED else "the smallest verified set"
     return (f"Correct the rewards of {counted(around.corrected, 'group')} ({which}{left}): the edits file lists them.",)

@@ -23,7 +23,7 @@ class Correction:
     """A verified set of edited rewards.
 
     Attributes:
-        groups: whose rewards are edited, most suspected first.
+        groups: whose rewards are edited, by predicted effect.
         pay: what each group pays instead, of arbitrary edits; None: the intended reward.
         reward_events: reward events a run that the correction changes; None of arbitrary edits.
         misbehaviour: of agents trained with it.
@@ -45,14 +45,15 @@ def smallest_correction(findings: SetFindings, bank: Bank | None, order: Sequenc
     Args:
         findings: of the set.
         bank: the counterfactual bank.
-        order: all wrong groups, most suspected first.
+        order: all wrong groups, the largest predicted drop first.
     """
     decision = findings.decision
     kind = "arbitrary" if decision.basis == "arbitrary" else "corrective"
     budget = next((each for each in findings.budgets if each.kind == kind), None)
     if bank is None or budget is None or decision.verdict not in (Verdict.OUTER, Verdict.MIXED):
         return None
-    names = pc.field("order").isin([Order.ARBITRARY] if kind == "arbitrary" else [Order.ATTRIBUTION, Order.ALL])
+    corrective = [Order.ATTRIBUTION, Order.ADAPTIVE, Order.ALL]
+    names = pc.field("order").isin([Order.ARBITRARY] if kind == "arbitrary" else corrective)
     masks = bank.masks.filter(names & (pc.field("size") == budget.groups) & (pc.field("variant") == ""))
     mask = masks.slice(0, 1).to_pylist()[0]
     if mask["values"] is not None:
@@ -92,7 +93,7 @@ def write_corrections(
     if correction.pay is not None:
         what = f"Rewards to look at: the {set_of} the misbehaviour. Nobody said that they are wrong (arbitrary edits)."
     else:
-        what = f"Rewards to correct, most suspected group first: the {set_of} the misbehaviour."
+        what = f"Rewards to correct, groups in the order of their predicted effects: the {set_of} the misbehaviour."
     after, before = correction.misbehaviour.as_percent(), findings.decision.uncorrected.as_percent()
     comments = [
         what,

@@ -26,6 +26,7 @@ from ..measures.curve import (
     ease,
     minimal_corrections,
 )
+from ..measures.doubts import Direction, Doubt
 from ..measures.factorial import Factorial, factorial
 from ..measures.learning import Learning
 from ..measures.predictions import Calibration, Concentration
@@ -211,12 +212,16 @@ class PredictionFindings:
         estimator: whose they are.
         concentration, calibration: see their types; None where there is nothing to say.
         noise_ceiling: of a validation; None before one.
+        doubts: why no group is called most suspected; empty where nothing speaks against the order.
+        direction: of all corrections together; None: not known, or of one of several clusters.
     """
 
     estimator: str
     concentration: Concentration | None
     calibration: Calibration | None
     noise_ceiling: float | None
+    doubts: tuple[Doubt, ...] = ()
+    direction: Direction | None = None
 
 
 def summarise(
@@ -274,6 +279,8 @@ def summarise(
         "concentration": predictions.concentration.as_dict() if predictions.concentration else None,
         "calibration": predictions.calibration.as_dict() if predictions.calibration else None,
         "noise_ceiling": predictions.noise_ceiling,
+        "order_doubts": [doubt._asdict() for doubt in predictions.doubts],
+        "direction": predictions.direction.as_dict() if predictions.direction else None,
         "learning": learning.as_dict() if learning else None,
         "preference": preference.as_dict() if preference else None,
         "trainings": trainings,

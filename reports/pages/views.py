@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from ..figures.evidence import correction_curve
 from ..figures.grammar import Chart
+from ..measures.doubts import Direction, Doubt
 from ..measures.timeline import Stretch
 from .advice import Explanation
 from .episode import EpisodeTable
@@ -123,6 +124,8 @@ class ClusterContext:
         explanation: the verdict in words.
         edits: file with the rewards to correct, in the folder of the reports; None where there is nothing to correct.
         timeline: influence over training time, mean over its failures.
+        doubts: why none of its groups is called most suspected; empty: nothing speaks against their order.
+        direction: of all corrections together; None: not known, or of one of several clusters.
     """
 
     number: int
@@ -130,6 +133,8 @@ class ClusterContext:
     explanation: Explanation
     edits: str | None
     timeline: Sequence[Stretch]
+    doubts: Sequence[Doubt] = ()
+    direction: Direction | None = None
 
     @property
     def page(self) -> str:
@@ -193,7 +198,8 @@ class ClusterView:
 
     Attributes:
         charts: by what they are of: `concentration`, `groups`, `calibration`; those that exist.
-        groups: the most suspected wrong groups: group, effect, interval, rate, wrong transitions a run, error.
+        groups: the first wrong groups by predicted effect: group, effect, interval, rate, wrong transitions a run,
+            error.
         wrong_groups: number of groups with wrong rewards.
     """
 

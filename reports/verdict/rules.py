@@ -271,7 +271,10 @@ def by_arbitrary_edits(evidence: Evidence, thresholds: Thresholds) -> tuple[Verd
         return Verdict.UNDETERMINED, (
             f"{unknown} and none was corrected; `aitia verify` searches for arbitrary edits.",
         )
-    known = f"{unknown}. Instead, rewards of the most suspected groups were set to an end of the range of rewards seen."
+    known = (
+        f"{unknown}. Instead, rewards of the groups with the largest predicted effects were set to an end of the range "
+        "of rewards seen."
+    )
     effects = [(trial, removal(evidence, trial.edited, thresholds)) for trial in evidence.arbitrary]
     for trial, effect in effects:
         if not effect.removes or trial.share > thresholds.few or not trial.placebo:

@@ -159,7 +159,7 @@ def test_a_window_without_errors_adds_nothing() -> None:
 
 def test_changes_that_do_not_fit_are_refused() -> None:
     window, policy, targets = make_window(), make_policy(), make_targets()
-    with pytest.raises(InputError, match=r"shape \(39, 2\), expected \[N, G\] with N = 40"):
+    with pytest.raises(InputError, match=r"shape \(39, 2\), expected \[N, G\], N = 40"):
         group_effects(window, policy, targets, np.zeros((39, 2)))
     change = np.zeros((40, 2))
     change[3, 1] = np.nan

@@ -9,11 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
 from hypothesis import given
 from hypothesis import strategies as st
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from small_policies import make_targets as both_kinds
 from small_policies import said
+from stable_baselines3.common.policies import ActorCriticPolicy
 
+from aitia.attribution.actors.adapt import as_actor
+from aitia.attribution.actors.inputs import PolicyInputs
 from aitia.attribution.targets.steps import Targets, UserSteps, decisive_steps, make_targets
 from aitia.datasets import schema
 from aitia.datasets.arrays import ArrayFormat, array_metadata, encode_arrays
@@ -121,3 +126,41 @@ def test_a_users_function_is_the_target(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_unknown_target_module_is_an_error() -> None:
     with pytest.raises(TaskError, match="no_such_module"):
         make_targets(*steps_table([None]), "no_such_module:f")
+
+
+KINDS = ("labels", "log-odds", "episode", "value")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_equal_steps_are_computed_once_and_steps_that_do_not_count_never(masked: bool) -> None:
+    """The distinct steps, weighted, have the gradients of the targets: every kind, few states, masked or not."""
+    generator, failures, steps = np.random.default_rng(0), 24, 600
+    states, actions = generator.integers(0, 4, steps), generator.integers(0, 3, steps)
+    mask = generator.random((steps, 3)) < 0.7
+    mask[np.arange(steps), actions] = True
+    signs = np.eye(3, dtype=np.int8)[actions] - np.eye(3, dtype=np.int8)[(actions + 1) % 3]
+    failure = np.sort(np.concatenate([np.arange(failures), generator.integers(0, failures, steps - failures)]))
+    targets = Targets(
+        tuple(map(str, range(failures))), tuple(KINDS[i % 4] for i in range(failures)), failure,
+        states[:, None].astype(float), actions, signs, generator.random(steps) < 0.5, None,
+        PolicyInputs(mask if masked else None),
+    )  # fmt: skip
+    distinct = targets.distinct(remembers=False)
+    assert len(distinct.steps.failure) < 4 * 3 * (4 + 4 * masked) * 4 < len(distinct.step) < steps
+    policy = small_policy(masked)
+
+    def gradients(of: Targets) -> torch.Tensor:
+        values, parameters = of.values(as_actor(policy).outputs(of.observations, of.inputs)), list(policy.parameters())
+        rows = [torch.autograd.grad(v, parameters, retain_graph=True, materialize_grads=True) for v in values]
+        return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+
+    expected, of_steps = gradients(targets), gradients(distinct.steps)
+    weighted = torch.as_tensor(distinct.weight)[:, None] * of_steps[torch.as_tensor(distinct.step)]
+    found = torch.zeros_like(expected).index_add(0, torch.as_tensor(distinct.failure), weighted)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def small_policy(masked: bool) -> ActorCriticPolicy:
+    kind: type[ActorCriticPolicy] = MaskableActorCriticPolicy if masked else ActorCriticPolicy  # type: ignore[assignment]
+    torch.manual_seed(0)
+    return kind(Box(-5, 5, (1,)), Discrete(3), lambda _: 0.0, net_arch=[4]).double()

@@ -14,7 +14,6 @@ from stable_baselines3 import PPO
 from trained import Trained
 
 from aitia.attribution.actors.adapt import as_actor
-from aitia.attribution.estimators import updates
 from aitia.attribution.estimators.updates import TrakUpdates
 from aitia.datasets.files.store import read_table
 from aitia.training.retraining.replay import Replay, Update, _fill, _Ordered, _Record
@@ -24,7 +23,7 @@ RATE, LARGE = 0.05, 1e8
 
 @pytest.mark.parametrize("clip_range_vf", [0.02, None])
 def test_influence_through_the_value_loss_is_that_of_the_real_updates(
-    clip_range_vf: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip_range_vf: float | None, tmp_path: Path
 ) -> None:
     """At a very large damping TRAK is a gradient product: each return is moved by 1, and PPO.train makes its step."""
     trained = Trained(
@@ -36,7 +35,6 @@ def test_influence_through_the_value_loss_is_that_of_the_real_updates(
     moved = [_moved_by_each_return(trained, update) for update in replayed.updates]
     gradients = [_targets_gradients(trained, update) for update in replayed.updates]
     expected = np.mean([step @ gradient for step, gradient in zip(moved, gradients, strict=True)], axis=0)
-    monkeypatch.setattr(updates, "LAMBDAS", (LARGE,))
     window = replace(trained.window, updates=replayed)
     found = TrakUpdates().prepare(window, as_actor(trained.loaded), targets).influence(LARGE, slice(0, 2)).tau_value
     assert found is not None

@@ -20,7 +20,15 @@ from aitia.workflows import commands
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "cartpole-reward-bug.ipynb"
+THREADS = "import functools, distributed as d; d.LocalCluster = functools.partial(d.LocalCluster, processes=False)"
 pytestmark = pytest.mark.slow
+
+
+def merged(task: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a task with some keys replaced, key by key where both are mappings."""
+    both = {key: merged(task[key], value) for key, value in changes.items() if isinstance(task.get(key), dict)}
+    return {**task, **changes, **both}
+
 
 TINY: dict[str, Any] = {
     "agent": {"total_timesteps": 256, "n_envs": 2, "hyperparameters": {"n_steps": 64, "batch_size": 64, "n_epochs": 1}},
@@ -37,18 +45,12 @@ CASES: dict[str, dict[str, Any]] = {
     "cartpole-drift": TINY,
     "corridor": TINY,
     "dict-observations": TINY,
-    "image-observations": TINY,
+    "image-observations": merged(TINY, {"agent": {"total_timesteps": 128}}),
     "maskable-ppo": TINY,
     "minigrid-corner": TINY,
     "minigrid-door": TINY,
     "two-mazes": TINY,
 }
-
-
-def merged(task: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return a task with some keys replaced, key by key where both are mappings."""
-    both = {key: merged(task[key], value) for key, value in changes.items() if isinstance(task.get(key), dict)}
-    return {**task, **changes, **both}
 
 
 def test_every_task_file_is_run_here_and_every_file_is_explained() -> None:
@@ -90,6 +92,7 @@ def test_the_tutorial_runs_to_its_report(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("AITIA_FAST", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / ".import"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(THREADS))  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "".join(str(output) for cell in notebook.cells for output in cell.get("outputs", ()))
     assert "undetermined" in said and "reports/test/index.html" in said

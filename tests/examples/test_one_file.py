@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from aitia.attribution import Targets, Trak, Window, influence
@@ -38,6 +40,10 @@ def package_tau(one_file: Any, window: Any, failures: list[Any]) -> Any:
     return tau.reshape(*reversed(window.paid.shape), -1).swapaxes(0, 1)
 
 
+def _learning(policy: str, envs: VecEnv, _: float, *rest: Any, **more: Any) -> PPO:
+    return PPO(policy, envs, 6e-3, *rest, **more)
+
+
 def test_influence_is_that_of_the_package(one_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_file, "EPISODES", 32)
     windows, actor = one_file.train("outer", 3, 0, [])
@@ -64,8 +70,13 @@ def test_rewards_are_corrected_where_they_are_to_be_and_recorded_as_paid(one_fil
 def test_the_outer_twin_is_outer_and_tau_points_at_the_levels_that_matter(
     one_file: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(one_file, "EPISODES", 128)
-    verdict, rates = one_file.main("outer", 3, 12)
+    """In mazes of 4 by 4, with a larger learning rate: windows of a quarter of the size, a fifth as many, do."""
+    levels = {"size": 4, "levels": 48, "moved": 12, "bug": 12, "harmless": 24, "harmless_reward": 2.5}
+    test = {"size": 4, "levels": 100, "moved": 100, "level_seed": 1}
+    smaller = {"EPISODES": 64, "LEVELS": 48, "STEPS": 32, "TWINS": {"outer": levels}, "TEST": test, "PPO": _learning}
+    for name, value in smaller.items():
+        monkeypatch.setattr(one_file, name, value)
+    verdict, rates = one_file.main("outer", 3, 8)
     assert verdict == "outer" and capsys.readouterr().out.splitlines()[-1].endswith("verdict: outer")
     nothing, suspected, random, everything = (rate.mean() for rate in rates.values())
     assert nothing > 0.7 and random > 0.7, "correcting as many random levels changes little"

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from distributed import LocalCluster
 from numpy.typing import NDArray
 from shared_cluster import shared_cluster
+from stills import draw_nothing
 from toy_environments import Bonus
 
 from aitia.datasets.files import store
@@ -204,4 +205,5 @@ def _run_commands(orders: Path, calls: Sequence[Sequence[str]]) -> None:
 
 
 if __name__ == "__main__":
+    draw_nothing()
     _run_commands(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -109,6 +109,8 @@ def _become(order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    import torch._dynamo  # noqa: F401 (by every training)
+
     import aitia.workflows.commands  # noqa: F401
 
     _become(_serve())

@@ -15,6 +15,7 @@ from aitia.datasets.frames import FrameWriter
 from aitia.datasets.outcomes import Outcomes, SeedRates
 from aitia.datasets.schema import BANK_LEARNING, EPISODES, LEARNING, with_metadata
 from aitia.reports.measures.curve import CurvePoint, Units
+from aitia.reports.measures.doubts import Direction, Doubt
 from aitia.reports.measures.learning import Learning, find_learning
 from aitia.reports.measures.predictions import concentration
 from aitia.reports.measures.preference import Preference, find_preference
@@ -91,8 +92,9 @@ class MadeReport:
 
 
 def write_report(
-    run: Path, failures: int = 12, pages: int = 2, text: str = "", clusters: int = 1, drawn: bool = True
-) -> MadeReport:
+    run: Path, failures: int = 12, pages: int = 2, text: str = "", clusters: int = 1, drawn: bool = True,
+    doubts: tuple[Doubt, ...] = (),
+) -> MadeReport:  # fmt: skip
     """Write a report of `failures` failures with `pages` pages of failures.
 
     Args:
@@ -102,17 +104,19 @@ def write_report(
         text: stands in every field that an environment or a task fills.
         clusters: how many; the first is outer, others inner.
         drawn: whether the environment draws pictures; else text.
+        doubts: of the order of groups.
     """
     folder = run / "reports" / "test"
     findings = made_findings()
     groups = [f"{n}{text}" for n in range(6)]
     by_seed = {group: np.linspace(-1.0, -0.8, SEEDS) / (n + 1) for n, group in enumerate(groups)}
     found = concentration(by_seed, _null(groups))
-    predictions = PredictionFindings("trak", found, None, None)
+    direction = Direction(Interval(-0.5, -0.6, -0.4))
+    predictions = PredictionFindings("trak", found, None, None, doubts, direction)
     line = [Stretch(n, n, Interval(-0.1 * n, -0.1 * n - 0.1, 0.1 - 0.1 * n)) for n in range(4)]
     explanation = explain(findings, Surroundings({"size": 7}, {"size": 7, "moved": text}, worst=[text], corrected=3))
     edits = "edits.yaml" if clusters == 1 else "edits-0.yaml"
-    contexts = {0: ClusterContext(0, findings, explanation, edits, line)}
+    contexts = {0: ClusterContext(0, findings, explanation, edits, line, doubts, direction)}
     for number in range(1, clusters):
         other = made_findings(Evidence(BEFORE, BEFORE, CAPABLE, largest_error=1.0))
         contexts[number] = ClusterContext(number, other, explain(other, Surroundings()), None, line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -71,6 +73,10 @@ def test_the_curve_shows_both_ends_on_every_line_and_the_seeds() -> None:
     )
     assert len(chart.spec["layer"][2]["data"]["values"]) == 20, "4 sets of 5 seeds"
     assert len(chart.rows.rows) == 4
+    searched = tuple(replace(p, order="adaptive") if p.order == "random" else p for p in made_findings().curve)
+    adaptive = correction_curve(searched, Thresholds(), "groups").spec["layer"]
+    assert "adaptive search (chosen after looking)" in str(adaptive[-1]), "told from nested points"
+    assert "adaptive" not in str(adaptive[3]["data"]), "adaptive sets are not nested: no line joins them"
     ends = tuple(point for point in made_findings().curve if point.order in ("none", "all"))
     assert "none and all corrected" in str(correction_curve(ends, Thresholds(), "groups").spec)
 

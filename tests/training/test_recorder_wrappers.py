@@ -5,6 +5,7 @@ The corridor pays 1 at the goal and nothing else, and the outcome is told apart 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -155,10 +156,12 @@ def test_values_at_a_time_limit_do_not_leak(algorithm: Any, kind: Any, policy: s
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12: of threads, which no environment uses
 def test_environments_in_processes_of_their_own(tmp_path: Path) -> None:
     """They pay in float64, and keep what they tell: the same as in one process, to the last digit."""
     kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [4]}}
-    env = VecNormalize(SubprocVecEnv(several(kind=Masked), start_method="spawn"))
+    method = "fork" if sys.platform == "linux" else "spawn"  # the others import everything again
+    env = VecNormalize(SubprocVecEnv(several(kind=Masked), start_method=method))
     apart = Run(tmp_path / "apart", env, algorithm=MaskablePPO, **kwargs)
     apart.require_raw()
     apart.require_changed()

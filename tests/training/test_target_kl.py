@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def test_a_replay_keeps_the_updates_that_were_made_and_stays_bit_for_bit(tmp_pat
         after = read_tensors(folder.final_path(3) if last else folder.checkpoint_path(3, window.number + 1))
         found = replayed.model.policy.state_dict()
         assert all(torch.equal(found[name], after[name]) for name in found)
-        parameters = [update.parameters for update in window.updates] + [after]
+        parameters = [copy.deepcopy(update.parameters) for update in window.updates] + [after]
+        again = replayed.model.policy.state_dict()
+        assert all(torch.equal(again[name], after[name]) for name in again), "not the same once more"
         for one, other in pairwise(parameters):
             assert any(not torch.equal(one[name], other[name]) for name in found), "an update that moved nothing"
     assert stopped, "PPO never stopped: the test is blind"

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from stable_baselines3 import A2C, PPO
@@ -212,3 +214,14 @@ def test_a_recording_from_the_first_step_says_nothing(tmp_path: Path) -> None:
     assert len(notes) == 1 and "A script trained seed 0" in notes[0]
     hyperparameters = json.loads(read_tensor_metadata(RunFolder(tmp_path / "run").final_path(0))["hyperparameters"])
     assert hyperparameters["learning_rate"] == 0.001 and hyperparameters["clip_range"] == 0.2
+
+
+def test_a_recording_without_minibatches_says_how_advantages_count(tmp_path: Path) -> None:
+    _script(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    path = folder.transitions_path(0, 0)
+    table = pq.read_table(path)
+    empty = pa.array([[]] * table.num_rows, table.schema.field("minibatches").type)
+    position = table.column_names.index("minibatches")
+    pq.write_table(table.set_column(position, "minibatches", empty).cast(table.schema), path)
+    assert "not recorded of seed 0: influence takes advantages as normalised over" in recording_notes(folder, [0])[-1]

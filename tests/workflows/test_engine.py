@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from command_line import Finished
 
 from aitia.attribution.effects.order import area_under_curve, attribution_order, effect_table
+from aitia.datasets.files.store import read_table
 from aitia.datasets.rewards import reward_summary, wrong_groups
 from aitia.workflows import commands
 from aitia.workflows.runs.groups import ensure_groups, load_grouping
@@ -225,14 +228,34 @@ def test_the_bank_counts_what_its_edits_changed(small_run: Path) -> None:
     assert nested and max(nested) < min(counts["all"])
 
 
-def test_the_smallest_correction_is_bisected_to_a_group(copy: Path, write_task: WriteTask) -> None:
-    summary = commands.run(
-        write_task(verify={"seeds": 5, "points": 1, "minimal": 0.3}), copy, workers=0
-    )["test"]  # fmt: skip
+def test_the_smallest_correction_is_searched_and_the_search_goes_on_where_it_ended(
+    copy: Path, write_task: WriteTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Baselines are bisected to a group; the adaptive search is the same, bit for bit, where a budget cut it short."""
+    spec = {"seeds": 3, "points": 1, "minimal": 0.3}
+    cut = Path(shutil.copytree(copy, tmp_path / "cut"))
+    read = Counter[Path]()
+
+    def counted(path: Path) -> pa.Table:
+        read[path] += path.parent.parent.name == "bank"
+        return read_table(path)
+
+    monkeypatch.setattr("aitia.workflows.stages.bank.read_table", counted)
+    summary = commands.run(write_task(verify=spec), copy, workers=0)["test"]
+    assert max(read.values()) == 1, "each member's plays are read once, however many rounds there are"
     found = {minimal["order"]: minimal for minimal in summary["minimal_corrections"]}
-    assert set(found) == {"attribution", "size", "random"}
-    for minimal in found.values():
-        assert minimal["groups"] - minimal["too_few"] == 1
-    assert found["attribution"]["groups"] < found["size"]["groups"], "harmless errors are the larger ones"
+    assert set(found) == {"adaptive", "attribution", "size", "random"}
+    for order in ("size", "random"):
+        assert found[order]["groups"] - found[order]["too_few"] == 1
+    assert found["adaptive"]["groups"] == min(minimal["groups"] for minimal in found.values())
+    assert found["adaptive"]["groups"] < found["size"]["groups"], "harmless errors are the larger ones"
     page = (copy / "reports/test/index.html").read_text()
-    assert "smallest verified correction" in page
+    assert "smallest verified correction" in page and "chosen after looking" in page
+
+    trained = pq.read_table(copy / "bank/test/masks.parquet").filter(pc.field("order") != "none").num_rows
+    commands.run(write_task(verify={**spec, "budget": trained - 3}), cut, workers=0)
+    assert not pq.read_table(cut / "bank/test/masks.parquet").equals(pq.read_table(copy / "bank/test/masks.parquet"))
+    commands.run(write_task(verify=spec), cut, workers=0)
+    for name in ("masks", "outcomes", "learning"):
+        there, undisturbed = (folder / f"bank/test/{name}.parquet" for folder in (cut, copy))
+        assert there.read_bytes() == undisturbed.read_bytes(), name

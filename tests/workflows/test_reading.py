@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,8 +102,8 @@ def test_reading_runs_nothing_that_a_run_names(copy: Path, tmp_path: Path) -> No
     named = {"report": [copy], "compare": [copy, copy]}
     calls = [[name, *map(str, runs), "--out", str(tmp_path / name)] for name, runs in named.items()]
     code = f"from aitia.workflows.cli import cli\nfor call in {calls}:\n    cli.main(call, standalone_mode=False)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = fresh_python("-c", code)
+    assert done.code == 0, done.told
     assert ran() == [] and all((tmp_path / command / "index.html").is_file() for command in named)
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh import fresh_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_scale_runs_end_to_end(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.scale", "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    code = "from forked_scale import main; main()"
+    done = fresh_python("-c", code, "--quick", "--out", tmp_path, cwd=ROOT)
+    assert done.code == 0, done.told
+    found = json.loads(done.told.splitlines()[-1])
     assert found["transitions"] == 8 * 2048 and found["failures"] == 12 and found["decisive_steps"] == 96
     rate = found["transitions"] / found["seconds_attribute"]
     assert found["transitions_per_second"] == pytest.approx(rate, rel=0.01)
@@ -26,4 +25,4 @@ def test_the_benchmark_of_scale_runs_end_to_end(tmp_path: Path) -> None:
     assert 100 < found["peak_mib_per_worker"] < 2048 and found["peak_mib_main"] > 100
     assert found["scaling_two_workers"] > 0.0
     assert found["resume_overhead"] > 0.0 and found["resume_between_calls"] > -1.0
-    assert "killed after" in done.stdout and not list(tmp_path.iterdir()), "the runs are removed again"
+    assert "killed after" in done.told and not list(tmp_path.iterdir()), "the runs are removed again"

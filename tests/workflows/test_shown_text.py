@@ -151,17 +151,16 @@ def _of_ours(call: ast.Call) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_commands_work_where_text_is_no_utf8(encoding: str, tmp_path: Path) -> None:
-    """Not UTF-8 by name, and a terminal that has no Greek letters."""
+def test_commands_work_where_text_is_no_utf8(tmp_path: Path) -> None:
+    """Files are ASCII by the locale, and the terminal, Latin-1, has no Greek letters."""
     task = tmp_path / "τask-日本.yaml"
     task.write_text(task_text(name="τ-日本", agent={"algorithm": "ΠΠO"}), encoding="utf-8")
     environ = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": "C"}
     done = subprocess.run(
         [sys.executable, "-m", "aitia", "train", str(task), "--out", str(tmp_path / "rün")],
-        env={**environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False, timeout=120,
+        env={**environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=False, timeout=120,
     )  # fmt: skip
-    told = done.stderr.decode(encoding)
+    told = done.stderr.decode("latin-1")
     assert done.returncode == 2 and "Traceback" not in told, told
     assert r"`\u03a0\u03a0O` is not supported" in told
 

@@ -72,9 +72,9 @@ def test_the_score_counts_as_it_says() -> None:
 def test_a_case_of_the_coin_line_runs_and_is_kept(
     tmp_path: Path, aitia_command: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The exact model says: absolute positions, right rewards, and yet the right end (inner); a quarter of the steps
+    """The exact model says: absolute positions, right rewards, and yet the right end (inner); a seventh of the steps
     of the suite shows it."""
-    monkeypatch.setattr(cases, "_AGENT", {"total_timesteps": 10240})
+    monkeypatch.setattr(cases, "_AGENT", {"total_timesteps": 6144})
     for _ in range(2):
         done = aitia_command("suite", "--cases", "coin-line-absolute", "--out", tmp_path, "--workers", 0)
         assert done.code == 0, done.err

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor
+from torch import Tensor, nn
 
 STATES = 4
 ACTOR, CRITIC = slice(0, 2), slice(2, 4)  # where their states are
 
 
-def is_recurrent(policy: ActorCriticPolicy) -> bool:
+def is_recurrent(policy: nn.Module) -> bool:
     """Return whether what a policy does depends on what it observed before in the episode."""
     return hasattr(policy, "lstm_actor")
 

@@ -266,8 +266,13 @@ class _NoOptimizer:
         pass
 
 
-def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
+def new_policy(spec: AgentSpec, env: EnvSpec, **changes: Any) -> ActorCriticPolicy:
     """Return an untrained policy of the task's architecture. It has no optimizer: Stable-Baselines3 trains its own.
+
+    Args:
+        spec: the agent.
+        env: what it is to act in.
+        changes: arguments of the policy that go before the task's `policy_kwargs`.
 
     Raises:
         TaskError: the policy does not fit the observations or actions, or refuses its `policy_kwargs`.
@@ -284,7 +289,7 @@ def new_policy(spec: AgentSpec, env: EnvSpec) -> ActorCriticPolicy:
     _require_trainable(spec, facts.action_space)
     policy_class = algorithm_class(spec.algorithm).policy_aliases[spec.policy]
     policy_kwargs = spec.hyperparameters.get("policy_kwargs") or {}
-    arguments: dict[str, Any] = dict(policy_kwargs)
+    arguments: dict[str, Any] = {**policy_kwargs, **changes}
     if arguments.keys().isdisjoint(("optimizer_class", "optimizer_kwargs")):
         arguments["optimizer_class"] = _NoOptimizer
     try:
@@ -344,7 +349,7 @@ def load_policy(spec: AgentSpec, env: EnvSpec, parameters: Mapping[str, Tensor])
         InputError: the parameters are of another architecture or space.
     """
     facts = describe(env)
-    policy = new_policy(spec, env)
+    policy = new_policy(spec, env, ortho_init=False)  # 13 ms of initial weights that the recorded ones replace
     own = {name: value for name, value in parameters.items() if not name.startswith("vecnormalize.")}
     try:
         policy.load_state_dict(own)

@@ -12,7 +12,8 @@ are taken in their own order, which changes sums in the last digit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+import copy
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,10 +44,44 @@ Rows = NDArray[np.int64]
 
 
 class Update(NamedTuple):
-    """One minibatch of a window's updates: the parameters it was computed at, and its rows."""
+    """One minibatch of a window's updates.
+
+    Attributes:
+        parameters: that it is computed at, of the moment: the next update overwrites them.
+        rows: the minibatch's.
+    """
 
     parameters: dict[str, Tensor]
     rows: Rows
+
+
+class Updates:
+    """The updates of a window, made once more each time they are asked for: one set of parameters, not one each.
+
+    Args:
+        model: the agent, after the window; it is the same again when the last update was given.
+        start: its policy and optimiser before the window.
+        rows: of the minibatches, in order.
+    """
+
+    def __init__(self, model: OnPolicyAlgorithm, start: dict[str, Any], rows: Sequence[Rows]) -> None:
+        self._model, self._start, self._rows = model, start, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Update]:
+        policy, made = self._model.policy, 0
+        policy.load_state_dict(self._start["policy"])
+        policy.optimizer.load_state_dict(copy.deepcopy(self._start["optimizer"]))
+        try:
+            for rows in self._rows:
+                yield Update(policy.state_dict(), rows)
+                _make_updates(self._model, [[rows]])
+                made += 1
+        finally:  # also where a caller stops
+            if made < len(self._rows):
+                _make_updates(self._model, [[rows] for rows in self._rows[made:]])
 
 
 @dataclass(frozen=True)
@@ -55,13 +90,13 @@ class ReplayedWindow:
 
     Attributes:
         number: which window.
-        updates: its minibatches in order; empty unless asked for.
+        updates: its minibatches in order, until the next window; empty unless asked for.
         clip_range: PPO's at this window; None: the algorithm does not clip.
         clip_range_vf: PPO's for the value function at this window; None: it does not clip.
     """
 
     number: int
-    updates: tuple[Update, ...]
+    updates: Updates | tuple[()]
     clip_range: float | None
     clip_range_vf: float | None = None
 
@@ -107,7 +142,7 @@ class Replay:
         self.model.rollout_buffer = rebuilt(self.model.rollout_buffer, _Ordered)
 
     def windows(self, keep_updates: bool = False) -> Iterator[ReplayedWindow]:
-        """Replay window after window; `keep_updates` keeps the parameters at every minibatch."""
+        """Replay window after window; with `keep_updates` its updates can be made again."""
         for number in range(self._folder.window_count(self._seed)):
             table = read_table(self._folder.transitions_path(self._seed, number))
             updates = self._train(table, keep_updates)
@@ -119,33 +154,35 @@ class Replay:
         schedule: Any = getattr(self.model, name, None)
         return None if schedule is None else float(schedule(self.model._current_progress_remaining))
 
-    def _train(self, table: pa.Table, keep_updates: bool) -> tuple[Update, ...]:
+    def _train(self, table: pa.Table, keep_updates: bool) -> Updates | tuple[()]:
         model, buffer = self.model, self.model.rollout_buffer
         assert isinstance(buffer, _Ordered) and isinstance(buffer, RolloutBuffer)
         record = _Record(table, self._edit)
         model.policy.set_training_mode(False)
         _fill(buffer, record, model)
         draw = _split if is_recurrent(model.policy) else np.random.RandomState.permutation
-        buffer.minibatches = list(_minibatch_rows(record.minibatches, self._order, draw))
-        updates: list[Update] = []
-
-        def keep(rows: Rows) -> None:
-            if keep_updates:
-                parameters = {name: value.detach().clone() for name, value in model.policy.state_dict().items()}
-                updates.append(Update(parameters, rows))
-
-        def drop() -> None:
-            del updates[-1:]
-
-        buffer.before, buffer.given_up = keep, drop
-        if hasattr(model, "n_epochs"):
-            model.n_epochs = len(buffer.minibatches)  # of epochs after a stop by `target_kl` nothing is recorded
+        minibatches = list(_minibatch_rows(record.minibatches, self._order, draw))
+        made: list[Rows] = []
+        start = {"policy": model.policy.state_dict(), "optimizer": model.policy.optimizer.state_dict()}
+        start = copy.deepcopy(start) if keep_updates else start
+        buffer.before, buffer.given_up = made.append, made.pop
         model.num_timesteps += len(record.reward)
         model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
-        with ONE_AT_A_TIME:
-            if buffer.minibatches:
-                model.train()
-        return tuple(updates)
+        _make_updates(model, minibatches)
+        buffer.before, buffer.given_up = (lambda rows: None), (lambda: None)
+        return Updates(model, start, made) if keep_updates else ()
+
+
+def _make_updates(model: OnPolicyAlgorithm, minibatches: list[list[Rows]]) -> None:
+    """Let an agent learn from the rows of the minibatches of each epoch."""
+    buffer = model.rollout_buffer
+    assert isinstance(buffer, _Ordered)
+    buffer.minibatches = list(minibatches)
+    if hasattr(model, "n_epochs"):
+        model.n_epochs = len(minibatches)  # of epochs after a stop by `target_kl` nothing is recorded
+    with ONE_AT_A_TIME:
+        if minibatches:
+            model.train()
 
 
 class _Record:
@@ -284,7 +321,7 @@ class _Ordered:
 
     minibatches: list[list[Rows]]
     before: Callable[[Rows], None]
-    given_up: Callable[[], None] = staticmethod(lambda: None)
+    given_up: Callable[[], object] = staticmethod(lambda: None)
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         """Yield the minibatches of the next epoch."""

@@ -6,10 +6,12 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from gymnasium import spaces
 
@@ -266,7 +268,22 @@ def recording_notes(folder: RunFolder, seeds: Sequence[int]) -> list[str]:
                 "trained from the first step, every reward corrected: a fair comparison only if the earlier steps were "
                 "trained on this task too."
             )
+    unknown = [seed for seed in seeds if _lacks_minibatches(folder.transitions_path(seed, 0))]
+    if unknown:
+        notes.append(
+            f"Which minibatch used which transition was not recorded of {_seeds(unknown)}: influence takes advantages "
+            "as normalised over each whole window."
+        )
     return notes
+
+
+def _lacks_minibatches(path: Path) -> bool:
+    """Return whether a window's advantages were normalised in minibatches that nobody recorded; A2C has none."""
+    about = metadata_of(read_table_schema(path))
+    if about.get("normalize_advantage") != "true" or about.get("algorithm", "").lower() == "a2c":
+        return False
+    lengths = pc.list_value_length(read_table(path, ["minibatches"])["minibatches"])
+    return bool(pc.max(lengths).as_py() == 0)
 
 
 def _was(numbers: Sequence[int]) -> str:

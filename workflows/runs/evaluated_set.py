@@ -21,12 +21,13 @@ from ...attribution.targets.steps import Targets, make_targets
 from ...datasets.bank import Bank, read_bank
 from ...datasets.errors import InputError, nearest
 from ...datasets.files.remote import exist
-from ...datasets.files.store import RunFolder, read_table, require_rows
-from ...datasets.influence import covered_by_all
+from ...datasets.files.store import RunFolder, read_table, read_table_schema, require_rows
+from ...datasets.influence import covered, covered_by_all
 from ...datasets.learning import bank_outcomes
+from ...datasets.manifest import digest
 from ...datasets.outcomes import failure_ids
 from ...datasets.plays import read_plays
-from ...datasets.schema import WINDOW_EFFECTS, current_top_transitions
+from ...datasets.schema import DIRECTION_EFFECTS, WINDOW_EFFECTS, current_top_transitions, metadata_of
 from ...datasets.words import counted
 from ...reports.measures.learning import Learning, find_learning
 from ...reports.measures.timeline import Timeline
@@ -49,7 +50,7 @@ from .task import Task
 if TYPE_CHECKING:
     from .run import Run
 
-INFLUENCE_TABLES = ("groups", "transitions", "windows", "null", "units", "direction", "masses", "scores")
+INFLUENCE_TABLES = ("groups", "transitions", "windows", "null", "units", "direction", "scores")
 By = Literal["group", "window", "transition"]
 _EFFECT_COLUMNS = ("failure", "group", "seed", "lambda", "effect", "estimator")  # all that orders and clusters need
 
@@ -262,6 +263,41 @@ class EvaluatedSet(Shown):
     def null_sums(self) -> pa.Table:
         """Group sums of permuted influence (`NULL_EFFECTS`)."""
         return self._own_rows("null")
+
+    @property
+    def scores_path(self) -> Path:
+        """File of the mean scores of training transitions (`MEAN_SCORES`)."""
+        return self._path("scores")
+
+    @property
+    def attribution_id(self) -> str:
+        """Digest of what was attributed: the table of group sums says of which failures, target and seeds it is."""
+        about = metadata_of(read_table_schema(self._path("groups")))
+        return digest([about.get("key"), about.get("failures")])
+
+    def set_effects(self, cluster: Cluster) -> dict[str, float]:
+        """Return the predicted effect of each correction set of the bank on a cluster, by member; none: not known."""
+        path = self._path("sets")
+        if not path.exists() or metadata_of(read_table_schema(path)).get("of") != self.attribution_id:
+            return {}
+        number = pc.field("cluster")
+        own = number.is_null() if cluster.selection is None else number == cluster.number
+        rows = read_table(path).filter(own & (pc.field("estimator") == self.estimator.name))
+        return dict(zip(rows["member"].to_pylist(), rows["effect"].to_pylist(), strict=True))
+
+    @cached_property
+    def direction_effects(self) -> pa.Table:
+        """Effects with the critic corrected too (`DIRECTION_EFFECTS`); no rows where an earlier version attributed."""
+        path = self._path("direction")
+        return self._own_rows("direction") if path.exists() else DIRECTION_EFFECTS.empty_table()
+
+    def other_effects(self, estimator: str, failures: Sequence[str]) -> dict[str, float] | None:
+        """Return another estimator's mean effect of each group; None where it did not attribute all of the failures."""
+        covers = covered(self._path("groups"), self.run.manifest.attribution or "") or {}
+        if not failures or not set(failures) <= set(covers.get(estimator, ())):
+            return None
+        rows = read_table(self._path("groups"), _EFFECT_COLUMNS).filter(pc.field("estimator") == estimator)
+        return _effects_on(at_own_damping(rows), failures).mean()
 
     @cached_property
     def timeline(self) -> Timeline:

@@ -35,6 +35,7 @@ _FREE_KEYS = (
     "causes",
     "biases",
     "target",
+    "device",
     "verify",
     "verdict",
 )  # may change between calls on one run folder
@@ -142,6 +143,7 @@ class Task(_Model):
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     group_by: GroupBy = "context"
     target: str = "auto"
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d{1,3})?)$")
     causes: list[str] | str | None = None
     biases: dict[str, BiasSpec] = Field(default_factory=dict)
     verify: VerifySpec = Field(default_factory=VerifySpec)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from ...attribution.actors.adapt import as_actor
+from ...attribution.actors.adapt import as_actor, on_device
 from ...attribution.effects.merge import (
     direction_table,
     group_table,
@@ -115,7 +115,8 @@ class BlockPiece:
     def write(self, influence: WindowInfluence) -> None:
         """Keep what the attribution of its windows left."""
         write_table(self.top_path, influence.top)
-        tensors = {name: torch.from_numpy(values) for name, values in influence.sums.arrays().items()}
+        arrays = influence.sums.arrays()
+        tensors = {name: torch.from_numpy(np.require(values, requirements="W")) for name, values in arrays.items()}
         write_tensors(self.sums_path, tensors, influence.sums.names())
 
 
@@ -152,7 +153,10 @@ def attribute_stage(
     evaluated.require_failures(failures)
     paths = {name: run.folder.influence_path(set_name, name) for name in INFLUENCE_TABLES}
     key = run.manifest.attribution = attribution_key(run.task, run.manifest.task_folder)
+    masses = run.folder.influence_path(set_name, "masses")
     done = covered_by_all(list(paths.values()), key, label)
+    if done and not masses.exists():  # of what is there nobody knows the unit
+        named, done = frozenset(), None
     there = further_of(paths["groups"], key, label) if done else frozenset[str]()
     asked = Asked(there | frozenset(effects))
     if done and asked.further > there:
@@ -164,11 +168,11 @@ def attribute_stage(
     dampings = asked.dampings(chosen_estimator)
     _require_few_groups(max(table.num_rows for table in summaries), len(chosen), len(dampings))
     added = Addition(key, label, chosen, known, tuple(sorted(asked.further)))
-    masses_known = chosen_estimator.finite_difference and added.has_rows_of(paths["masses"], "lambda", dampings)
+    masses_known = chosen_estimator.finite_difference and added.has_rows_of(masses, "lambda", dampings)
     folder = run.folder.parts_folder(
         "influence", set_name, digest([chosen, label, added.further, masses_known, key])[:16]
     )
-    size = -(-sum(run.folder.window_count(seed) for seed in run.task.seeds) // _MOST_BLOCKS)
+    size = block_size(sum(run.folder.window_count(seed) for seed in run.task.seeds))
     shared = (folder, uuid.uuid4().hex, masses_known)
     pieces = [
         BlockPiece(run.folder.root, run.task, set_name, chosen_estimator, asked, seed, windows, *shared)
@@ -189,6 +193,11 @@ def attribute_stage(
     merged = _merge_blocks(pieces, workers, f"merge {run.task.name}")
     _write_tables(run, pieces[0], added, merged, summaries)
     remove_folder(folder)
+
+
+def block_size(windows: int) -> int:
+    """Return how many windows make a block: a function of the run alone, so that sums are the same bits anywhere."""
+    return -(-windows // _MOST_BLOCKS)
 
 
 def _blocks(windows: int, size: int) -> list[range]:
@@ -334,7 +343,7 @@ def _attribute_window(piece: BlockPiece, number: int, updates: ReplayedWindow | 
     window = read_window(folder.transitions_path(piece.seed, number), shared.grouping)
     window = replace(window, updates=updates)
     parameters = read_tensors(folder.checkpoint_path(piece.seed, number))
-    actor = as_actor(load_policy(task.agent, task.training_env, parameters))
+    actor = on_device(as_actor(load_policy(task.agent, task.training_env, parameters)), task.device)
     influence = attribute_window(
         window, actor, shared.targets, piece.estimator, leaders=shared.leaders, asked=piece.asked,
         mass=shared.masses.get((piece.seed, number)),
@@ -388,9 +397,9 @@ def _write_tables(
 ) -> None:
     """Add what the windows of each seed left to the tables, which keep what is still up to date."""
     estimator, failures, dampings = added.estimator, added.failures, piece.asked.dampings(piece.estimator)
-    tables: dict[str, list[pa.Table]] = {name: [] for name in INFLUENCE_TABLES}
+    tables: dict[str, list[pa.Table]] = {name: [] for name in (*INFLUENCE_TABLES, "masses")}
     for (seed, (sums, top)), summary in zip(merged.items(), summaries, strict=True):
-        tables["transitions"].append(top)
+        tables["transitions"] = [keep_top(pa.concat_tables([*tables["transitions"], top]), TOP_K)]
         tables["groups"].append(group_table(sums, summary, seed, failures, dampings, estimator))
         tables["windows"].append(window_table(sums, summary, seed, failures, estimator))
         tables["null"].append(null_table(sums, seed, estimator))

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,7 +48,7 @@ class BankBuilder:
     def __init__(self, run: Run, set_name: str, workers: Workers) -> None:
         self.run, self.task, self.evaluated = run, run.task, run[set_name]
         self.rewards = [reward_summary(run.folder, seed, run.grouping) for seed in run.task.seeds]  # kept where missing
-        self._workers, self._done = workers, list[MemberPiece]()
+        self._workers, self._done, self._played = workers, list[MemberPiece](), dict[Path, pa.Table]()
         played, wanted = episode_count(self.evaluated.episodes), run.task.evaluation.episodes
         if played < wanted:
             raise RunFolderError(
@@ -121,7 +122,9 @@ class BankBuilder:
             plays = self.evaluated.episodes.filter(pc.field("seed") == seed).select(_PLAY_COLUMNS)
             outcomes.append(_of_member(none.member(seed), plays))
         for piece in self._done:
-            plays, member = read_table(piece.path), piece.mask.member(piece.seed)
+            if piece.path not in self._played:
+                self._played[piece.path] = read_table(piece.path)
+            plays, member = self._played[piece.path], piece.mask.member(piece.seed)
             about = metadata_of(plays.schema)  # an earlier version wrote neither of the two
             rows.append(_row(piece.mask, piece.seed, int(about["corrected"]) if "corrected" in about else None))
             outcomes.append(_of_member(member, plays.replace_schema_metadata(None)))

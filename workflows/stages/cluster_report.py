@@ -9,12 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...attribution.effects.order import EffectTable
+from ...attribution.estimators.baselines import NearestObservation
 from ...datasets.bank import Bank
 from ...datasets.files.typed import Part, read_model
 from ...datasets.rewards import wrong_groups
 from ...datasets.schema import RANDOM_POLICY_SEED, Order
 from ...reports.figures.grammar import Chart
 from ...reports.figures.influence import calibration_chart, concentration_chart, group_effects
+from ...reports.measures.doubts import curve_in_order, order_doubts, predicted_direction
 from ...reports.measures.predictions import calibrate, concentration
 from ...reports.measures.timeline import Timeline
 from ...reports.pages.advice import Costs, Surroundings, explain
@@ -36,7 +38,7 @@ class ClusterReport(NamedTuple):
         cluster: which failures.
         findings: its verdict and curve.
         around: what advice depends on in addition.
-        groups: all wrong groups, most suspected first.
+        groups: all wrong groups, the largest predicted drop of the misbehaviour first.
         predictions: what predicted effects are worth.
         correction: what to correct; None: nothing.
     """
@@ -61,10 +63,12 @@ class ClusterReport(NamedTuple):
             explain(self.findings, self.around),
             None if self.correction is None else self.edits_file,
             timeline.of(self.cluster.failures),
+            self.predictions.doubts,
+            self.predictions.direction,
         )
 
     def view(self, unit: str) -> ClusterView:
-        """Return the figures of the cluster and its most suspected groups (`unit`: what groups are called)."""
+        """Return the figures of the cluster and the first of its groups (`unit`: what groups are called)."""
         charts: dict[str, Chart] = {}
         if self.groups:
             charts["groups"] = group_effects([(str(g["group"]), g["interval"]) for g in self.groups], unit)
@@ -81,8 +85,8 @@ def report_cluster(evaluated: EvaluatedSet, cluster: Cluster) -> ClusterReport:
     task = evaluated.run.task
     bank, findings = evaluated.bank_of(cluster), evaluated.findings_of(cluster)
     effects = evaluated.effects_of(cluster)
-    groups = _suspected_groups(effects, evaluated.run.rewards)
-    predictions = _predictions(evaluated, cluster, effects, groups, bank)
+    groups = _ordered_groups(effects, evaluated.run.rewards)
+    predictions = _predictions(evaluated, cluster, effects, groups, bank, findings)
     for group in groups:  # the misbehaviour rate that is predicted when only this group is corrected
         group["rate"] = NOTHING if predictions.calibration is None else predictions.calibration.rate(group["effect"])
     correction = None
@@ -123,8 +127,8 @@ def _worst(evaluated: EvaluatedSet, cluster: Cluster) -> list[str]:
     return list(dict.fromkeys(contexts[episode] for episode in order))[:_WORST]
 
 
-def _suspected_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> list[dict[str, Any]]:
-    """Return the wrong groups, most suspected first, with what is wrong with them (means over seeds)."""
+def _ordered_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> list[dict[str, Any]]:
+    """Return the wrong groups, the largest predicted drop first, with what is wrong with them (means over seeds)."""
     totals = group_means(list(rewards.values()), ("wrong_transitions", "error"))
     mean, column = effects.mean(), {group: index for index, group in enumerate(effects.groups)}
     wrong_names = [group for group in wrong_groups(list(rewards.values())) if group in mean]
@@ -142,16 +146,28 @@ def _suspected_groups(effects: EffectTable, rewards: Mapping[int, pa.Table]) -> 
 
 def _predictions(
     evaluated: EvaluatedSet, cluster: Cluster, effects: EffectTable, groups: Sequence[Mapping[str, Any]],
-    bank: Bank | None,
+    bank: Bank | None, findings: SetFindings,
 ) -> PredictionFindings:  # fmt: skip
-    """Say what the predicted effects are worth: concentration (of the whole set), calibration, noise ceiling."""
+    """Say what the predicted effects are worth: concentration and direction (of the whole set), calibration, doubts."""
     column = {group: index for index, group in enumerate(effects.groups)}
     by_seed = {str(group["group"]): effects.by_seed[:, column[group["group"]]] for group in groups}
+    whole, task = cluster.selection is None, evaluated.run.task
+    direction = predicted_direction(evaluated.direction_effects) if whole and groups else None
     return PredictionFindings(
         evaluated.estimator.name,
-        concentration(by_seed, evaluated.null_sums) if cluster.selection is None else None,
-        calibrate(bank, effects.mean() if groups else {}, evaluated.run.task.outcomes),
+        concentration(by_seed, evaluated.null_sums) if whole else None,
+        calibrate(bank, effects.mean() if groups else {}, task.outcomes, evaluated.set_effects(cluster)),
         _noise_ceiling(evaluated),
+        order_doubts(
+            {group["group"]: group["effect"] for group in groups},
+            list(evaluated.run.rewards.values()),
+            curve_in_order(findings.curve, bank, [group["group"] for group in groups]),
+            findings.evidence,
+            task.group_by,
+            direction,
+            evaluated.other_effects(NearestObservation.name, cluster.failures),
+        ),
+        direction,
     )
 
 

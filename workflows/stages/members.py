@@ -40,7 +40,7 @@ class Mask:
         variant: a bias of the task, or `coverage`; empty: the task as it is.
         listed_size: the size it is listed under where that is not the number of its groups: a placebo has that of the
             arbitrary set whose control it is.
-        cluster: of an attribution order, the one of several clusters of failures that it is for.
+        cluster: of attribution and adaptive, the one of several clusters of failures that it is for.
     """
 
     order: str

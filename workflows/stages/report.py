@@ -137,7 +137,8 @@ def _checked(evaluated: EvaluatedSet, drawn: Drawn) -> Checked:
     run, name = evaluated.run, evaluated.name
     folder, seeds = run.folder, run.task.seeds
     paths = [folder.evaluation_path(name, table) for table in ("episodes", "steps", "references")]
-    paths += [folder.influence_path(name, table) for table in ("groups", "transitions", "windows", "null")]
+    influence = ("groups", "transitions", "windows", "null", "direction", "sets")
+    paths += [folder.influence_path(name, table) for table in influence]
     paths += [folder.bank_path(name, table) for table in ("masks", "outcomes", "learning")]
     paths += [folder.validation_path(name), folder.frames_folder(name) / "index.json"]
     paths += [reward_sums_path(folder, seed, run.task.group_by) for seed in seeds]

@@ -20,12 +20,14 @@ from ...attribution.effects.order import (
     placebo_edits,
     random_order,
 )
+from ...attribution.effects.search import MeasuredSet, next_set
 from ...datasets.errors import InputError, nearest
 from ...datasets.files.store import read_table
 from ...datasets.rewards import reward_bounds, wrong_groups
 from ...datasets.schema import Order
 from ...reports.measures.budgets import COVERAGE
 from ...reports.measures.curve import suffices
+from ...reports.measures.predictions import log_odds
 from ...reports.pages.findings import group_means
 from ...reports.verdict.rules import removal
 from ..runs.clusters import Cluster, find_clusters
@@ -138,12 +140,12 @@ def _correct(build: BankBuilder, clusters: Sequence[Cluster], named: Sequence[Ma
     build.train(list(dict.fromkeys(masks)))
     if task.verify.minimal is not None:
         for cluster, orders in helped.items():
-            _bisect(build, cluster, orders, task.verify.minimal)
+            _search_minimal(build, cluster, orders, task.verify.minimal)
 
 
 def _nested(cluster: Cluster, order: str, groups: Sequence[str], size: int) -> Mask:
-    """Return the first groups of an order; attribution's is the cluster's own, the others all clusters share."""
-    own = order == Order.ATTRIBUTION and cluster.selection is not None
+    """Return the first groups of an order; attribution and the search are the cluster's own, the others are shared."""
+    own = order in (Order.ATTRIBUTION, Order.ADAPTIVE) and cluster.selection is not None
     return Mask(order, tuple(groups[:size]), cluster=cluster.number if own else None)
 
 
@@ -178,27 +180,66 @@ def _correction_helps(build: BankBuilder, cluster: Cluster) -> bool:
     return bool(m0 and m_all and np.mean(m_all) < keep * np.mean(m0))
 
 
-def _bisect(build: BankBuilder, cluster: Cluster, orders: Mapping[str, Sequence[str]], level: float) -> None:
-    """Verify sets until, of each order, the smallest that removes the misbehaviour is known to a group."""
+def _search_minimal(build: BankBuilder, cluster: Cluster, orders: Mapping[str, Sequence[str]], level: float) -> None:
+    """Verify ever smaller sets: first by bisection of the baselines' orders, then as everything measured suggests.
+
+    The adaptive search begins with the smallest set that suffices in any order, and verifies no more sets than the
+    bisection of the attribution order would from its nested sets.
+    """
     while True:
-        sizes = {name: _next_size(build, cluster, name, len(groups), level) for name, groups in orders.items()}
-        masks = [_nested(cluster, name, orders[name], size) for name, size in sizes.items() if size is not None]
-        if not masks or not build.train(masks):
-            return  # all are known, or the budget is spent
+        masks = []
+        for name in (Order.SIZE, Order.RANDOM):
+            low, high = _bounds(build, cluster, name, len(orders[name]), level)
+            if high - low > 1:
+                masks.append(_nested(cluster, name, orders[name], (low + high) // 2))
+        if not masks:
+            break  # all are known to a group
+        if not build.train(masks):
+            return  # the budget is spent
+    low, high = _bounds(build, cluster, Order.ATTRIBUTION, len(orders[Order.ATTRIBUTION]), level)
+    for _ in range((high - low).bit_length() - 1):
+        groups = _next_adaptive(build, cluster, orders[Order.ATTRIBUTION], level)
+        if groups is None or not build.train([_nested(cluster, Order.ADAPTIVE, groups, len(groups))]):
+            return  # nothing smaller is left to try, or the budget is spent
 
 
-def _next_size(build: BankBuilder, cluster: Cluster, order: str, groups: int, level: float) -> int | None:
-    """Return the size half-way between what removes the misbehaviour and what does not; None where they touch."""
+def _bounds(build: BankBuilder, cluster: Cluster, order: str, groups: int, level: float) -> tuple[int, int]:
+    """Return the largest verified size of an order below all that remove the misbehaviour, and the smallest that does.
+
+    The smallest is 0 where not even correcting everything does.
+    """
     bank = build.read().of_cluster(cluster.number, cluster.selection)
     verified = {groups: bank.members(Order.ALL)}
     for row in bank.masks.select(["order", "size", "variant"]).to_pylist():
         if row["order"] == order and not row["variant"]:
             verified[row["size"]] = bank.members(order, row["size"])
     rates = {size: bank.rates(members, build.task.outcomes) for size, members in verified.items()}
-    good = [size for size, by_seed in rates.items() if suffices(by_seed, level)]
-    high = min(good, default=0)  # 0: not even correcting everything removes it
-    low = max((size for size in verified if size < high), default=0)
-    return (low + high) // 2 if high - low > 1 else None
+    high = min((size for size, by_seed in rates.items() if suffices(by_seed, level)), default=0)
+    return max((size for size in verified if size < high), default=0), high
+
+
+def _next_adaptive(build: BankBuilder, cluster: Cluster, order: Sequence[str], level: float) -> tuple[str, ...] | None:
+    """Return the groups to correct next, from every corrective set of the bank; None: there is nothing to try."""
+    bank, declared = build.read().of_cluster(cluster.number, cluster.selection), build.task.outcomes
+    paid = {rates.seed: log_odds(rates.misbehaviour) for rates in bank.rates(bank.members(Order.NONE), declared)}
+    before = {seed: odds for seed, odds in paid.items() if odds is not None}
+    sets = {
+        (row["order"], row["size"]): frozenset(row["groups"]).intersection(order)
+        for row in bank.masks.to_pylist()
+        if row["values"] is None and not row["variant"] and row["order"] != Order.NONE
+    }
+    measured, above = [], 0
+    for (name, size), groups in sets.items():
+        rates = bank.rates(bank.members(name, size), declared)
+        odds = {each.seed: log_odds(each.misbehaviour) for each in rates}
+        changes = tuple(after - before[s] for s, after in odds.items() if after is not None and s in before)
+        measured.append(MeasuredSet(groups, changes, suffices(rates, level)))
+        if name == Order.ADAPTIVE and not measured[-1].suffices:
+            above = max(above, size)
+    edge = log_odds(level)
+    assert edge is not None
+    taken = {size for name, size in sets if name in (Order.ATTRIBUTION, Order.ADAPTIVE)}
+    return next_set(order, measured, edge - float(np.mean(list(before.values()))), above, taken)
 
 
 def _search_arbitrary(build: BankBuilder, clusters: Sequence[Cluster]) -> None:
