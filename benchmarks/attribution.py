@@ -228,7 +228,7 @@ def decoys(folder: Path) -> dict[str, float]:
         aitia.attribute(run, estimator=name)
     found = planted.measure(open_for_computing(run), ["trak", "tracin", "size"])
     return {
-        "auc_ensemble": found["auc_trak_lambda_0.01"], "auc_single": found["auc_single_trak_lambda_0.01"],
+        "auc_ensemble": found["auc_trak"], "auc_single": found["auc_single_trak"],
         "auc_size_baseline": found["auc_size"], "auc_tracin": found["auc_tracin"],
     }  # fmt: skip
 
