@@ -112,7 +112,7 @@ class WindowGradients:
         assert self._probe is not None
         if lam >= self._accepted:  # a smaller damping is the more inexact
             return True
-        if "_whole" in vars(self) or self._probe.single_error(lam) > LARGEST_ERROR / 2:
+        if "_whole" in vars(self) or self._probe.single_error(lam, self._scaled.at_places) > LARGEST_ERROR / 2:
             return False
         some = evenly(self._pairs.sums, _CHECKED_FAILURES).to(self._root.device)
         chosen, pairs = self._pairs.of(some)
@@ -137,7 +137,7 @@ class WindowGradients:
 
     @cached_property
     def _single(self) -> Dense:
-        return Dense(self._scaled.to(torch.float32))
+        return Dense(self._scaled.single())
 
     @cached_property
     def _whole(self) -> Dense:
@@ -151,8 +151,8 @@ class WindowGradients:
     @cached_property
     def _single_products(self) -> Tensor:
         if "_products" in vars(self):
-            return self._products.float()
-        return self._scaled.to(torch.float32).products(self._steps.to(torch.float32), self._pairs)
+            return self._products
+        return self._scaled.single().products(self._steps.single(), self._pairs)
 
 
 def _numpy(values: Tensor) -> Scores:

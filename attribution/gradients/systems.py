@@ -6,7 +6,8 @@ exact enough first:
 - Gradients of a trained policy are many and alike: A is, up to 1e-6 of the smallest damping, L L^T with some hundred
   columns (measured: 105 to 130 of 2,048 rows). A partial Cholesky factorisation with pivots finds L from the columns of
   its pivots alone (Harbrecht, Peters and Schneider 2012), in float64. By Woodbury's identity a solve then costs 4 U r.
-- Else the whole matrix in float32 and its Cholesky factor, where rounding is small beside the damping,
+- Else the whole matrix in float32 and its Cholesky factor, where rounding is small beside the damping (of convolutions
+  only the products are in float32, sums and the factor in float64),
 - or in float64.
 """
 
@@ -29,6 +30,7 @@ _PROBED = 64  # rows whose inner products with all rows decide which form is tak
 _PIVOTS = 128  # of one block
 _MOST_COLUMNS = 8  # the U-th part of the rows; with more columns the whole matrix is cheaper
 _SINGLE = 2.0**-24
+_SUMMED = 2.0**-8  # of the rounding of float32 that is left where sums and the solution are in float64 (measured)
 
 
 class Dense:
@@ -117,10 +119,15 @@ class Probe(NamedTuple):
         some = gradients.rows_of(rows)
         return Probe(rows, some.products(gradients), float(some.norms.mean() * gradients.rows))
 
-    def single_error(self, lam: float) -> float:
-        """Return the error that float32 is expected to have: rounding of the largest eigenvalue, beside the damping."""
+    def single_error(self, lam: float, summed: bool) -> float:
+        """Return the error that float32 is expected to have: rounding of the largest eigenvalue, beside the damping.
+
+        Args:
+            lam: damping.
+            summed: whether only products are in float32, sums and the solution in float64.
+        """
         largest = float(torch.linalg.eigvalsh(self.matrix[:, self.rows])[-1]) * self.matrix.shape[1] / len(self.rows)
-        return _SINGLE * min(largest, self.trace) / lam
+        return _SINGLE * (_SUMMED if summed else 1.0) * min(largest, self.trace) / lam
 
     def error(self, lam: float, right: Tensor, solved: Tensor) -> float:
         r"""Return how far a solution [U, M] is off, at most: the largest of its columns.

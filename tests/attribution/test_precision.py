@@ -140,7 +140,9 @@ def test_the_error_that_is_estimated_is_no_smaller_than_the_true_one(log_std: fl
         true = (np.linalg.norm(single.numpy() - exact, axis=0) / np.linalg.norm(exact, axis=0)).max()
         estimated = found._probe.error(lam, found._products[found._probe.rows], single)
         assert 0.5 * true < estimated, "the residual's rows miss what is wrong"
-        assert true < 10 * found._probe.single_error(lam), "the error that is expected beforehand is far too small"
+        assert true < 10 * found._probe.single_error(lam, False), (
+            "the error that is expected beforehand is far too small"
+        )
 
 
 @pytest.mark.parametrize("log_std", [0.0, -3.0])
@@ -196,9 +198,9 @@ def test_every_form_gives_the_scores_of_float64_for_every_kind_of_policy(
         assert (exact is None) == (mine is None)
         if exact is not None and mine is not None:
             scores, size = exact.trak(1e-2), np.abs(exact.trak(1e-2)).max()
-            np.testing.assert_allclose(
-                mine.trak(1e-2), scores, rtol=0, atol=(1e-3 if form == "_single" else 1e-7) * size
-            )
+            single = 1e-5 if mine._scaled.at_places else 1e-3  # of convolutions sums and the solution are in float64
+            atol = single if form == "_single" else 1e-7
+            np.testing.assert_allclose(mine.trak(1e-2), scores, rtol=0, atol=atol * size)
             assert form in vars(mine) and getattr(mine, form) is not None
 
 
