@@ -17,8 +17,8 @@ COMMANDS = (
 PUBLIC: dict[str, set[str]] = {
     "aitia": {"__version__", "open", "Recorder", "LoopRecorder", *COMMANDS},
     "aitia.attribution": {
-        "Actor", "Estimator", "Signal", "Targets", "TracIn", "Trak", "TrakProjected", "TrakUpdates", "Window",
-        "influence",
+        "Actor", "Estimator", "Signal", "Targets", "TracIn", "Trak", "TrakLinear", "TrakProjected", "TrakUpdates",
+        "Window", "group_effects", "influence",
     },
 }  # fmt: skip
 DOCUMENTS = [

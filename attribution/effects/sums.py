@@ -55,6 +55,15 @@ class Sums:
         return {"groups": json.dumps(list(self.groups)), "unit_groups": json.dumps(list(self.unit_groups))}
 
     @staticmethod
+    def none(dampings: int) -> Sums:
+        """Return the sums of no failure and no window."""
+        nothing, numbers = np.zeros(0), np.zeros(0, np.int64)
+        return Sums(
+            [], {"effect": np.zeros((dampings, 0, 0))}, np.zeros((0, 0)), nothing, [], np.zeros((4, 0)), numbers,
+            np.zeros((0, 0)), np.zeros((0, dampings)), numbers, nothing,
+        )  # fmt: skip
+
+    @staticmethod
     def of(arrays: Mapping[str, NDArray[np.generic]], names: Mapping[str, str]) -> Sums:
         """Return the sums that `arrays` and `names` are of."""
         effects = {name: arrays[name] for name in EFFECTS if name in arrays}

@@ -27,6 +27,9 @@ def test_the_columns_of_trak_projected_are_null_and_those_of_trak_are_not(
     commands.evaluate(run, workers=0)
     for estimator in ("trak", "trak-projected"):
         commands.attribute(run, estimator=estimator, workers=0)
+        groups = pq.read_table(run / "influence/test/groups.parquet").filter(pc.field("estimator") == estimator)
+        assert groups["effect_value"].null_count == groups.num_rows > 0, "not asked for"
+        commands.attribute(run, estimator=estimator, workers=0, effects=["value"])
     for table, columns in (("groups", ("effect_value", "effect")), ("transitions", ("tau_value", "tau"))):
         whole = pq.read_table(run / f"influence/test/{table}.parquet")
         projected, exact = (whole.filter(pc.field("estimator") == name) for name in ("trak-projected", "trak"))

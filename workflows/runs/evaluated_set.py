@@ -277,7 +277,7 @@ class EvaluatedSet(Shown):
 
     def set_effects(self, cluster: Cluster) -> dict[str, float]:
         """Return the predicted effect of each correction set of the bank on a cluster, by member; none: not known."""
-        path = self._path("sets")
+        path = self.run.folder.bank_path(self.name, "sets")
         if not path.exists() or metadata_of(read_table_schema(path)).get("of") != self.attribution_id:
             return {}
         number = pc.field("cluster")

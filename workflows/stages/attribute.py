@@ -184,7 +184,10 @@ def attribute_stage(
     waiting = [piece for piece, *whole in zip(pieces, *files, strict=True) if not all(whole)]
     name = f"attribute {run.task.name}"
     if not chosen:
-        waiting = []
+        merged = dict.fromkeys(run.task.seeds, WindowInfluence(Sums.none(len(dampings)), TOP_TRANSITIONS.empty_table()))
+        _write_tables(run, pieces[0], added, merged, summaries)
+        remove_folder(folder)
+        return
     if chosen_estimator.needs_updates:
         by_seed = [[piece for piece in waiting if piece.seed == seed] for seed in run.task.seeds]
         workers.map(_attribute_replayed, [mine for mine in by_seed if mine], name)

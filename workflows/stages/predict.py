@@ -60,7 +60,7 @@ def predict_stage(run: Run, set_name: str, workers: Workers) -> None:
         workers: where the pieces run, one a seed.
     """
     evaluated = EvaluatedSet(run, set_name)  # as the bank is now
-    path, bank = run.folder.influence_path(set_name, "sets"), evaluated.bank
+    path, bank = run.folder.bank_path(set_name, "sets"), evaluated.bank
     estimator = find_estimator(evaluated.estimator.name)
     if bank is None or not estimator.finite_difference or not evaluated.scores_path.exists():
         return

@@ -137,9 +137,9 @@ def _checked(evaluated: EvaluatedSet, drawn: Drawn) -> Checked:
     run, name = evaluated.run, evaluated.name
     folder, seeds = run.folder, run.task.seeds
     paths = [folder.evaluation_path(name, table) for table in ("episodes", "steps", "references")]
-    influence = ("groups", "transitions", "windows", "null", "direction", "sets")
+    influence = ("groups", "transitions", "windows", "null", "direction")
     paths += [folder.influence_path(name, table) for table in influence]
-    paths += [folder.bank_path(name, table) for table in ("masks", "outcomes", "learning")]
+    paths += [folder.bank_path(name, table) for table in ("masks", "outcomes", "learning", "sets")]
     paths += [folder.validation_path(name), folder.frames_folder(name) / "index.json"]
     paths += [reward_sums_path(folder, seed, run.task.group_by) for seed in seeds]
     paths += [learning_path(folder, seed) for seed in seeds]
