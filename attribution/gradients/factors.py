@@ -27,7 +27,8 @@ from torch import Tensor
 
 _BLOCK_BYTES = 2**25  # of materialised gradients at once: what malloc uses again, and sums in float32 stay short
 _UNFOLDED_BYTES = 2**28  # of unfolded inputs at once
-_UPPER_ROWS = 512  # of a block on and right of the diagonal
+_FORMING = 10  # times as long as an operation of a product of matrices takes one of forming a gradient (measured)
+_UPPER_ROWS = 256  # of a block on and right of the diagonal
 _CACHED_BYTES = 2**20  # of inner products at once, so that they stay in the cache from one layer to the next
 
 
@@ -62,10 +63,16 @@ class PlacesFactors:
         are, too, but they are summed in float64.
         """
         channels, places = self.derivatives.shape[1:]
-        width = self._unfolded(slice(1)).shape[2]
-        few = places**2 * (channels + width) < channels * width  # fewer products between places than by gradients
+        width, pairs = self._unfolded(slice(1)).shape[2], len(self.inputs) * len(other.inputs)
+        by_places = pairs * places**2 * (channels + width)
+        formed = 0 if other is self else _FORMING * (len(self.inputs) + len(other.inputs)) * places
         total = self.derivatives.new_zeros(len(self.inputs), len(other.inputs), dtype=torch.float64)
-        (self._by_places if few else self._by_gradients)(other, total)
+        if by_places >= (pairs + formed) * channels * width:
+            self._by_gradients(other, total)
+        elif other is self:
+            self._by_pairs_of_places(total)
+        else:
+            self._by_places(other, total)
         if self.bias:
             total.addmm_(self.derivatives.sum(2).double(), other.derivatives.sum(2).double().T)
         return total
@@ -83,24 +90,27 @@ class PlacesFactors:
             else:
                 total.add_(_single_product(mine, theirs))
 
-    def _by_places(self, other: PlacesFactors, total: Tensor) -> None:
+    def _by_pairs_of_places(self, total: Tensor) -> None:
         """Add, for every pair of places, the product of the inputs' and the derivatives' inner products."""
-        mine = self._place_by_place()
-        theirs = mine if other is self else other._place_by_place()
-        different = torch.zeros_like(total) if other is self else total
-        for one, (inputs, derivatives) in enumerate(mine):
-            for two, (other_inputs, other_derivatives) in enumerate(theirs):
-                if other is self and one > two:
-                    continue  # the transpose of what two and one give
+        unfolded = self._unfolded(slice(None)).transpose(0, 1).contiguous()
+        places = list(zip(unfolded, self.derivatives.permute(2, 0, 1).contiguous(), strict=True))
+        different = torch.zeros_like(total)
+        for one, (inputs, derivatives) in enumerate(places):
+            for two, (other_inputs, other_derivatives) in enumerate(places[: one + 1]):
                 part = _single_product(inputs, other_inputs).mul_(_single_product(derivatives, other_derivatives))
-                (total if one == two else different).add_(part)
-        if other is self:
-            total.add_(different).add_(different.T)
+                (total if one == two else different).add_(part)  # two and one give the transpose of one and two
+        total.add_(different).add_(different.T)
 
-    def _place_by_place(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the inputs [N, I] and derivatives [N, O] of each place."""
-        inputs = self._unfolded(slice(None)).transpose(0, 1).contiguous()
-        return list(zip(inputs, self.derivatives.permute(2, 0, 1).contiguous(), strict=True))
+    def _by_places(self, other: PlacesFactors, total: Tensor) -> None:
+        """Do the same with `other`, all places of some rows at once."""
+        places = self.derivatives.shape[2]
+        mine, slopes = self._unfolded(slice(None)).flatten(0, 1), self.derivatives.mT.flatten(0, 1)
+        step = max(1, _BLOCK_BYTES // (len(mine) * places * total.element_size()))
+        for i in range(0, len(other.inputs), step):
+            rows = slice(i, i + step)
+            part = _single_product(other._unfolded(rows).flatten(0, 1), mine)
+            part.mul_(_single_product(other.derivatives[rows].mT.flatten(0, 1), slopes))
+            total[:, rows] += part.view(-1, places, len(self.inputs), places).sum((1, 3), dtype=total.dtype).T
 
     def norms(self) -> Tensor:
         """Return the squared norm of each gradient, [N]."""
@@ -332,12 +342,12 @@ def _add_upper_triangle(total: Tensor, rows: Tensor) -> None:
 
 
 def _single_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return `left @ right.T` of contiguous matrices; in float32 on the CPU by oneDNN.
+    """Return `left @ right.T`; in float32 on the CPU by oneDNN, which takes very long where rows are not contiguous.
 
     Its kernels were measured twice as fast as those of torch.mm (MKL) and numpy (OpenBLAS) on an AMD CPU.
     """
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
     if linear is None or left.dtype != torch.float32 or not left.is_cpu:
         return left @ right.T
-    product: Tensor = linear(left, right, None, "none", [], "")
+    product: Tensor = linear(left.contiguous(), right.contiguous(), None, "none", [], "")
     return product

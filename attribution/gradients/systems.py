@@ -26,7 +26,7 @@ from .factors import Factors
 
 LARGEST_ERROR = 1e-4  # of scores, relative to the norm of those of a failure
 _REMAINDER = 1e-9  # trace of what a partial factorisation leaves: 1e-6 of the damping 1e-3
-_PROBED = 64  # rows whose inner products with all rows decide which form is taken
+_PROBED = 64  # rows whose inner products with all rows decide which form is taken; of convolutions a quarter
 _PIVOTS = 128  # of one block
 _MOST_COLUMNS = 8  # the U-th part of the rows; with more columns the whole matrix is cheaper
 _SINGLE = 2.0**-24
@@ -115,7 +115,7 @@ class Probe(NamedTuple):
         Args:
             gradients: of the distinct rows, scaled: their inner products are A.
         """
-        rows = evenly(gradients.rows, _PROBED).to(gradients.device)
+        rows = evenly(gradients.rows, _PROBED // 4 if gradients.at_places else _PROBED).to(gradients.device)
         some = gradients.rows_of(rows)
         return Probe(rows, some.products(gradients), float(some.norms.mean() * gradients.rows))
 

@@ -19,6 +19,7 @@ from aitia.attribution.actors.adapt import as_actor
 from aitia.attribution.actors.q_networks import critic_inputs, q_networks
 from aitia.attribution.gradients import kernel, systems
 from aitia.attribution.gradients.channels import policy_gradients, q_gradients, value_gradients
+from aitia.attribution.gradients.factors import Factors, PlacesFactors
 from aitia.attribution.gradients.kernel import LAMBDAS, WindowGradients
 from aitia.attribution.gradients.rows import WindowRows
 from aitia.attribution.gradients.systems import LARGEST_ERROR
@@ -202,6 +203,31 @@ def test_every_form_gives_the_scores_of_float64_for_every_kind_of_policy(
             atol = single if form == "_single" else 1e-7
             np.testing.assert_allclose(mine.trak(1e-2), scores, rtol=0, atol=atol * size)
             assert form in vars(mine) and getattr(mine, form) is not None
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("channels", "width"), [(2, 3), (40, 60)])
+def test_every_way_to_multiply_convolutions_gives_the_products_of_their_gradients(
+    channels: int, width: int, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By places and by gradients, of rows with themselves and with others, in blocks of some rows."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(300, 4, width, generator=generator, dtype=precision)
+    layer = PlacesFactors(
+        inputs, torch.randn(300, channels, 4, generator=generator, dtype=precision), lambda x: x, True
+    )
+    factors = Factors(300, {"conv": layer})
+    other = factors.rows_of(torch.arange(7, 19))
+    weights = torch.bmm(layer.derivatives.double(), inputs.double()).flatten(1)
+    exact = weights @ weights.T + layer.derivatives.double().sum(2) @ layer.derivatives.double().sum(2).T
+    tolerance = (1e-12 if precision == torch.float64 else 1e-5) * exact.diagonal().max()
+    for size in (2**25, 2**14):
+        monkeypatch.setattr("aitia.attribution.gradients.factors._BLOCK_BYTES", size)
+        for found, expected in [
+            (factors.gram().triu(), exact.triu()), (factors.products(other), exact[:, 7:19]),
+            (other.products(factors), exact[7:19]),
+        ]:  # fmt: skip
+            assert found.dtype == torch.float64 and (found - expected).abs().max() < tolerance
 
 
 def _both(policy: ActorCriticPolicy, rows: WindowRows, targets: Targets) -> list[WindowGradients | None]:
