@@ -252,7 +252,7 @@ class Factors:
             if isinstance(mine, LinearFactors) and isinstance(theirs, LinearFactors):
                 linear.append((theirs, mine))
             elif isinstance(mine, PlacesFactors) and isinstance(theirs, PlacesFactors):
-                part = mine.products(theirs).T
+                part = mine.products(replace(theirs)).T  # a copy: all of it also where other is self
                 total = total.add_(part) if pairs is None else pairs.add(total, part, 0)
         _add_linear_products(total, linear, pairs)
         return total.T  # column by column, as LAPACK takes right-hand sides
