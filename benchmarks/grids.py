@@ -111,10 +111,20 @@ class Grid(World):
         """Who had the proxy in a quarter of the steps or more was after it."""
         return np.where(state["proxies"] >= self.max_steps // 4, PROXY, TIMEOUT)
 
-    def around(self, state: State) -> list[Floats]:
-        """Return the agent's place and which of the four cells around it are holes, [N, 2] and [N, 4]."""
+    def observe(self, state: State) -> NDArray[np.float32]:
+        """Return the agent's place, which of the four cells around it are holes, and what is seen in addition."""
         holes = self.of_cells(state, "holes", self.ahead(state))
-        return [state["agent"] / (self.size - 1), holes.astype(np.float64)]
+        parts = [state["agent"] / (self.size - 1), holes, *self.seen(state)]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    @abstractmethod
+    def seen(self, state: State) -> list[Floats]:
+        """Return what is observed in addition, [N, K] each."""
+
+    def way(self, state: State, place: str) -> Floats:
+        """Return the way from the agent to a place of the level, [N, 2]."""
+        difference: Floats = (state[place] - state["agent"]) / (self.size - 1)
+        return difference
 
     def shapes(self, state: State) -> list[Shape]:
         """Draw holes (blue frames), goal (green) and agent (blue)."""
@@ -139,15 +149,11 @@ class Lake(Grid):
     size = 6
     holes = 0.15
 
-    @property
-    def width(self) -> int:
-        """Place, holes around, and the way to the goal."""
-        return 8
+    width = 8
 
-    def observe(self, state: State) -> NDArray[np.float32]:
-        """Return place, holes around, and the way to the goal."""
-        way = (state["goal"] - state["agent"]) / (self.size - 1)
-        return np.concatenate([*self.around(state), way], axis=1).astype(np.float32)
+    def seen(self, state: State) -> list[Floats]:
+        """Return the way to the goal."""
+        return [self.way(state, "goal")]
 
     def act(self, state: State, actions: NDArray[Any]) -> tuple[Flags, Flags, Flags]:
         """Move; a hole ends the episode."""
@@ -186,15 +192,11 @@ class Delivery(Grid):
     size = 5
     holes = 0.0
 
-    @property
-    def width(self) -> int:
-        """Place, holes around, whether the parcel is carried, and the ways to parcel and goal."""
-        return 11
+    width = 11
 
-    def observe(self, state: State) -> NDArray[np.float32]:
-        """Return place, holes around, whether the parcel is carried, and the ways to parcel and goal."""
-        ways = [(state[place] - state["agent"]) / (self.size - 1) for place in ("parcel", "goal")]
-        return np.concatenate([*self.around(state), state["carried"][:, None], *ways], axis=1).astype(np.float32)
+    def seen(self, state: State) -> list[Floats]:
+        """Return whether the parcel is carried, and the ways to it and to the goal."""
+        return [state["carried"][:, None], self.way(state, "parcel"), self.way(state, "goal")]
 
     def act(self, state: State, actions: NDArray[Any]) -> tuple[Flags, Flags, Flags]:
         """Move or handle; the parcel moves along."""

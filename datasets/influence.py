@@ -97,28 +97,24 @@ class Addition:
             tables.insert(0, table.filter(~own))
         self._write(path, tables, {**(earlier or {}), self.estimator: [*mine, *self.failures]})
 
-    def has_rows_of(self, path: Path, column: str, values: Sequence[float]) -> bool:
-        """Return whether a table of the same key has rows of the estimator, with all these values in a column."""
+    def known_values(self, path: Path, column: str) -> list[float]:
+        """Return the values that the estimator's rows have in a column of a table with the same key, sorted."""
         if self.estimator not in (covered(path, self.key) or {}):
-            return False
-        mine = read_table(path).filter(pc.field("estimator") == self.estimator)
-        return mine.num_rows > 0 and set(pc.unique(mine[column]).to_pylist()) == set(values)
+            return []
+        return sorted(pc.unique(read_table(path).filter(pc.field("estimator") == self.estimator)[column]).to_pylist())
 
-    def write_once(self, path: Path, added: pa.Table, keep: bool) -> None:
-        """Add rows that later failures do not change; metadata `formed_by` lists the failures that decided them.
+    def write_once(self, path: Path, added: pa.Table, column: str) -> None:
+        """Add rows that later failures do not change, of values in a column that the estimator has no rows of yet.
 
-        Args:
-            path: of the table.
-            added: rows of this call.
-            keep: whether the estimator's earlier rows stay instead.
+        Metadata `formed_by` lists the failures of the call that wrote each estimator's first ones.
         """
-        earlier = covered(path, self.key)
-        tables, formed = ([] if keep else [added]), {}
+        earlier, known = covered(path, self.key), self.known_values(path, column)
+        tables, formed = [added.filter(~pc.field(column).isin(pa.array(known, pa.float64())))], dict[str, list[str]]()
         if earlier is not None:
             table = read_table(path)
             formed = json.loads(metadata_of(table.schema).get("formed_by", "{}"))
-            tables.insert(0, table if keep else table.filter(pc.field("estimator") != self.estimator))
-        formed = formed if keep else {**formed, self.estimator: list(self.failures)}
+            tables.insert(0, table)
+        formed.setdefault(self.estimator, list(self.failures))
         mine = (earlier or {}).get(self.estimator, [])
         covers = {**(earlier or {}), self.estimator: [*mine, *self.failures]}
         self._write(path, tables, covers, {"formed_by": json.dumps(formed)})

@@ -75,7 +75,8 @@ def attribute_window(
             largest influence |tau| among reward events.
         leaders: of other windows: what cannot be among the top of all of them is left out.
         asked: which effects are computed.
-        mass: [L] that effects are divided by, where earlier failures decided it; None: it is that of these failures.
+        mass: [L] that effects are divided by, where earlier failures decided it; NaN, or None for all: it is that of
+            these failures.
 
     Raises:
         NonFiniteError: a gradient is not finite.
@@ -90,17 +91,17 @@ def attribute_window(
         mean_scores += influence.scores.sum(axis=1) / targets.failures
         least = None if leaders is None else leaders.least[:, part]
         tops.append(top_transitions(window, targets.ids[part], influence, estimator.label, top_k, least))
+    changes = np.column_stack([wrong.change, wrong.change.sum(axis=1)])  # of each group, and of all as one set
     planes: dict[str, list[Scores]] = {}
     for lam in dampings:
-        for name, effect in zip(EFFECTS, prepared.effects(lam, wrong.change, targets.failures), strict=True):
+        for name, effect in zip(EFFECTS, prepared.effects(lam, changes, targets.failures), strict=True):
             if effect is not None:
                 planes.setdefault(name, []).append(effect.T)
-    effects = {name: np.stack(values) for name, values in planes.items()}  # [L, F, G]
+    together = planes["effect"][0][:, -1]
+    effects = {name: np.stack(values)[:, :, :-1] for name, values in planes.items()}  # [L, F, G]
     finite = estimator.finite_difference
-    every = wrong.change.sum(axis=1, keepdims=True)
-    together = prepared.effects(dampings[0], every, targets.failures).effect[0]
-    if mass is None:
-        mass = np.abs(effects["effect"].mean(axis=1)).sum(axis=1) if finite else np.ones(len(dampings))
+    own = np.abs(effects["effect"].mean(axis=1)).sum(axis=1) if finite else np.ones(len(dampings))
+    mass = own if mass is None else np.where(np.isnan(mass), own, mass)
     null = _null_of_scores(window, wrong, mean_scores) if finite else _null_of_tau(window, wrong, mean_tau)
     divisor = np.where(mass > 0.0, mass, np.inf)
     units, unit_sums = _unit_sums(window, mean_tau)
@@ -117,20 +118,19 @@ def attribute_window(
 def _null_of_scores(window: Window, wrong: GroupedCorrections, scores: Scores) -> Scores:
     change = window.signal.raw_change(wrong.change)
     reached, weights = np.flatnonzero(change.any(axis=1)), window.signal.weights_of(change)
-    permuted = np.tile(scores, (NULL_DRAWS, 1))
-    for draw, generator in zip(permuted, _generators(window), strict=True):
+    generator, permuted = _generator(window), np.tile(scores, (NULL_DRAWS, 1))
+    for draw in permuted:
         draw[reached] = generator.permutation(draw[reached])
     return permuted @ weights
 
 
 def _null_of_tau(window: Window, wrong: GroupedCorrections, tau: Scores) -> Scores:
-    change, own = wrong.change[wrong.rows].T, tau[wrong.rows]
-    return np.stack([change @ generator.permutation(own) for generator in _generators(window)])
+    generator, change, own = _generator(window), wrong.change[wrong.rows].T, tau[wrong.rows]
+    return np.stack([change @ generator.permutation(own) for _ in range(NULL_DRAWS)])
 
 
-def _generators(window: Window) -> list[np.random.Generator]:
-    generator = np.random.default_rng([_NULL_SEED, window.seed, window.number])
-    return [generator] * NULL_DRAWS
+def _generator(window: Window) -> np.random.Generator:
+    return np.random.default_rng([_NULL_SEED, window.seed, window.number])
 
 
 def _direction(window: Window, actor: Actor, wrong: GroupedCorrections, scores: Scores) -> Scores:

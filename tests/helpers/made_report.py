@@ -39,7 +39,7 @@ from aitia.reports.verdict.competence import Competence, Goal, Goals
 from aitia.reports.verdict.framing import RewardScale
 from aitia.reports.verdict.rules import Evidence, OutcomeRate, Thresholds, decide
 from aitia.workflows.runs.clusters import Cluster
-from aitia.workflows.stages.cluster_report import ClusterReport
+from aitia.workflows.stages.reporting.cluster_report import ClusterReport
 
 SEEDS = 5
 

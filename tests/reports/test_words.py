@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from aitia.datasets.words import counted
-from aitia.workflows.stages.notes import _as_one_group
+from aitia.workflows.stages.reporting.notes import _as_one_group
 
 ROOT = Path(__file__).parents[2]
 NOUNS = (

@@ -19,7 +19,7 @@ from fresh import Ended
 from safetensors.torch import save_file
 
 from aitia.datasets.errors import RunFolderError
-from aitia.workflows.stages.failures import failing_steps
+from aitia.workflows.stages.reporting.failures import failing_steps
 
 pytestmark = pytest.mark.slow
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (attribute small-outer: trak, |check .*: reading the task )")

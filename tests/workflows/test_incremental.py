@@ -208,7 +208,13 @@ def test_later_failures_keep_the_masses_that_the_first_ones_gave_the_windows(sma
     table = copy / "influence/test/masses.parquet"
     assert sorted_rows(copy, "masses").equals(masses) and not masses.equals(sorted_rows(small_run, "masses"))
     assert json.loads(pq.read_schema(table).metadata[b"formed_by"]) == {"trak": names[:3]}
-    grown = sorted_rows(copy, "groups")
+    commands.attribute(
+        copy, workers=0, effects=["lambdas"]
+    )  # of further dampings they are formed now, of the own never
+    further = sorted_rows(copy, "masses")
+    assert further.num_rows == 3 * masses.num_rows and further.filter(pc.field("lambda") == 1e-3).equals(masses)
+    assert json.loads(pq.read_schema(table).metadata[b"formed_by"]) == {"trak": names[:3]}
+    grown = sorted_rows(copy, "groups").filter(pc.field("lambda") == 1e-3)
     assert grown.filter(pc.field("failure").isin(names[:3])).equals(first)
     for name in ("windows", "units", "direction", "transitions"):
         one, two = sorted_rows(copy, name), sorted_rows(small_run, name)

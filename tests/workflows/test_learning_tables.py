@@ -18,7 +18,7 @@ from aitia.datasets.files.store import RunFolder, read_table
 from aitia.datasets.plays import joined
 from aitia.datasets.schema import metadata_of, seed_and_episode
 from aitia.workflows import commands
-from aitia.workflows.stages.failures import failing_steps
+from aitia.workflows.stages.reporting.failures import failing_steps
 
 pytestmark = pytest.mark.slow
 

@@ -78,7 +78,7 @@ class BlockPiece:
     Attributes:
         folder: of the finished pieces of one call: they fit only the same failures, target, seeds and effects.
         call: one that computes: tops of its windows may be compared with each other.
-        masses_known: whether earlier failures decided what each window's effects are divided by.
+        masses_known: whether earlier failures decided what the windows' effects are divided by, at some damping.
     """
 
     root: Path
@@ -168,12 +168,12 @@ def attribute_stage(
     dampings = asked.dampings(chosen_estimator)
     _require_few_groups(max(table.num_rows for table in summaries), len(chosen), len(dampings))
     added = Addition(key, label, chosen, known, tuple(sorted(asked.further)))
-    masses_known = chosen_estimator.finite_difference and added.has_rows_of(masses, "lambda", dampings)
+    known_masses = added.known_values(masses, "lambda")  # of these dampings they were formed, and stay
     folder = run.folder.parts_folder(
-        "influence", set_name, digest([chosen, label, added.further, masses_known, key])[:16]
+        "influence", set_name, digest([chosen, label, added.further, known_masses, key])[:16]
     )
     size = block_size(sum(run.folder.window_count(seed) for seed in run.task.seeds))
-    shared = (folder, uuid.uuid4().hex, masses_known)
+    shared = (folder, uuid.uuid4().hex, bool(known_masses))
     pieces = [
         BlockPiece(run.folder.root, run.task, set_name, chosen_estimator, asked, seed, windows, *shared)
         for seed in run.task.seeds
@@ -303,16 +303,17 @@ _process = _Process()
 
 
 def _masses(folder: RunFolder, piece: BlockPiece) -> dict[tuple[int, int], NDArray[np.float64]]:
-    """Return the masses [L] that earlier failures decided, by seed and window; none where these failures do."""
+    """Return the masses [L] that earlier failures decided, by seed and window; NaN where these failures do."""
     if not piece.masses_known:
         return {}
+    place = {lam: index for index, lam in enumerate(piece.asked.dampings(piece.estimator))}
+    masses: dict[tuple[int, int], NDArray[np.float64]] = {}
     rows = read_table(folder.influence_path(piece.set_name, "masses"))
-    rows = rows.filter(pc.field("estimator") == piece.estimator.label)
-    seeds, windows, masses = (rows[name].to_numpy() for name in ("seed", "window", "mass"))
-    dampings = len(piece.asked.dampings(piece.estimator))
-    return {
-        (int(seeds[i]), int(windows[i])): masses[i : i + dampings] for i in range(0, rows.num_rows, dampings)
-    }  # as `mass_table` orders them
+    for row in rows.filter(pc.field("estimator") == piece.estimator.label).to_pylist():
+        if row["lambda"] in place:
+            mine = masses.setdefault((row["seed"], row["window"]), np.full(len(place), np.nan))
+            mine[place[row["lambda"]]] = row["mass"]
+    return masses
 
 
 def _attribute_replayed(pieces: Sequence[BlockPiece]) -> None:
@@ -417,7 +418,7 @@ def _write_tables(
         elif name != "masses":
             added.write_means(path, pa.concat_tables(parts))
         else:
-            added.write_once(path, pa.concat_tables(parts), piece.masses_known)
+            added.write_once(path, pa.concat_tables(parts), "lambda")
 
 
 def _require_few_groups(groups: int, failures: int, dampings: int) -> None:

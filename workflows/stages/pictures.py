@@ -39,7 +39,7 @@ from ..runs.evaluated_set import load_targets
 from ..runs.run import Run
 from ..runs.task import Task
 from ..workers.pool import Workers
-from .shown import episode_rows, moment_of, shown_rewards
+from .reporting.shown import episode_rows, moment_of, shown_rewards
 
 log = logging.getLogger("aitia")
 Illustrated = int | Literal["all"]

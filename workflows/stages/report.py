@@ -30,10 +30,10 @@ from ...reports.pages.write import write_cluster_page, write_failure_page, write
 from ..runs.evaluated_set import EvaluatedSet
 from ..runs.recorded import environment_record
 from ..runs.run import Run
-from .cluster_report import ClusterReport, report_cluster
-from .failures import ReportedFailure, report_failures
-from .notes import page_notes
-from .shown import Drawn
+from .reporting.cluster_report import ClusterReport, report_cluster
+from .reporting.failures import ReportedFailure, report_failures
+from .reporting.notes import page_notes
+from .reporting.shown import Drawn
 from .train import edits_in_words
 
 log = logging.getLogger("aitia")

@@ -8,24 +8,24 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...attribution.effects.order import EffectTable
-from ...attribution.estimators.baselines import NearestObservation
-from ...datasets.bank import Bank
-from ...datasets.files.typed import Part, read_model
-from ...datasets.rewards import wrong_groups
-from ...datasets.schema import RANDOM_POLICY_SEED, Order
-from ...reports.figures.grammar import Chart
-from ...reports.figures.influence import calibration_chart, concentration_chart, group_effects
-from ...reports.measures.doubts import curve_in_order, order_doubts, predicted_direction
-from ...reports.measures.predictions import calibrate, concentration
-from ...reports.measures.timeline import Timeline
-from ...reports.pages.advice import Costs, Surroundings, explain
-from ...reports.pages.corrections import Correction, smallest_correction
-from ...reports.pages.findings import PredictionFindings, SetFindings, group_means, own_rates
-from ...reports.pages.views import ClusterContext, ClusterView
-from ...reports.statistics import NOTHING, mean_interval
-from ..runs.clusters import Cluster
-from ..runs.evaluated_set import EvaluatedSet
+from ....attribution.effects.order import EffectTable
+from ....attribution.estimators.baselines import NearestObservation
+from ....datasets.bank import Bank
+from ....datasets.files.typed import Part, read_model
+from ....datasets.rewards import wrong_groups
+from ....datasets.schema import RANDOM_POLICY_SEED, Order
+from ....reports.figures.grammar import Chart
+from ....reports.figures.influence import calibration_chart, concentration_chart, group_effects
+from ....reports.measures.doubts import curve_in_order, order_doubts, predicted_direction
+from ....reports.measures.predictions import calibrate, concentration
+from ....reports.measures.timeline import Timeline
+from ....reports.pages.advice import Costs, Surroundings, explain
+from ....reports.pages.corrections import Correction, smallest_correction
+from ....reports.pages.findings import PredictionFindings, SetFindings, group_means, own_rates
+from ....reports.pages.views import ClusterContext, ClusterView
+from ....reports.statistics import NOTHING, mean_interval
+from ...runs.clusters import Cluster
+from ...runs.evaluated_set import EvaluatedSet
 
 _SHOWN_GROUPS = 20
 _WORST = 5

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ...datasets.files.store import write_bytes
-from ...datasets.frames import DrawnEpisode, FrameIndex, Moment, read_frame
-from ...reports.pages.views import EpisodeView, FrameView, RewardView, StepView
-from ..runs.recorded import NOT_RECORDED, EnvironmentRecord
+from ....datasets.files.store import write_bytes
+from ....datasets.frames import DrawnEpisode, FrameIndex, Moment, read_frame
+from ....reports.pages.views import EpisodeView, FrameView, RewardView, StepView
+from ...runs.recorded import NOT_RECORDED, EnvironmentRecord
 
 _SHOWN_REWARDS = 6
 _SHOWN_EPISODES = 3

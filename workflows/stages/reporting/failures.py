@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...attribution.targets.steps import target_kinds
-from ...datasets.errors import RunFolderError
-from ...datasets.schema import RANDOM_POLICY_SEED, seed_and_episode
-from ...datasets.words import counted
-from ...reports.pages.episode import episode_table
-from ...reports.pages.findings import failure_entry, group_means, own_rates
-from ...reports.pages.views import FailureView
-from ...training.agents.play import MOST_STEPS
-from ..runs.evaluated_set import EvaluatedSet
+from ....attribution.targets.steps import target_kinds
+from ....datasets.errors import RunFolderError
+from ....datasets.schema import RANDOM_POLICY_SEED, seed_and_episode
+from ....datasets.words import counted
+from ....reports.pages.episode import episode_table
+from ....reports.pages.findings import failure_entry, group_means, own_rates
+from ....reports.pages.views import FailureView
+from ....training.agents.play import MOST_STEPS
+from ...runs.evaluated_set import EvaluatedSet
 from .shown import Drawn, ShownRewards, shown_rewards
 
 _COLUMNS = (

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...datasets.files.checksums import Checked
-from ...datasets.rewards import intended_known
-from ...datasets.schema import RANDOM_POLICY_SEED
-from ...reports.statistics import percent
-from ..runs.adopt import recording_notes
-from ..runs.begin import NOT_REPEATABLE
-from ..runs.changes import code_in_words
-from ..runs.evaluated_set import EvaluatedSet
-from ..runs.recorded import NOT_RECORDED, EnvironmentRecord, environment_record
-from ..runs.task import Task
+from ....datasets.files.checksums import Checked
+from ....datasets.rewards import intended_known
+from ....datasets.schema import RANDOM_POLICY_SEED
+from ....reports.statistics import percent
+from ...runs.adopt import recording_notes
+from ...runs.begin import NOT_REPEATABLE
+from ...runs.changes import code_in_words
+from ...runs.evaluated_set import EvaluatedSet
+from ...runs.recorded import NOT_RECORDED, EnvironmentRecord, environment_record
+from ...runs.task import Task
 
 log = logging.getLogger("aitia")
 
