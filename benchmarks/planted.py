@@ -33,6 +33,7 @@ from aitia.datasets.errors import InputError, RunFolderError
 from aitia.datasets.files.store import RunFolder, read_json, read_table, write_json
 from aitia.datasets.manifest import Manifest
 from aitia.datasets.rewards import reward_summary, wrong_groups
+from aitia.reports.measures.doubts import Direction
 from aitia.reports.statistics import mean_interval
 from aitia.training.agents.play import EvaluationSpec, evaluate_policy
 from aitia.training.edits.edit import RewardEdit
@@ -59,7 +60,6 @@ COLUMNS = (
     "random",
 )
 ARMS = ("none", "all", "causal", "harmless")
-CLAIMED = 0.15  # shares beyond it say in which direction all corrections go
 FAILURES = 8  # of each seed that are attributed
 DRAWS = 200  # of seeds, with replacement
 ENDS = (0.025, 0.975)  # of intervals, from these draws
@@ -148,12 +148,14 @@ class Ranking(NamedTuple):
     Attributes:
         auc: of causal over harmless groups, effects being means over seeds; NaN where there are not both.
         share: sum of the effects of all wrong groups over that of their sizes: -1 where all point to less misbehaviour.
+        claimed: what pages claim of all corrections together, from the shares of single seeds and their interval.
         single: `auc` of each seed alone, [S].
         draws: `auc` and `share` for seeds drawn with replacement, [B, 2].
     """
 
     auc: float
     share: float
+    claimed: str | None
     single: Floats
     draws: Floats
 
@@ -173,7 +175,9 @@ class Ranking(NamedTuple):
         seeds, mean = len(by_seed), by_seed.mean(axis=0)
         drawn = [by_seed[rows].mean(axis=0) for rows in np.random.default_rng(0).integers(seeds, size=(DRAWS, seeds))]
         draws = np.array([(auc(effect), share(effect)) for effect in drawn])
-        return Ranking(auc(mean), share(mean), np.array([auc(effect) for effect in by_seed]), draws)
+        direction = Direction.of(by_seed)
+        claimed = None if direction is None else direction.claimed
+        return Ranking(auc(mean), share(mean), claimed, np.array([auc(effect) for effect in by_seed]), draws)
 
 
 def rankings(run: Run, names: Sequence[str] = ESTIMATORS) -> dict[str, Ranking]:
@@ -297,13 +301,15 @@ def summary(found: dict[str, dict[str, Ranking]], chosen: Sequence[Setting]) -> 
             "worse_than_nearest": sum(a < b for a, b in zip(ours, theirs, strict=True)),
         }
 
-    curable = [one["direction"].share for half in ("open", "held-out", "sign") for one in of[half]]
+    curable = [one["direction"] for half in ("open", "held-out", "sign") for one in of[half]]
+    controls = [one["direction"] for one in of["control"]]
     return {
         "settings": len(of["open"]) + len(of["held-out"]),
         **{half.replace("-", "_"): of_half(half) for half in ("open", "held-out") if of[half]},
-        "signs": len(curable), "signs_right": sum(share < 0.0 for share in curable),
-        "signs_claimed": sum(share < -CLAIMED for share in curable),
-        "controls": round(max((abs(one["direction"].share) for one in of["control"]), default=0.0), 4),
+        "signs": len(curable), "signs_right": sum(one.share < 0.0 for one in curable),
+        "signs_claimed": sum(one.claimed == "less" for one in curable),
+        "controls": round(max((abs(one.share) for one in controls), default=0.0), 4),
+        "controls_claimed": sum(one.claimed is not None for one in controls),
     }  # fmt: skip
 
 

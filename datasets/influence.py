@@ -12,33 +12,46 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from .files.store import read_table, read_table_schema, write_table
+from .manifest import digest
 from .schema import current_top_transitions, metadata_of, with_metadata
 
 _MEANS = ("effect", "tau", "reward_tau", "score")  # over failures; a row that is not there is 0
-_COVERS = TypeAdapter(dict[str, list[str]])
+_LISTS = TypeAdapter(dict[str, list[str]])
 _COUNTS = ("transitions", "paid")  # the same for all failures
 
 
-def covered(path: Path, key: str) -> dict[str, list[str]] | None:
-    """Return the failures of each estimator that a table covers; None if it is missing or was made with another key."""
+def _lists(path: Path, key: str, name: str) -> dict[str, list[str]] | None:
+    """Return lists by estimator of a table's metadata; None if there are none or it was made with another key."""
     about = metadata_of(read_table_schema(path)) if path.exists() else {}
-    if about.get("key") != key or "failures" not in about:
+    if about.get("key") != key or name not in about:
         return None
     try:
-        return _COVERS.validate_json(about["failures"])
+        return _LISTS.validate_json(about[name])
     except ValidationError:  # not of aitia: nothing of it counts
         return None
 
 
-def further_of(path: Path, key: str, estimator: str) -> frozenset[str]:
-    """Return which effects a table has of an estimator in addition; none if it was made with another key."""
-    return frozenset(_further(path, key).get(estimator, ()))
+def covered(path: Path, key: str) -> dict[str, list[str]] | None:
+    """Return the failures of each estimator that a table covers; None if it is missing or was made with another key."""
+    return _lists(path, key, "failures")
 
 
-def _further(path: Path, key: str) -> dict[str, list[str]]:
-    about = metadata_of(read_table_schema(path)) if path.exists() else {}
-    known: dict[str, list[str]] = json.loads(about.get("further", "{}")) if about.get("key") == key else {}
-    return known
+def further_of(paths: Sequence[Path], key: str, estimator: str) -> frozenset[str]:
+    """Return which effects all tables have of an estimator in addition; none of one that was made with another key."""
+    return frozenset.intersection(*(frozenset((_lists(p, key, "further") or {}).get(estimator, ())) for p in paths))
+
+
+def attribution_id(groups: Path, masses: Path, key: str, estimator: str) -> str:
+    """Return the digest of what an estimator attributed and in which unit: what rests on it says which it was.
+
+    Args:
+        groups: table of group sums.
+        masses: table of what windows' effects are divided by.
+        key: digest of what all attributions share.
+        estimator: its label.
+    """
+    lists = (covered(groups, key), _lists(masses, key, "formed_by"))
+    return digest([key, *(sorted((one or {}).get(estimator, ())) for one in lists)])
 
 
 def covered_by_all(paths: Sequence[Path], key: str, estimator: str) -> frozenset[str] | None:
@@ -109,11 +122,10 @@ class Addition:
         Metadata `formed_by` lists the failures of the call that wrote each estimator's first ones.
         """
         earlier, known = covered(path, self.key), self.known_values(path, column)
-        tables, formed = [added.filter(~pc.field(column).isin(pa.array(known, pa.float64())))], dict[str, list[str]]()
+        tables = [added.filter(~pc.field(column).isin(pa.array(known, pa.float64())))]
+        formed = _lists(path, self.key, "formed_by") or {}
         if earlier is not None:
-            table = read_table(path)
-            formed = json.loads(metadata_of(table.schema).get("formed_by", "{}"))
-            tables.insert(0, table)
+            tables.insert(0, read_table(path))
         formed.setdefault(self.estimator, list(self.failures))
         mine = (earlier or {}).get(self.estimator, [])
         covers = {**(earlier or {}), self.estimator: [*mine, *self.failures]}
@@ -125,7 +137,7 @@ class Addition:
         names = {estimator: frozenset(failures) for estimator, failures in covers.items()}
         ordered = {estimator: [name for name in self.known if name in mine] for estimator, mine in names.items()}
         table = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).unify_dictionaries()
-        further = {**(_further(path, self.key)), self.estimator: list(self.further)}
+        further = {**(_lists(path, self.key, "further") or {}), self.estimator: list(self.further)}
         written = {"key": self.key, "failures": json.dumps(ordered), "further": json.dumps(further)}
         write_table(path, with_metadata(table, written | (about or {})))
 

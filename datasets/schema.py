@@ -242,8 +242,10 @@ def current_top_transitions(table: pa.Table) -> pa.Table:
 
 
 def metadata_of(schema: pa.Schema) -> dict[str, str]:
-    """Return a schema's metadata as text."""
-    return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    """Return a schema's metadata as text; what is no UTF-8 is replaced."""
+    return {
+        key.decode(errors="replace"): value.decode(errors="replace") for key, value in (schema.metadata or {}).items()
+    }
 
 
 def with_metadata(table: pa.Table, metadata: Mapping[str, str]) -> pa.Table:

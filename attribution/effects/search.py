@@ -90,14 +90,14 @@ def next_set(
     belief = _believe(members, np.array([share.mean() for share in shares]), errors, goal)
     believed = np.argsort(-belief.mean, kind="stable")
     failed = [each.groups for each in measured if not each.suffices]
+    sums, variances = np.cumsum(belief.mean[believed]), _variances_of_sums(belief.covariance, believed)
     possible, least = list[tuple[str, ...]](), len(smallest)
     for size in range(above + 1, len(smallest)):
-        first = believed[:size]
-        groups = tuple(order[index] for index in first)
+        groups = tuple(order[index] for index in believed[:size])
         if any(each.issuperset(groups) for each in failed):
             continue
-        spread = np.sqrt(belief.covariance[np.ix_(first, first)].sum() + belief.noise)
-        if ndtr((belief.mean[first].sum() - belief.needed) / spread) > _CHANCE:
+        spread = np.sqrt(variances[size - 1] + belief.noise)
+        if ndtr((sums[size - 1] - belief.needed) / spread) > _CHANCE:
             least = min(least, size)
         if size not in taken:
             possible.append(groups)
@@ -145,6 +145,13 @@ def _believe(
     gain = variance * np.linalg.solve(system, members).T
     covariance = variance * (np.eye(groups) - gain @ members)
     return _Belief(prior + gain @ surprise, covariance, goal, noise)
+
+
+def _variances_of_sums(covariance: NDArray[np.float64], order: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the variance of the sum of the first 1, 2, ... weights of an order, [G]."""
+    ordered = covariance[np.ix_(order, order)]
+    variances: NDArray[np.float64] = np.cumsum(2.0 * np.tril(ordered).sum(axis=1) - ordered.diagonal())
+    return variances
 
 
 def _expectations(groups: int) -> list[NDArray[np.float64]]:

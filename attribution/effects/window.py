@@ -14,7 +14,7 @@ from ..actors.outputs import Actor
 from ..adjoints.critic import corrected_critic_change
 from ..adjoints.gae import GaeAdvantages
 from ..adjoints.signal import Scores
-from ..estimators.base import EVERYTHING, Estimator, chunks
+from ..estimators.base import EVERYTHING, Estimator, Prepared, ScoredWindow, chunks
 from ..estimators.window import GroupedCorrections, Window
 from ..gradients.kernel import LAMBDAS
 from ..targets.steps import Targets
@@ -23,6 +23,7 @@ from .top import TOP_K, Leaders, top_transitions
 
 NULL_DRAWS = 20
 _NULL_SEED = 0
+_NOTHING = 1e-7  # of the window's advantages: below it an effect is rounding, or the 1e-8 of SB3's normalisation
 FURTHER = (*sorted(EVERYTHING), "lambdas")  # that can be asked for
 
 
@@ -63,8 +64,9 @@ def attribute_window(
 
     Effects of a `finite_difference` estimator are divided by the window's mass
     :math:`c = \sum_g |\mathrm{mean}_f\, e_{gf}|`, so that every window counts the same: late windows, in which a policy
-    has settled, would swamp all others. The null permutes the scores among the transitions whose advantage a
-    correction changes: the same corrections, chance influence.
+    has settled, would swamp all others. A window whose corrections change nothing but rounding has mass 0 and adds
+    nothing. The null permutes the scores among the transitions whose advantage a correction changes: the same
+    corrections, chance influence.
 
     Args:
         window: the window's transitions.
@@ -100,9 +102,13 @@ def attribute_window(
     together = planes["effect"][0][:, -1]
     effects = {name: np.stack(values)[:, :, :-1] for name, values in planes.items()}  # [L, F, G]
     finite = estimator.finite_difference
-    own = np.abs(effects["effect"].mean(axis=1)).sum(axis=1) if finite else np.ones(len(dampings))
+    own, null = np.ones(len(dampings)), None
+    if finite:
+        own = np.abs(effects["effect"].mean(axis=1)).sum(axis=1)
+        own[own <= _NOTHING * _size(window, mean_scores)] = 0.0  # corrections that normalisation takes back
+        null = _null_of_scores(window, wrong, mean_scores, _weights(prepared, window, changes)[:, :-1])
     mass = own if mass is None else np.where(np.isnan(mass), own, mass)
-    null = _null_of_scores(window, wrong, mean_scores) if finite else _null_of_tau(window, wrong, mean_tau)
+    null = _null_of_tau(window, wrong, mean_tau) if null is None else null
     divisor = np.where(mass > 0.0, mass, np.inf)
     units, unit_sums = _unit_sums(window, mean_tau)
     sums = Sums(
@@ -115,9 +121,19 @@ def attribute_window(
     return WindowInfluence(sums, pa.concat_tables(tops))
 
 
-def _null_of_scores(window: Window, wrong: GroupedCorrections, scores: Scores) -> Scores:
-    change = window.signal.raw_change(wrong.change)
-    reached, weights = np.flatnonzero(change.any(axis=1)), window.signal.weights_of(change)
+def _weights(prepared: Prepared, window: Window, change: Scores) -> Scores:
+    if isinstance(prepared, ScoredWindow):
+        return prepared.weights(change)
+    return window.signal.weights_of(window.signal.raw_change(change))
+
+
+def _size(window: Window, scores: Scores) -> float:
+    """Return the sum of the absolute parts of the effect that taking all advantages away would have."""
+    return float(np.abs(window.signal.weights_of(-window.signal.raw[:, None])[:, 0]) @ np.abs(scores))
+
+
+def _null_of_scores(window: Window, wrong: GroupedCorrections, scores: Scores, weights: Scores) -> Scores:
+    reached = np.flatnonzero(window.signal.raw_change(wrong.change).any(axis=1))
     generator, permuted = _generator(window), np.tile(scores, (NULL_DRAWS, 1))
     for draw in permuted:
         draw[reached] = generator.permutation(draw[reached])

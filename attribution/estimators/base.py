@@ -144,6 +144,7 @@ class ScoredWindow(Prepared):
     def __init__(self, window: Window, solve: Solve, finite: bool = False) -> None:
         self._window, self._solve, self._finite = window, solve, finite
         self._kept: dict[str, tuple[float, Scores]] = {}
+        self._weighed: tuple[Scores, Scores] | None = None
 
     def influence(self, lam: float, failures: slice) -> Influence:
         """Return the influence on some failures at one damping."""
@@ -156,9 +157,16 @@ class ScoredWindow(Prepared):
         if not self._finite:
             return super().effects(lam, change, failures)
         signal = self._window.signal
-        effect = self._summed(lam, signal.weights_of(signal.raw_change(change)))
+        effect = self._summed(lam, self.weights(change))
         raw = self._summed(lam, signal.summed_reward_influence(change).tau_raw) if "raw" in self.further else None
         return Effects(effect, raw, self._summed_by_value(lam, change))
+
+    def weights(self, change: Scores) -> Scores:
+        """Return what scores are summed with for the effects of changed rewards, [N, G]; the latest are kept."""
+        if self._weighed is None or self._weighed[0] is not change:
+            signal = self._window.signal
+            self._weighed = (change, signal.weights_of(signal.raw_change(change)))
+        return self._weighed[1]
 
     def _scores(self, lam: float) -> Scores:
         """Return the scores of the distinct rows, [U, F]."""

@@ -36,7 +36,7 @@ from ...training.environments.actions import takes_masks
 from ..actors.adapt import ModuleOutputs
 from ..actors.outputs import ActionDistribution, Actor, Distribution, Observations, difference_of_log_sums
 from ..actors.sb3 import Sb3Actor, incoming_states, lstm_step
-from ..gradients.kernel import DEFAULT_LAMBDA, LAMBDAS
+from ..gradients.kernel import DEFAULT_LAMBDA
 from ..gradients.rows import WindowRows
 from ..targets.steps import Targets
 from .base import Estimator, Prepared, ScoredWindow
@@ -67,7 +67,7 @@ class TrakProjected(Estimator):
             raise InputError(f"{self.name}: dimension {self.dimension}, expected 1 or more")
 
     def prepare(self, window: Window, actor: Actor, targets: Targets) -> Prepared:
-        """Project the gradients of the window and of the failures' steps once; each damping is a solve.
+        """Check the target; gradients are projected when scores at a damping are asked for.
 
         Raises:
             InputError: a user's own target, which is not a sum over steps, or the target `value`.
@@ -82,8 +82,7 @@ class TrakProjected(Estimator):
                 "--estimator trak-projected scores the policy alone, and target: value asks for V(s). Use "
                 "--estimator trak, or another target"
             )
-        scores = _scores(window, actor, targets, self)
-        return ScoredWindow(window, lambda lam: scores[lam], finite=True)
+        return ScoredWindow(window, lambda lam: _scores(window, actor, targets, self, lam), finite=True)
 
 
 class _Scored(nn.Module):
@@ -166,9 +165,9 @@ class _Samples(NamedTuple):
 
 
 def _scores(
-    window: Window, actor: Actor, targets: Targets, parameters: TrakProjected
-) -> dict[float, NDArray[np.float64]]:
-    """Return scores of the window's distinct rows [U, F] by damping."""
+    window: Window, actor: Actor, targets: Targets, parameters: TrakProjected, lam: float
+) -> NDArray[np.float64]:
+    """Return scores of the window's distinct rows [U, F] at one damping."""
     from trak import TRAKer
     from trak.modelout_functions import AbstractModelOutput
     from trak.score_computers import BasicScoreComputer
@@ -206,7 +205,6 @@ def _scores(
     size, dimension = sum(learned.values()), parameters.dimension
     rows = len(window.reward)
     projector = _projector(size, dimension, parameters.seed)
-    scores: dict[float, NDArray[np.float64]] = {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _unchecked_distributions():
         warnings.simplefilter("ignore")  # traker warns about its optional CUDA kernels
         traker = TRAKer(
@@ -217,19 +215,16 @@ def _scores(
         traker.load_checkpoint(scored.state_dict(), model_id=0)
         for batch in _window_samples(window, actor).batches():
             traker.featurize(batch=batch, num_samples=len(batch[0]))
-        for lam in dict.fromkeys((*LAMBDAS, parameters.damping)):
-            traker.score_computer.lambda_reg = lam * rows * dimension / size
-            traker.saver.model_ids[0]["is_finalized"] = 0
-            traker.finalize_features(model_ids=[0])
-            name = f"lambda={lam:g}"
-            traker.start_scoring_checkpoint(name, scored.state_dict(), model_id=0, num_targets=len(targets.failure))
-            for batch in _target_samples(targets, actor).batches():
-                traker.score(batch=batch, num_samples=len(batch[0]))
-            per_step = np.array(traker.finalize_scores(name, model_ids=[0]), dtype=np.float64) * rows
-            if not np.isfinite(per_step).all():
-                raise NonFiniteError(f"{window.name}: a projected gradient is not finite; the training diverged")
-            scores[lam] = _by_failure(per_step, window, targets)
-    return scores
+        traker.score_computer.lambda_reg = lam * rows * dimension / size
+        traker.finalize_features(model_ids=[0])
+        name = f"lambda={lam:g}"
+        traker.start_scoring_checkpoint(name, scored.state_dict(), model_id=0, num_targets=len(targets.failure))
+        for batch in _target_samples(targets, actor).batches():
+            traker.score(batch=batch, num_samples=len(batch[0]))
+        per_step = np.array(traker.finalize_scores(name, model_ids=[0]), dtype=np.float64) * rows
+    if not np.isfinite(per_step).all():
+        raise NonFiniteError(f"{window.name}: a projected gradient is not finite; the training diverged")
+    return _by_failure(per_step, window, targets)
 
 
 @lru_cache(maxsize=1)

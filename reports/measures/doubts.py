@@ -14,7 +14,7 @@ The table of groups calls the first ones most suspected only where no rule of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from ..verdict.rules import Evidence
 from .curve import CurvePoint
 from .validation import rank_correlations
 
-LEAST_SHARE = 0.15  # harmless-only runs reached .13: a direction is claimed only beyond their band
+LEAST_SHARE = 0.15  # of three harmless-only runs the largest is .09; tiny ones reach .29, with intervals into this band
 SAME_ERROR = 0.05  # relative spread of errors that counts as none
 SAME_SHARE = 0.10  # groups differ by chance in how many of their reward events are wrong
 NEARLY_ALL = 0.95  # with these two 2 of 20 recorded worlds are called so: both, and only those, that were built so
@@ -60,6 +60,13 @@ class Direction(NamedTuple):
 
     share: Interval
 
+    @staticmethod
+    def of(by_seed: Iterable[NDArray[np.float64]]) -> Direction | None:
+        """Return the direction of effects of groups, [G] a seed; None where no seed has one that is a number."""
+        sizes = [(float(e.sum()), float(np.abs(e).sum())) for e in by_seed]
+        shares = [total / size for total, size in sizes if 0.0 < size < np.inf]
+        return Direction(mean_interval(shares)) if shares else None
+
     @property
     def claimed(self) -> Literal["less", "more"] | None:
         """What happens to the misbehaviour; None where the interval does not lie clearly beyond `LEAST_SHARE`."""
@@ -80,9 +87,7 @@ def predicted_direction(rows: pa.Table) -> Direction | None:
         rows: of `influence/SET/direction.parquet`, of one estimator.
     """
     seeds, effects = rows["seed"].to_numpy(), rows["effect"].to_numpy()
-    mine = [effects[seeds == seed] for seed in np.unique(seeds)]
-    shares = [float(e.sum() / size) for e in mine if (size := float(np.abs(e).sum())) > 0.0]
-    return Direction(mean_interval(shares)) if shares else None
+    return Direction.of([effects[seeds == seed] for seed in np.unique(seeds)])
 
 
 def curve_in_order(curve: Sequence[CurvePoint], bank: Bank | None, order: Sequence[str]) -> list[CurvePoint]:

@@ -154,7 +154,7 @@ class Calibration:
 
 
 def calibrate(
-    bank: Bank | None, effects: Mapping[str, float], declared: Outcomes, sets_as_sets: Mapping[str, float]
+    bank: Bank | None, effects: Mapping[str, float], declared: Outcomes, sets_as_sets: Mapping[str, float] | None = None
 ) -> Calibration | None:
     """Regress measured on predicted changes over the correction sets of the bank.
 
@@ -162,7 +162,8 @@ def calibrate(
         bank: the counterfactual bank; None: nothing was trained again.
         effects: mean predicted effect of correcting each group.
         declared: the task's outcomes.
-        sets_as_sets: predicted effect of each member's whole set; where one is not known, its groups' are added up.
+        sets_as_sets: predicted effect of each member's whole set, without which a set is left out; None: effects of
+            groups add up.
 
     Returns:
         None without a bank or without predictions.
@@ -182,9 +183,12 @@ def calibrate(
             if (after := log_odds(rates.misbehaviour)) is not None and (start := before.get(rates.seed)) is not None
         ]
         if changes:
-            predicted = sum(effects.get(group, 0.0) for group in groups)
-            if members.keys() <= sets_as_sets.keys():
+            if sets_as_sets is None:
+                predicted = sum(effects.get(group, 0.0) for group in groups)
+            elif members.keys() <= sets_as_sets.keys():
                 predicted = float(np.mean([sets_as_sets[member] for member in members]))
+            else:
+                continue
             sets.append(VerifiedSet(order, size, float(predicted), float(np.mean(changes))))
     known = [value for value in before.values() if value is not None]
     return fit_line(sets, float(np.mean(known)) if known else 0.0)
@@ -203,9 +207,9 @@ def fit_line(sets: Sequence[VerifiedSet], before: float) -> Calibration:
     others = (y.sum() - y) / (len(y) - 1)
     fit = 1.0 - float(np.sum((y - left_out) ** 2) / max(np.sum((y - others) ** 2), 1e-300))
     poor = None
-    if fit < LEAST_FIT:
+    if not fit >= LEAST_FIT:
         poor = f"sets that were left out are predicted with R² {fit:.2f}, at least {LEAST_FIT} is needed"
-    elif slope - half <= 0.0:
+    elif not slope - half > 0.0:
         poor = "more predicted drop does not clearly mean more measured drop"
     return Calibration(tuple(sets), Interval(slope, slope - half, slope + half), residual, fit, before, poor)
 

@@ -22,12 +22,17 @@ from ...datasets.bank import Bank, read_bank
 from ...datasets.errors import InputError, nearest
 from ...datasets.files.remote import exist
 from ...datasets.files.store import RunFolder, read_table, read_table_schema, require_rows
-from ...datasets.influence import covered, covered_by_all
+from ...datasets.influence import attribution_id, covered, covered_by_all
 from ...datasets.learning import bank_outcomes
-from ...datasets.manifest import digest
 from ...datasets.outcomes import failure_ids
 from ...datasets.plays import read_plays
-from ...datasets.schema import DIRECTION_EFFECTS, WINDOW_EFFECTS, current_top_transitions, metadata_of
+from ...datasets.schema import (
+    DIRECTION_EFFECTS,
+    SET_EFFECTS,
+    WINDOW_EFFECTS,
+    current_top_transitions,
+    metadata_of,
+)
 from ...datasets.words import counted
 from ...reports.measures.learning import Learning, find_learning
 from ...reports.measures.timeline import Timeline
@@ -271,25 +276,34 @@ class EvaluatedSet(Shown):
 
     @property
     def attribution_id(self) -> str:
-        """Digest of what was attributed: the table of group sums says of which failures, target and seeds it is."""
-        about = metadata_of(read_table_schema(self._path("groups")))
-        return digest([about.get("key"), about.get("failures")])
+        """Digest of what the estimator that the verdict rests on attributed, and in which unit."""
+        key = self.run.manifest.attribution or ""
+        return attribution_id(self._path("groups"), self._path("masses"), key, self.estimator.name)
 
-    def set_effects(self, cluster: Cluster) -> dict[str, float]:
-        """Return the predicted effect of each correction set of the bank on a cluster, by member; none: not known."""
+    def set_effects(self, cluster: Cluster) -> dict[str, float] | None:
+        """Return the predicted effect of each correction set of the bank on a cluster, by member, where it is known.
+
+        None: effects add up (of version 0.1), so no table of sets is needed.
+        """
         path = self.run.folder.bank_path(self.name, "sets")
+        if not self._path("masses").exists():
+            return None
         if not path.exists() or metadata_of(read_table_schema(path)).get("of") != self.attribution_id:
             return {}
         number = pc.field("cluster")
         own = number.is_null() if cluster.selection is None else number == cluster.number
-        rows = read_table(path).filter(own & (pc.field("estimator") == self.estimator.name))
+        rows = read_table(path, SET_EFFECTS.names).cast(SET_EFFECTS)
+        rows = rows.filter(own & (pc.field("estimator") == self.estimator.name) & pc.is_finite(pc.field("effect")))
         return dict(zip(rows["member"].to_pylist(), rows["effect"].to_pylist(), strict=True))
 
     @cached_property
     def direction_effects(self) -> pa.Table:
         """Effects with the critic corrected too (`DIRECTION_EFFECTS`); no rows where an earlier version attributed."""
         path = self._path("direction")
-        return self._own_rows("direction") if path.exists() else DIRECTION_EFFECTS.empty_table()
+        if not path.exists():
+            return DIRECTION_EFFECTS.empty_table()
+        rows = read_table(path, DIRECTION_EFFECTS.names).cast(DIRECTION_EFFECTS)
+        return rows.filter((pc.field("estimator") == self.estimator.name) & pc.is_finite(pc.field("effect")))
 
     def other_effects(self, estimator: str, failures: Sequence[str]) -> dict[str, float] | None:
         """Return another estimator's mean effect of each group; None where it did not attribute all of the failures."""

@@ -157,7 +157,7 @@ def attribute_stage(
     done = covered_by_all(list(paths.values()), key, label)
     if done and not masses.exists():  # of what is there nobody knows the unit
         named, done = frozenset(), None
-    there = further_of(paths["groups"], key, label) if done else frozenset[str]()
+    there = further_of([*paths.values(), masses], key, label) if done else frozenset[str]()
     asked = Asked(there | frozenset(effects))
     if done and asked.further > there:
         named, done = named | done if named else named, frozenset()

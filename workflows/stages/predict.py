@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ...attribution.actors.adapt import as_actor
+from ...attribution.actors.adapt import as_actor, on_device
 from ...attribution.estimators.base import Estimator, chunks
 from ...attribution.estimators.registry import find_estimator
 from ...attribution.estimators.window import Window, read_window
+from ...attribution.targets.steps import Targets
 from ...datasets.files.store import RunFolder, read_table, read_table_schema, read_tensors, write_table
 from ...datasets.manifest import digest
 from ...datasets.schema import SET_EFFECTS, Order, metadata_of, with_metadata
@@ -107,33 +108,32 @@ def _predict(piece: _SeedPiece) -> list[float]:
     known = known.filter(own).sort_by([("window", "ascending"), ("row", "ascending")])
     grouping, total = load_grouping(folder, piece.task), np.zeros((max(len(piece.clusters), 1), len(piece.sets)))
     starts = np.searchsorted(known["window"].to_numpy(), np.arange(folder.window_count(piece.seed) + 1))
-    mean = known["score"].to_numpy().astype(np.float64)
+    mean, sets = known["score"].to_numpy().astype(np.float64), [frozenset(groups) for groups in piece.sets]
+    targets = load_targets(folder, piece.task, piece.set_name, [name for part in piece.clusters for name in part])
     for number in range(folder.window_count(piece.seed)):
         if not mass_of.get(number):
             continue
         window = read_window(folder.transitions_path(piece.seed, number), grouping)
         wrong = window.corrections_by_group()
-        inside = np.array([[group in groups for groups in map(frozenset, piece.sets)] for group in wrong.groups])
-        change = window.signal.raw_change(wrong.change @ inside.astype(np.float64))
+        inside = np.array([[group in groups for groups in sets] for group in wrong.groups], dtype=np.float64)
+        change = window.signal.raw_change(wrong.change @ inside)
         scores = mean[starts[number] : starts[number + 1], None]
         if piece.clusters:
-            scores = _cluster_scores(piece, window, number)
+            scores = _cluster_scores(piece, window, targets)
         total += scores.T @ window.signal.weights_of(change) / mass_of[number]
     effects: list[float] = total.reshape(-1).tolist()
     return effects
 
 
-def _cluster_scores(piece: _SeedPiece, window: Window, number: int) -> Scores:
+def _cluster_scores(piece: _SeedPiece, window: Window, targets: Targets) -> Scores:
     """Return the mean scores of each cluster of failures, [N, K]."""
     folder, task = RunFolder(piece.root), piece.task
-    failures = [name for cluster in piece.clusters for name in cluster]
-    targets = load_targets(folder, task, piece.set_name, failures)
     cluster_of = {name: k for k, cluster in enumerate(piece.clusters) for name in cluster}
     member = np.zeros((targets.failures, len(piece.clusters)))
     member[np.arange(targets.failures), [cluster_of[name] for name in targets.ids]] = 1.0
     member /= member.sum(axis=0)
-    parameters = read_tensors(folder.checkpoint_path(piece.seed, number))
-    actor = as_actor(load_policy(task.agent, task.training_env, parameters))
+    parameters = read_tensors(folder.checkpoint_path(piece.seed, window.number))
+    actor = on_device(as_actor(load_policy(task.agent, task.training_env, parameters)), task.device)
     prepared = piece.estimator.prepare(window, actor, targets)
     prepared.further = frozenset()
     scores = np.zeros((len(window.reward), len(piece.clusters)))
