@@ -157,6 +157,17 @@ def test_a_window_without_errors_adds_nothing() -> None:
     assert sums.groups == [] and sums.mass[0, 0] == 0.0 and not sums.together.any()
 
 
+@pytest.mark.parametrize("change", ["shift", "scale"])
+def test_corrections_that_normalisation_takes_back_have_no_mass(change: str) -> None:
+    """Rounding, and the 1e-8 of the normalisation, must not count as much as a window in which something happened."""
+    window = make_window()
+    signal = replace(gae(window), ended=np.ones(40, bool), raw=window.reward - window.reward.mean(), minibatches=None)
+    intended = window.reward + 0.3 if change == "shift" else 3.0 * window.reward
+    all_wrong = replace(window, signal=signal, intended=intended, group=np.full(40, "all"))
+    sums = attribute_window(all_wrong, as_actor(make_policy()), make_targets(), Trak()).sums
+    assert sums.groups == ["all"] and sums.mass[0, 0] == 0.0 and not sums.effects["effect"].any()
+
+
 def test_changes_that_do_not_fit_are_refused() -> None:
     window, policy, targets = make_window(), make_policy(), make_targets()
     with pytest.raises(InputError, match=r"shape \(39, 2\), expected \[N, G\], N = 40"):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_task import SMALL_TASK
 
+import aitia
 from aitia.datasets.errors import RunFolderError
 from aitia.datasets.plays import episodes_at, with_earlier
 from aitia.workflows import commands
@@ -208,19 +209,59 @@ def test_later_failures_keep_the_masses_that_the_first_ones_gave_the_windows(sma
     table = copy / "influence/test/masses.parquet"
     assert sorted_rows(copy, "masses").equals(masses) and not masses.equals(sorted_rows(small_run, "masses"))
     assert json.loads(pq.read_schema(table).metadata[b"formed_by"]) == {"trak": names[:3]}
-    commands.attribute(
-        copy, workers=0, effects=["lambdas"]
-    )  # of further dampings they are formed now, of the own never
-    further = sorted_rows(copy, "masses")
-    assert further.num_rows == 3 * masses.num_rows and further.filter(pc.field("lambda") == 1e-3).equals(masses)
-    assert json.loads(pq.read_schema(table).metadata[b"formed_by"]) == {"trak": names[:3]}
-    grown = sorted_rows(copy, "groups").filter(pc.field("lambda") == 1e-3)
+    grown = sorted_rows(copy, "groups")
     assert grown.filter(pc.field("failure").isin(names[:3])).equals(first)
     for name in ("windows", "units", "direction", "transitions"):
         one, two = sorted_rows(copy, name), sorted_rows(small_run, name)
         column = "effect" if "effect" in one.column_names else "tau"
         values = two[column].to_numpy()
         np.testing.assert_allclose(one[column].to_numpy(), values, rtol=1e-9, atol=1e-12 * np.abs(values).max())
+    # masses of further dampings are formed when these are asked for, those of the estimator's own never again
+    commands.attribute(copy, workers=0, effects=["lambdas"])
+    further = sorted_rows(copy, "masses")
+    assert further.num_rows == 3 * masses.num_rows and further.filter(pc.field("lambda") == 1e-3).equals(masses)
+    assert json.loads(pq.read_schema(table).metadata[b"formed_by"]) == {"trak": names[:3]}
+    again = sorted_rows(copy, "groups").filter(pc.field("lambda") == 1e-3)["effect"].to_numpy()
+    np.testing.assert_allclose(again, grown["effect"].to_numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_effects_of_a_call_that_ended_half_way_are_not_called_done(small_run: Path, tmp_path: Path) -> None:
+    """One table has them, another has not: asked for again they are computed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    commands.attribute(copy, workers=0, effects=["raw"])
+    transitions = "influence/test/transitions.parquet"
+    assert pq.read_table(copy / transitions)["tau_raw"].null_count == 0
+    shutil.copy(small_run / transitions, copy / transitions)  # as if killed before it was written
+    commands.attribute(copy, workers=0, effects=["raw"])
+    assert pq.read_table(copy / transitions)["tau_raw"].null_count == 0
+
+
+def test_predicted_sets_are_of_the_attribution_that_is_there(small_run: Path, tmp_path: Path) -> None:
+    """Another estimator's rows change nothing; other masses, or damage, make them unknown and end nothing."""
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+
+    def known() -> dict[str, float] | None:
+        evaluated = aitia.open(copy)["test"]
+        return evaluated.set_effects(evaluated.whole)
+
+    before, path = known(), copy / "bank/test/sets.parquet"
+    assert before
+    commands.attribute(copy, workers=0, estimator="size")
+    assert known() == before
+    table = pq.read_table(path)
+    damaged = pa.array([float("nan")] * table.num_rows)
+    place = table.column_names.index("effect")
+    pq.write_table(table.set_column(place, "effect", damaged), path)
+    assert known() == {}
+    commands.report(copy, out=tmp_path / "out", workers=0)
+    pq.write_table(table, path)
+    shutil.rmtree(copy / "influence")
+    names = [entry["failure"] for entry in json.loads((copy / "reports/test/verdicts.json").read_text())]
+    commands.attribute(copy, failure=names[:3], workers=0)
+    commands.attribute(copy, workers=0)
+    assert known() == {}, "in another unit"
 
 
 def test_further_sets_do_only_what_is_theirs(
